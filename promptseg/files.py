@@ -1,0 +1,68 @@
+"""Writing so that a file is either the old one or the new one, never half of either; JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; move it into place when the block succeeds.
+
+    The temporary name keeps the file's endings (`.nii.gz`), which SimpleITK chooses a format by,
+    and starts with a dot, so that a folder listing never takes it for a case. If the block
+    raises, the temporary file is removed and `path` is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield folder / path.name
+        with open(folder / path.name, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(folder / path.name, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_json(path: Path | str, content: Any) -> None:
+    """Write `content` as indented JSON in one step; NaN becomes null, so any reader accepts it."""
+    with replacing(path) as temporary:
+        text = json.dumps(_without_nan(content), indent=2, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: naming file, line and column if it is not JSON.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def _without_nan(content: Any) -> Any:
+    """The same content in plain JSON types: numpy scalars and arrays unpacked, NaN as None."""
+    if isinstance(content, dict):
+        return {str(key): _without_nan(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_nan(value) for value in content]
+    if hasattr(content, "tolist"):  # numpy arrays and scalars
+        return _without_nan(content.tolist())
+    if isinstance(content, float) and content != content:
+        return None
+    return content

@@ -1,0 +1,76 @@
+"""The three roots: raw datasets, preprocessed datasets, results."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_DATASET_NAME = re.compile(r"Dataset(\d{3,})_(.+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folders:
+    """Where each stage finds what the stage before wrote. None of them need exist yet."""
+
+    raw: Path
+    preprocessed: Path
+    results: Path
+
+
+def find_folders(
+    raw: Path | str | None = None,
+    preprocessed: Path | str | None = None,
+    results: Path | str | None = None,
+) -> Folders:
+    """Resolve the roots: arguments first, then environment, then `./promptseg_data`.
+
+    The environment variables are `promptseg_raw`, `promptseg_preprocessed` and
+    `promptseg_results`; for raw datasets `nnUNet_raw` is the second choice.
+    """
+    environment = os.environ
+    fallback = Path("promptseg_data")
+    raw = raw or environment.get("promptseg_raw") or environment.get("nnUNet_raw")
+    preprocessed = preprocessed or environment.get("promptseg_preprocessed")
+    results = results or environment.get("promptseg_results")
+    return Folders(
+        raw=Path(raw or fallback / "raw"),
+        preprocessed=Path(preprocessed or fallback / "preprocessed"),
+        results=Path(results or fallback / "results"),
+    )
+
+
+def find_dataset_folder(root: Path, dataset: int | str, made_by: str) -> Path:
+    """The folder `DatasetXXX_Name` under a root, by number or by full name.
+
+    Args:
+        root: one of the three roots.
+        dataset: 4, "4", "004" or "Dataset004_Hippocampus".
+        made_by: what creates such folders, for the error.
+
+    Raises:
+        FileNotFoundError: listing what is there, if none matches.
+        ValueError: if several folders share the number.
+    """
+    found = sorted(p for p in root.glob("Dataset*_*") if p.is_dir()) if root.is_dir() else []
+    text = str(dataset)
+    if text.isdigit():
+        matches = [p for p in found if _number(p.name) == int(text)]
+    else:
+        matches = [p for p in found if p.name == text]
+    if len(matches) == 1:
+        return matches[0]
+    there = ", ".join(p.name for p in found) or "no dataset at all"
+    if matches:
+        names = ", ".join(p.name for p in matches)
+        raise ValueError(f"dataset {text} is ambiguous under {root}: {names}; use the full name")
+    wanted = f"Dataset{int(text):03d}_*" if text.isdigit() else text
+    raise FileNotFoundError(
+        f"no folder {wanted} under {root.absolute()}, which has {there}; {made_by}"
+    )
+
+
+def _number(folder_name: str) -> int | None:
+    match = _DATASET_NAME.fullmatch(folder_name)
+    return int(match.group(1)) if match else None
