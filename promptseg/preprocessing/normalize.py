@@ -1,0 +1,91 @@
+"""Raw intensities to [0, 255]: clinical windows for CT, percentile clipping for all else."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+CT_WINDOWS: dict[str, tuple[float, float]] = {  # width, level in HU (paper, section 3.3)
+    "soft tissue": (400.0, 40.0),
+    "lung": (1500.0, -160.0),
+    "brain": (80.0, 40.0),
+    "bone": (1800.0, 400.0),
+}
+PERCENTILES = (0.5, 99.5)  # paper, section 3.3: MRI, PET and ultrasound
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalization:
+    """How one channel's intensities become [0, 255]; a piece of the plans.
+
+    Attributes:
+        kind: `window` (CT: HU between two fixed values) or `percentiles` (of each volume).
+        lower, upper: HU for `window`, percentiles for `percentiles`; what lies outside is clipped.
+    """
+
+    kind: str
+    lower: float
+    upper: float
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("window", "percentiles"):
+            raise ValueError(f"normalization kind {self.kind!r} is neither window nor percentiles")
+        if not self.lower < self.upper:
+            raise ValueError(f"normalization needs lower < upper, got {self.lower}, {self.upper}")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def ct_window(name: str) -> Normalization:
+    """One of the four clinical windows by name; width 400 and level 40 keep -160 to 240 HU."""
+    width, level = CT_WINDOWS[name]
+    return Normalization(kind="window", lower=level - width / 2, upper=level + width / 2)
+
+
+def percentile_clipping() -> Normalization:
+    """The paper's normalization of MRI, PET and ultrasound."""
+    return Normalization(kind="percentiles", lower=PERCENTILES[0], upper=PERCENTILES[1])
+
+
+def default_normalization(modality: str) -> Normalization:
+    """What a modality gets when no training cases say better: soft tissue for `CT`."""
+    return ct_window("soft tissue") if modality == "CT" else percentile_clipping()
+
+
+def intensity_range(image: np.ndarray, normalization: Normalization) -> tuple[float, float]:
+    """The raw intensities that map to 0 and 255; equal when the volume is constant."""
+    if normalization.kind == "window":
+        return normalization.lower, normalization.upper
+    lower, upper = np.percentile(image, (normalization.lower, normalization.upper))
+    return float(lower), float(upper)
+
+
+def normalize(image: np.ndarray, normalization: Normalization) -> np.ndarray:
+    """Clip and scale one channel to [0, 255].
+
+    Args:
+        image: (z, y, x) finite raw intensities of any number type.
+        normalization: how.
+
+    Returns:
+        (z, y, x) float32 in [0, 255]; all 0 when the volume is constant after clipping.
+
+    Source:
+        Paper, section 3.3.
+    """
+    lower, upper = intensity_range(image, normalization)
+    if not upper > lower:
+        return np.zeros(image.shape, np.float32)
+    scaled = image.astype(np.float32)  # the one float copy; everything below works in place
+    np.clip(scaled, lower, upper, out=scaled)
+    scaled -= np.float32(lower)
+    scaled *= np.float32(255.0 / (upper - lower))
+    return np.clip(scaled, 0.0, 255.0, out=scaled)
+
+
+def to_uint8(normalized: np.ndarray) -> np.ndarray:
+    """Round [0, 255] floats to uint8, half to even; the form in which images are stored."""
+    return np.rint(normalized).clip(0, 255).astype(np.uint8)
