@@ -1,0 +1,136 @@
+"""What the automatic-prompt fit needs of a training case, read once in a worker process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from promptseg.image_io import read_image, read_segmentation
+from promptseg.preprocessing.normalize import Normalization, normalize
+from promptseg.prompts.automatic.base import AUTO_PROMPTERS
+from promptseg.prompts.automatic.fitted import Sample, View, block_means, view_of
+
+if TYPE_CHECKING:
+    from promptseg.raw_dataset import RawCase
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelTruth:
+    """Where a label is in one case.
+
+    Attributes:
+        box: (2, 3) its bounding box, voxels, zyx, upper exclusive.
+        bits: the mask inside that box, packed eight voxels to a byte.
+        view_mask: (z, y, x) uint8, share of each view voxel that it fills, 255 for all of it.
+    """
+
+    box: np.ndarray
+    bits: np.ndarray
+    view_mask: np.ndarray
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(z, y, x) bool, the mask inside its box."""
+        shape = self.box[1] - self.box[0]
+        return np.unpackbits(self.bits, count=int(shape.prod())).reshape(shape).astype(bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitCase:
+    """One training case, reduced to what strategies are fitted and scored on (some 100 kB).
+
+    Attributes:
+        case_id: case identifier.
+        view: channel 0, normalized, on the coarse grid.
+        truths: the labels that the case has.
+        unfitted: boxes of the strategies that need no fit, by strategy.
+    """
+
+    case_id: str
+    view: View
+    truths: dict[str, LabelTruth]
+    unfitted: dict[str, tuple[np.ndarray, ...]]
+
+    def sample(self, label: str) -> Sample:
+        """The case as a training sample of a label that it has."""
+        truth = self.truths[label]
+        voxel_mm = np.asarray(self.view.spacing) / self.view.step
+        return Sample(
+            view=self.view,
+            mask=truth.view_mask.astype(np.float32) / 255,
+            box_mm=truth.box * voxel_mm,
+        )
+
+
+def read_fit_case(
+    case: RawCase,
+    labels: dict[str, int],
+    normalization: Normalization,
+    unfitted: tuple[str, ...] = ("intensity",),
+) -> FitCase:
+    """Read one raw case and reduce it.
+
+    Args:
+        case: the case; channel 0 alone is read.
+        labels: label values by name.
+        normalization: of channel 0.
+        unfitted: strategies without parameters to run here, where the whole volume is at hand.
+
+    Raises:
+        ValueError: if image and label differ in shape.
+    """
+    image, geometry = read_image(case.images[0])
+    segmentation, _ = read_segmentation(case.label)
+    return reduce_case(
+        case.case_id, image[0], segmentation, geometry.spacing, labels, normalization, unfitted
+    )
+
+
+def reduce_case(
+    case_id: str,
+    image: np.ndarray,
+    segmentation: np.ndarray,
+    spacing: tuple[float, float, float],
+    labels: dict[str, int],
+    normalization: Normalization,
+    unfitted: tuple[str, ...] = (),
+) -> FitCase:
+    """The same from arrays: (z, y, x) raw intensities and labels, spacing in mm."""
+    if image.shape != segmentation.shape:
+        raise ValueError(
+            f"case {case_id!r}: the image has shape {image.shape}, its label "
+            f"{segmentation.shape} (zyx, voxels); they must be one grid"
+        )
+    normalized = normalize(image, normalization)
+    view = view_of(normalized, spacing)
+    return FitCase(
+        case_id=case_id,
+        view=view,
+        truths={
+            name: _truth(segmentation == value, view)
+            for name, value in labels.items()
+            if (segmentation == value).any()
+        },
+        unfitted={
+            name: AUTO_PROMPTERS.get(name)().propose(normalized, spacing).boxes for name in unfitted
+        },
+    )
+
+
+def _truth(mask: np.ndarray, view: View) -> LabelTruth:
+    box = bounding_box(mask)
+    inside = mask[tuple(slice(a, b) for a, b in box.T)]
+    share = np.rint(block_means(mask, view.step) * 255).astype(np.uint8)
+    return LabelTruth(box=box, bits=np.packbits(inside), view_mask=share)
+
+
+def bounding_box(mask: np.ndarray) -> np.ndarray:
+    """(2, 3) half-open bounding box of a (z, y, x) mask that is not empty."""
+    box = np.empty((2, 3), int)
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        filled = np.flatnonzero(mask.any(axis=others))
+        box[:, axis] = filled[0], filled[-1] + 1
+    return box

@@ -1,0 +1,74 @@
+"""Automatic prompts for every label of one image, as the plans say or as the user forces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from promptseg.preprocessing.normalize import Normalization, normalize
+from promptseg.prompts.automatic.base import AUTO_PROMPTERS, Proposal
+from promptseg.prompts.automatic.fitted import FittedPrompter, view_of
+
+
+def propose_boxes(
+    image: np.ndarray,
+    spacing: tuple[float, float, float],
+    *,
+    auto_prompts: dict[str, dict[str, Any]],
+    normalizations: tuple[Normalization, ...],
+    strategy: str | None = None,
+) -> dict[str, Proposal]:
+    """Propose boxes for every label in the plans.
+
+    Normalizing, reducing and strategies without fitted parameters run once for all labels.
+
+    Args:
+        image: (c, z, y, x) raw intensities; channel 0 is looked at.
+        spacing: mm, zyx.
+        auto_prompts: the plans' entry of the same name: for each label the chosen strategy and
+            all candidates with their parameters.
+        normalizations: the plans' normalization of each channel.
+        strategy: forces one strategy for all labels; None follows the plans.
+
+    Returns:
+        A proposal for each label; where the plans found no usable strategy, one without a box
+        and with the reason `no_usable_strategy`.
+
+    Raises:
+        ValueError: if a strategy is unknown, or was not fitted for a label.
+    """
+    chosen = {label: strategy or entry["strategy"] for label, entry in auto_prompts.items()}
+    prompters = {
+        label: _prompter(name, label, auto_prompts[label])
+        for label, name in chosen.items()
+        if name != "none"
+    }
+    normalized = normalize(image[0], normalizations[0])
+    view = view_of(normalized, spacing)
+    proposals, shared = {}, {}
+    for label, name in chosen.items():
+        if label not in prompters:
+            proposals[label] = Proposal(box=None, score=0.0, reason="no_usable_strategy")
+        elif isinstance(prompters[label], FittedPrompter):
+            proposals[label] = prompters[label].propose(view)
+        else:
+            if name not in shared:
+                shared[name] = prompters[label].propose(normalized, spacing)
+            proposals[label] = shared[name]
+    return proposals
+
+
+def _prompter(name: str, label: str, entry: dict[str, Any]) -> Any:
+    """The strategy with the parameters that the plans have for it."""
+    cls = AUTO_PROMPTERS.get(name)
+    candidates = entry.get("candidates", {})
+    if name in candidates:
+        return cls(**candidates[name]["parameters"])
+    if issubclass(cls, FittedPrompter):
+        fitted = ", ".join(sorted(candidates)) or "none"
+        raise ValueError(
+            f"automatic prompt {name!r} has no fitted parameters for label {label!r} in the plans, "
+            f"which have: {fitted}; plan the dataset again, or name one of these, or 'intensity'"
+        )
+    return cls()
