@@ -56,10 +56,18 @@ def default_normalization(modality: str) -> Normalization:
 
 
 def intensity_range(image: np.ndarray, normalization: Normalization) -> tuple[float, float]:
-    """The raw intensities that map to 0 and 255; equal when the volume is constant."""
+    """The raw intensities that map to 0 and 255; equal when the volume is constant or empty.
+
+    Where both percentiles coincide although the volume is not constant (a small bright spot in
+    plain background), the lowest and highest intensity stand in for them.
+    """
     if normalization.kind == "window":
         return normalization.lower, normalization.upper
+    if image.size == 0:
+        return 0.0, 0.0
     lower, upper = np.percentile(image, (normalization.lower, normalization.upper))
+    if lower == upper:
+        lower, upper = image.min(), image.max()
     return float(lower), float(upper)
 
 
@@ -76,14 +84,31 @@ def normalize(image: np.ndarray, normalization: Normalization) -> np.ndarray:
     Source:
         Paper, section 3.3.
     """
-    lower, upper = intensity_range(image, normalization)
-    if not upper > lower:
+    return rescale(image, *intensity_range(image, normalization))
+
+
+def rescale(image: np.ndarray, lower: float, upper: float) -> np.ndarray:
+    """Map `lower` to 0 and `upper` to 255 linearly and clip; `normalize` with the range known.
+
+    Args:
+        image: (z, y, x) finite raw intensities of any number type.
+        lower, upper: raw intensities.
+
+    Returns:
+        (z, y, x) float32 in [0, 255]; all 0 when the volume is constant after clipping.
+    """
+    width = np.float32(upper - lower)
+    if image.size == 0 or not width > 0:
         return np.zeros(image.shape, np.float32)
     scaled = image.astype(np.float32)  # the one float copy; everything below works in place
     np.clip(scaled, lower, upper, out=scaled)
     scaled -= np.float32(lower)
-    scaled *= np.float32(255.0 / (upper - lower))
-    return np.clip(scaled, 0.0, 255.0, out=scaled)
+    scaled /= width  # before the factor: 255 / width overflows for tiny widths
+    scaled *= np.float32(255.0)
+    np.clip(scaled, 0.0, 255.0, out=scaled)
+    if scaled.min() == scaled.max():
+        scaled.fill(0.0)
+    return scaled
 
 
 def to_uint8(normalized: np.ndarray) -> np.ndarray:

@@ -1,0 +1,261 @@
+"""One raw case and the plans to one preprocessed case; many cases in worker processes."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from scipy import ndimage
+
+from promptseg.files import read_json
+from promptseg.image_io import Geometry, read_image, read_segmentation
+from promptseg.parallel import map_cases
+from promptseg.preprocessing.normalize import Normalization, intensity_range, rescale
+from promptseg.preprocessing.preprocessed_dataset import case_files, remove_case, write_case
+from promptseg.preprocessing.resample import (
+    Shape,
+    coarse_axes,
+    resample_image,
+    resample_segmentation,
+    resampled_shape,
+)
+
+if TYPE_CHECKING:
+    from promptseg.raw_dataset import RawCase
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1  # raise it when the same plans give other files
+MAX_LOCATIONS = 1000  # a label and case: many more than the windows drawn from a case
+
+
+class PreprocessingPlans(Protocol):
+    """What preprocessing reads of the plans.
+
+    Attributes:
+        normalizations: one a channel.
+        spacing: of the preprocessed images, mm, zyx.
+        labels: values by name; 0 is background.
+    """
+
+    normalizations: tuple[Normalization, ...]
+    spacing: tuple[float, float, float]
+    labels: dict[str, int]
+
+
+def preprocess_dataset(
+    cases: Sequence[RawCase], plans: PreprocessingPlans, folder: Path, processes: int
+) -> dict[str, str]:
+    """Preprocess every case that is not there yet, with a progress bar.
+
+    Cases that the folder holds already, made by the same settings from the same files, are kept.
+
+    Args:
+        cases: the raw cases.
+        plans: see `PreprocessingPlans`.
+        folder: of this configuration; made when missing.
+        processes: worker processes; 0 works in this one.
+
+    Returns:
+        what went wrong, by case identifier; empty when nothing did.
+
+    Raises:
+        ValueError: if two cases would write the same file.
+    """
+    _check_names(cases)
+    waiting = [case for case in cases if not _is_up_to_date(case, plans, folder)]
+    if len(waiting) < len(cases):
+        logger.info(
+            "%d of %d cases are in %s already, made by the same settings from the same files; "
+            "they are kept",
+            len(cases) - len(waiting),
+            len(cases),
+            folder,
+        )
+    failed = {}
+    for case, _, error in map_cases(
+        preprocess_case, waiting, plans, folder, processes=processes, description="preprocessing"
+    ):
+        if error is not None:
+            failed[case.case_id] = str(error) or repr(error)
+            logger.error("case %s: %s", case.case_id, failed[case.case_id])
+    return failed
+
+
+def preprocess_case(case: RawCase, plans: PreprocessingPlans, folder: Path) -> None:
+    """Read one raw case and write it to the preprocessed folder, replacing what is there of it.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file that is missing or does not fit the others
+            or the plans. Nothing of the case is left in the folder then.
+    """
+    remove_case(folder, case.case_id)
+    settings = _settings(case, plans)  # before reading: a file changed meanwhile is made anew
+    raw, geometry = read_image(case.images)
+    if len(raw) != len(plans.normalizations):
+        raise ValueError(
+            f"case {case.case_id!r}: {len(raw)} channels in {_names(case.images)}, but the plans "
+            f"normalize {len(plans.normalizations)}; see channel_names in dataset.json"
+        )
+    shape = resampled_shape(geometry.shape, geometry.spacing, plans.spacing)
+    axes = coarse_axes(geometry.spacing, plans.spacing)
+    image, ranges = _to_uint8_channels(raw, plans.normalizations, shape, axes)
+    del raw
+    segmentation, labels = None, {}
+    if case.label is not None:
+        segmentation = resample_segmentation(_read_label(case.label, geometry, plans), shape)
+        labels = _label_statistics(segmentation, plans.labels, case.case_id)
+    extent_mm = np.multiply(geometry.shape, geometry.spacing)
+    properties = {
+        "case_id": case.case_id,
+        "raw": {
+            "shape": geometry.shape,
+            "spacing": geometry.spacing,
+            "origin": geometry.origin,
+            "direction": geometry.direction,
+            "files": [str(path) for path in case.images],
+        },
+        "shape": shape,
+        "spacing": (extent_mm / shape).tolist(),  # the plans' but for rounding to whole voxels
+        "settings": settings,
+        "intensity_ranges": ranges,
+        "constant_channels": [not channel.any() for channel in image],
+        "labels": labels,
+    }
+    write_case(folder, case.case_id, image, segmentation, properties)
+
+
+def preprocess_image(
+    image: np.ndarray,
+    spacing: Sequence[float],
+    *,
+    normalizations: Sequence[Normalization],
+    target_spacing: Sequence[float],
+) -> np.ndarray:
+    """Normalize and resample a raw image, as training cases are.
+
+    Intensities are clipped first and interpolated after, so that metal or a hot bladder cannot
+    spread into its neighbours, and rounded once, at the end. Channels are taken one by one: beside
+    input and result one float copy of one channel is held.
+
+    Args:
+        image: (c, z, y, x) finite raw intensities.
+        spacing: of `image`, mm, zyx.
+        normalizations: one a channel.
+        target_spacing: mm, zyx.
+
+    Returns:
+        (c, z', y', x') uint8; a constant channel is 0.
+
+    Raises:
+        ValueError: if the channels are not as many as the normalizations.
+    """
+    if image.ndim != 4 or len(image) != len(normalizations):
+        raise ValueError(
+            f"expected a (c, z, y, x) image of {len(normalizations)} channels, got shape "
+            f"{image.shape}"
+        )
+    shape = resampled_shape(image.shape[1:], spacing, target_spacing)
+    axes = coarse_axes(spacing, target_spacing)
+    return _to_uint8_channels(image, normalizations, shape, axes)[0]
+
+
+def _to_uint8_channels(
+    image: np.ndarray,
+    normalizations: Sequence[Normalization],
+    shape: Shape,
+    linear_axes: Sequence[int],
+) -> tuple[np.ndarray, list[tuple[float, float]]]:
+    """The preprocessed image, and for each channel the raw intensities that became 0 and 255."""
+    result = np.empty((len(image), *shape), np.uint8)
+    ranges = [intensity_range(*pair) for pair in zip(image, normalizations, strict=True)]
+    for channel, limits, out in zip(image, ranges, result, strict=True):
+        scaled = rescale(channel, *limits)[None]
+        out[...] = resample_image(scaled, shape, linear_axes=linear_axes, dtype=np.uint8)[0]
+    return result, ranges
+
+
+def _read_label(path: Path, of_image: Geometry, plans: PreprocessingPlans) -> np.ndarray:
+    segmentation, geometry = read_segmentation(path)
+    if geometry.shape != of_image.shape:
+        raise ValueError(
+            f"{path}: the label has shape {geometry.shape}, its image {of_image.shape} (zyx, "
+            f"voxels); bring both to one grid"
+        )
+    unknown = set(np.unique(segmentation).tolist()) - {0} - set(plans.labels.values())
+    if unknown:
+        raise ValueError(
+            f"{path}: holds the values {sorted(unknown)}, which are not among the labels of "
+            f"dataset.json: {plans.labels}"
+        )
+    return segmentation
+
+
+def _label_statistics(
+    segmentation: np.ndarray, labels: dict[str, int], case_id: str
+) -> dict[int, dict[str, Any]]:
+    """Voxel count, half-open box and a random sample of voxels (zyx) for each foreground label.
+
+    The sample is drawn by a generator seeded with the case identifier: it never changes.
+    """
+    rng = np.random.default_rng(zlib.crc32(case_id.encode()))
+    values = sorted(value for value in labels.values() if value != 0)
+    ranks = np.searchsorted(values, segmentation) + 1
+    ranks[segmentation == 0] = 0
+    statistics = {}
+    for value, box in zip(values, ndimage.find_objects(ranks, len(values)), strict=True):
+        if box is None:
+            statistics[value] = {"voxels": 0, "box": None, "locations": []}
+            continue
+        lower, upper = [s.start for s in box], [s.stop for s in box]
+        inside = np.flatnonzero(segmentation[box] == value)
+        sample = np.sort(rng.choice(inside, min(len(inside), MAX_LOCATIONS), replace=False))
+        crop_shape = np.subtract(upper, lower)
+        locations = np.stack(np.unravel_index(sample, crop_shape), axis=1) + lower
+        statistics[value] = {
+            "voxels": len(inside),
+            "box": [lower, upper],
+            "locations": locations.tolist(),
+        }
+    return statistics
+
+
+def _settings(case: RawCase, plans: PreprocessingPlans) -> dict[str, Any]:
+    """Everything that a preprocessed case follows from, in JSON's types."""
+    files = [*case.images, *([] if case.label is None else [case.label])]
+    states = [(path, path.stat()) for path in map(Path, files)]
+    return {
+        "format_version": FORMAT_VERSION,
+        "normalizations": [n.to_json() for n in plans.normalizations],
+        "spacing": [float(s) for s in plans.spacing],
+        "labels": dict(plans.labels),
+        "files": [[path.name, state.st_size, state.st_mtime_ns] for path, state in states],
+    }
+
+
+def _is_up_to_date(case: RawCase, plans: PreprocessingPlans, folder: Path) -> bool:
+    image_file, segmentation_file, properties_file = case_files(folder, case.case_id)
+    needed = [properties_file, image_file, *([segmentation_file] if case.label else [])]
+    if not all(path.is_file() for path in needed):
+        return False
+    try:
+        return read_json(properties_file).get("settings") == _settings(case, plans)
+    except (OSError, ValueError):  # unreadable, or a raw file is gone: making it anew will tell
+        return False
+
+
+def _check_names(cases: Sequence[RawCase]) -> None:
+    known = {case.case_id for case in cases}
+    clash = sorted(case_id for case_id in known if f"{case_id}_seg" in known)
+    if clash:
+        raise ValueError(
+            f"cases {clash[0]!r} and {clash[0] + '_seg'!r} would share a file; rename one of them"
+        )
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return ", ".join(Path(path).name for path in paths)

@@ -1,0 +1,172 @@
+"""The preprocessed folder: for each case an image, a segmentation and what is known of them.
+
+CASE.b2nd      (c, z, y, x) uint8 image in [0, 255], compressed by Blosc2
+CASE_seg.b2nd  (z, y, x) labels
+CASE.json      written last: a case without it is unfinished and is not listed
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import msgpack
+import numpy as np
+
+from promptseg.files import read_json, replacing
+
+# Windows are read by decompressing the blocks they meet: blocks of 64 KiB (uint8) fit the
+# processor's cache and few voxels of them lie outside a window.
+_CHUNK = (64, 128, 128)
+_BLOCK = (16, 64, 64)
+_COMPRESSION = {  # half as large a file costs LZ4 a third of the time that ZSTD takes to read
+    "codec": blosc2.Codec.LZ4,
+    "clevel": 5,
+    "filters": [blosc2.Filter.NOFILTER],
+    "nthreads": 1,  # workers run side by side
+}
+_MADE_BY = "`promptseg_plan` makes it"
+
+
+class PreprocessedDataset:
+    """Reads the preprocessed cases of one configuration.
+
+    Attributes:
+        folder: where they are.
+        case_ids: the finished cases, sorted.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"{self.folder}: no such folder; {_MADE_BY}")
+        names = (path.name for path in self.folder.glob("*.json"))
+        self.case_ids = sorted(n.removesuffix(".json") for n in names if not n.startswith("."))
+
+    def image(self, case_id: str) -> blosc2.NDArray:
+        """The (c, z, y, x) uint8 image; nothing is read before it is sliced."""
+        return _open(case_files(self.folder, case_id)[0], dimensions=4)
+
+    def segmentation(self, case_id: str) -> blosc2.NDArray:
+        """The (z, y, x) labels; nothing is read before they are sliced."""
+        return _open(case_files(self.folder, case_id)[1], dimensions=3)
+
+    def properties(self, case_id: str) -> dict[str, Any]:
+        """What `preprocess_case` recorded of a case; `labels` has integer keys."""
+        path = case_files(self.folder, case_id)[2]
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; {_MADE_BY}")
+        properties = read_json(path)
+        properties["labels"] = {int(value): of for value, of in properties["labels"].items()}
+        return properties
+
+
+def case_files(folder: Path, case_id: str) -> tuple[Path, Path, Path]:
+    """The files of a case: image, segmentation, properties."""
+    return (
+        folder / f"{case_id}.b2nd",
+        folder / f"{case_id}_seg.b2nd",
+        folder / f"{case_id}.json",
+    )
+
+
+def write_case(
+    folder: Path,
+    case_id: str,
+    image: np.ndarray,
+    segmentation: np.ndarray | None,
+    properties: dict[str, Any],
+) -> None:
+    """Write a case so that it is listed only when all of it is there.
+
+    Args:
+        folder: made when missing.
+        case_id: names the files.
+        image: (c, z, y, x) uint8.
+        segmentation: (z, y, x) integers, or None for a case without labels.
+        properties: plain JSON values.
+    """
+    image_file, segmentation_file, properties_file = case_files(folder, case_id)
+    remove_case(folder, case_id)
+    _write_array(image_file, image)
+    if segmentation is not None:
+        _write_array(segmentation_file, segmentation)
+    with replacing(properties_file) as temporary:  # in one line: thousands of voxel locations
+        temporary.write_text(json.dumps(properties, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def remove_case(folder: Path, case_id: str) -> None:
+    """Remove a case's files, if there are any, the mark of completeness first."""
+    for path in reversed(case_files(folder, case_id)):
+        path.unlink(missing_ok=True)
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    chunk, block = _partition(array.shape)
+    with replacing(path) as temporary:
+        blosc2.asarray(
+            np.ascontiguousarray(array),
+            urlpath=str(temporary),
+            mode="w",
+            chunks=chunk,
+            blocks=block,
+            cparams=_COMPRESSION,
+        )
+
+
+def _partition(shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Chunk and block shape: channels apart, never larger than the array."""
+    chunk = tuple(min(n, most) for n, most in zip(shape[-3:], _CHUNK, strict=True))
+    block = tuple(min(n, most) for n, most in zip(chunk, _BLOCK, strict=True))
+    channels = (1,) * (len(shape) - 3)
+    return channels + chunk, channels + block
+
+
+def _open(path: Path, dimensions: int) -> blosc2.NDArray:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; {_MADE_BY}")
+    _refuse_all_but_plain_arrays(path)
+    try:
+        array = blosc2.open(
+            str(path),
+            mode="r",
+            mmap_mode=None if os.name == "nt" else "r",  # Blosc2's mapping fails on Windows
+            dparams={"nthreads": 1},
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it, and {_MADE_BY} again") from error
+    if not isinstance(array, blosc2.NDArray) or array.ndim != dimensions:
+        raise ValueError(f"{path}: expected an array of {dimensions} dimensions, found {array!r}")
+    return array
+
+
+def _refuse_all_but_plain_arrays(path: Path) -> None:
+    """Raise unless the file's header says it is an array of numbers and nothing else.
+
+    Blosc2 also stores expressions and functions, and versions before 4.14 run them when such a
+    file is opened. They announce themselves by a metalayer of their own beside `b2nd`.
+
+    Source:
+        Blosc2's "Contiguous Frame Format": a msgpack header, its length in bytes 11 to 14.
+    """
+    with open(path, "rb") as file:
+        header = file.read(15)
+        header += file.read(max(0, min(int.from_bytes(header[11:15], "big"), 1 << 20) - 15))
+    try:
+        layers = set(msgpack.unpackb(header, raw=True)[-1][1])
+    except (ValueError, TypeError, LookupError, msgpack.UnpackException) as error:
+        raise ValueError(
+            f"{path} is damaged or no Blosc2 file; delete it, and {_MADE_BY} again"
+        ) from error
+    if layers != {b"b2nd"}:
+        raise ValueError(
+            f"{path}: expected a plain array, found the metalayers {sorted(layers)}; it may hold "
+            f"code and is not opened; delete it, and {_MADE_BY} again"
+        )
