@@ -1,0 +1,211 @@
+"""One pass over a raw dataset: every file is read once, checked and summarized."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from promptseg.experiment_planning.fingerprint import (
+    CaseFingerprint,
+    ChannelStatistics,
+    Fingerprint,
+    LabelStatistics,
+    channel_statistics,
+    declared_modality,
+    hu_histogram,
+    label_statistics,
+    looks_like_hu,
+    modality_of,
+)
+from promptseg.experiment_planning.integrity import (
+    Problem,
+    check_channels,
+    check_dataset,
+    check_geometry,
+    check_image,
+    check_label,
+    check_label_exists,
+    unused_labels,
+)
+from promptseg.image_io import Geometry, as_labels, read_image
+from promptseg.parallel import map_cases
+from promptseg.raw_dataset import RawCase, RawDataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """What one pass over a dataset finds.
+
+    Attributes:
+        problems: of all broken cases and of the dataset, by case.
+        warnings: what a run can go on with.
+        fingerprint: of the good cases.
+        good_cases: the cases without a problem.
+    """
+
+    problems: list[Problem]
+    warnings: list[str]
+    fingerprint: Fingerprint
+    good_cases: tuple[RawCase, ...]
+
+
+@dataclass(frozen=True)
+class _CaseResult:
+    problems: list[Problem]
+    fingerprint: CaseFingerprint | None
+    hu_histograms: dict[int, dict[int, np.ndarray]]  # channel -> label value -> counts
+
+
+def examine_dataset(dataset: RawDataset, processes: int) -> Examination:
+    """Check and fingerprint all training cases; broken cases are reported, never raised.
+
+    Args:
+        dataset: from `read_raw_dataset`.
+        processes: worker processes; 0 does everything in this one.
+    """
+    results: dict[str, _CaseResult] = {}
+    for case, result, error in map_cases(
+        _examine_case, dataset.cases, dataset, processes=processes, description="checking cases"
+    ):
+        results[case.case_id] = result if error is None else _failed(case, error)
+    problems = check_dataset(dataset)
+    for case in dataset.cases:  # in their own order, not in that of completion
+        problems += results[case.case_id].problems
+    good_cases = tuple(c for c in dataset.cases if results[c.case_id].fingerprint is not None)
+    fingerprint = _summary(dataset, [results[case.case_id] for case in good_cases])
+    return Examination(
+        problems=problems,
+        warnings=_warnings(fingerprint),
+        fingerprint=fingerprint,
+        good_cases=good_cases,
+    )
+
+
+def _failed(case: RawCase, error: Exception) -> _CaseResult:
+    found = f"{type(error).__name__}: {error}"
+    advice = "if memory ran out, use fewer processes; else look at the case's files"
+    problem = Problem(case.case_id, case.label, found, "a case that can be examined", advice)
+    return _CaseResult([problem], None, {})
+
+
+def _examine_case(case: RawCase, dataset: RawDataset) -> _CaseResult:
+    """Runs in a worker; holds the segmentation and one image file at a time."""
+    problems = check_label_exists(case, dataset)
+    segmentation, label_geometry = _read_label(case, dataset, problems)
+    channels: list[ChannelStatistics] = []
+    histograms: dict[int, dict[int, np.ndarray]] = {}
+    labels: dict[int, LabelStatistics] = {}
+    first: tuple[Path, Geometry] | None = None
+    count = 0
+    for path in case.images:
+        image, geometry = _read(case, path, problems)
+        if image is None:
+            count += 1
+            continue
+        if first is None:
+            first = path, geometry
+            if label_geometry is not None:
+                problems += check_geometry(case.case_id, case.label, label_geometry, *first)
+        else:
+            problems += check_geometry(case.case_id, path, geometry, *first)
+        for channel in image:
+            count += 1
+            problems += check_image(case.case_id, path, channel)
+            if problems or count > len(dataset.channel_names):
+                continue  # the case is left out, so that its statistics are not needed
+            channels.append(channel_statistics(channel))
+            if count == 1:
+                labels = label_statistics(segmentation, channel)
+            if _is_hu(dataset.channel_names[count - 1], channels[-1]):
+                histograms[count - 1] = hu_histogram(channel, segmentation)
+    problems += check_channels(case, dataset, count)
+    if problems:
+        return _CaseResult(problems, None, {})
+    fingerprint = CaseFingerprint(
+        case_id=case.case_id,
+        shape=first[1].shape,
+        spacing=first[1].spacing,
+        channels=tuple(channels),
+        labels=labels,
+    )
+    return _CaseResult([], fingerprint, histograms)
+
+
+def _read(
+    case: RawCase, path: Path, problems: list[Problem]
+) -> tuple[np.ndarray, Geometry] | tuple[None, None]:
+    """The file's channels and geometry; if it cannot be read, a problem is added instead."""
+    try:
+        return read_image(path)
+    except (ValueError, FileNotFoundError) as error:
+        cause = str(error).removeprefix(str(path)).lstrip(": ")
+        advice = "copy or export the file again"
+        found = f"no usable file ({cause})"
+        problems.append(Problem(case.case_id, path, found, "a three-dimensional image", advice))
+        return None, None
+
+
+def _read_label(
+    case: RawCase, dataset: RawDataset, problems: list[Problem]
+) -> tuple[np.ndarray | None, Geometry | None]:
+    """The (z, y, x) segmentation, or None after adding what is wrong with it; its geometry."""
+    if case.label is None:
+        return None, None
+    array, geometry = _read(case, case.label, problems)
+    if array is None:
+        return None, None
+    found = check_label(case.case_id, case.label, array, dataset.labels)
+    problems += found
+    return (None if found else as_labels(array[0])), geometry
+
+
+def _is_hu(channel_name: str, statistics: ChannelStatistics) -> bool:
+    modality = declared_modality(channel_name)
+    return modality == "CT" or (modality is None and looks_like_hu(statistics))
+
+
+def _summary(dataset: RawDataset, results: list[_CaseResult]) -> Fingerprint:
+    cases = tuple(result.fingerprint for result in results)
+    modalities = [
+        modality_of(name, [case.channels[i] for case in cases])
+        for i, name in enumerate(dataset.channel_names)
+    ]
+    ct_channels = [i for i, (modality, _) in enumerate(modalities) if modality == "CT"]
+    return Fingerprint(
+        dataset=dataset.name,
+        channel_names=dataset.channel_names,
+        modalities=tuple(modality for modality, _ in modalities),
+        modality_sources=tuple(source for _, source in modalities),
+        labels=dataset.labels,
+        cases=cases,
+        hu_histograms={
+            i: _sum_histograms([r.hu_histograms[i] for r in results if i in r.hu_histograms])
+            for i in ct_channels
+        },
+    )
+
+
+def _sum_histograms(histograms: list[dict[int, np.ndarray]]) -> dict[int, tuple[int, ...]]:
+    total: dict[int, np.ndarray] = {}
+    for histogram in histograms:
+        for label, counts in histogram.items():
+            total[label] = total.get(label, 0) + counts
+    return {label: tuple(counts.tolist()) for label, counts in sorted(total.items())}
+
+
+def _warnings(fingerprint: Fingerprint) -> list[str]:
+    seen = {label for case in fingerprint.cases for label in case.labels}
+    warnings = unused_labels(fingerprint.labels, seen)
+    modalities = zip(fingerprint.modalities, fingerprint.modality_sources, strict=True)
+    for i, (modality, source) in enumerate(modalities):
+        lowest = min((case.channels[i].min for case in fingerprint.cases), default=None)
+        if source.startswith("guessed"):
+            warnings.append(f"channel {i} is treated as {modality}; {source}")
+        elif modality == "CT" and lowest is not None and lowest >= 0:
+            warnings.append(
+                f"channel {i} is declared CT, but no case has a value below 0; CT is expected in "
+                f"HU, with air at -1000: subtract the offset, or declare another modality"
+            )
+    return warnings

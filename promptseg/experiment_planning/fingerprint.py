@@ -1,0 +1,275 @@
+"""The fingerprint of a dataset: shapes, spacings, intensities and labels of its training cases."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import cc3d
+import numpy as np
+
+from promptseg.files import read_json, write_json
+
+FILE_NAME = "dataset_fingerprint.json"
+FORMAT_VERSION = 1
+PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
+HU_EDGES = np.arange(-1024, 3072 + 10, 10)  # HU; the 410 bins of a CT histogram
+
+# Words of a channel name, in lower case, that say how the image was made.
+_MODALITIES = {
+    "CT": "ct cta cect cbct ldct hu",
+    "MRI": "mri mr mra t1 t1w t1c t1ce t1gd t1n t2 t2w t2f t2star flair pd pdw adc dwi swi dce "
+    "cine bssfp mprage",
+    "PET": "pet suv fdg psma",
+    "US": "us ultrasound ultrasonography sonography trus tvus echo",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelStatistics:
+    """Raw intensities of one channel of one case; `percentiles` by their name, `"99.5"`."""
+
+    percentiles: dict[str, float]
+    mean: float
+    std: float
+    min: float
+    max: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelStatistics:
+    """One label in one case.
+
+    Attributes:
+        voxels: how many.
+        box: lower and upper corner in voxels of the raw image, zyx, upper exclusive.
+        centroid: mean voxel centre relative to the shape, zyx, in [0, 1].
+        mean: mean raw intensity of channel 0.
+    """
+
+    voxels: int
+    box: tuple[tuple[int, int, int], tuple[int, int, int]]
+    centroid: tuple[float, float, float]
+    mean: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseFingerprint:
+    """One raw case: shape (voxels, zyx), spacing (mm, zyx), its channels, its labels by value."""
+
+    case_id: str
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    channels: tuple[ChannelStatistics, ...]
+    labels: dict[int, LabelStatistics]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """What the plans follow from.
+
+    Attributes:
+        dataset: the dataset's name.
+        channel_names: as in dataset.json.
+        modalities: of each channel: `CT`, `MRI`, `PET`, `US` or `unknown`.
+        modality_sources: of each channel: declared or guessed, and why.
+        labels: foreground labels, name to value, ordered by value.
+        cases: the usable training cases.
+        hu_histograms: for every CT channel and label value (0 is all that has no label), voxels
+            in each bin of `HU_EDGES`, summed over the cases; the end bins hold all beyond them.
+        format_version: of the file.
+    """
+
+    dataset: str
+    channel_names: tuple[str, ...]
+    modalities: tuple[str, ...]
+    modality_sources: tuple[str, ...]
+    labels: dict[str, int]
+    cases: tuple[CaseFingerprint, ...]
+    hu_histograms: dict[int, dict[int, tuple[int, ...]]]
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Any, source: str = FILE_NAME) -> Fingerprint:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: naming `source` and the field if one is unknown, missing or malformed, or
+                if the format is of another version.
+        """
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if version is not None and version != FORMAT_VERSION:
+            raise ValueError(
+                f"{source}: format_version is {version!r}, this version reads {FORMAT_VERSION}; "
+                f"run promptseg_plan again"
+            )
+        values = _checked(cls, content, source)
+        try:
+            cases = tuple(
+                _case_from_json(case, f"{source}: cases[{i}]")
+                for i, case in enumerate(values.pop("cases"))
+            )
+            histograms = {
+                int(channel): {int(label): tuple(counts) for label, counts in by_label.items()}
+                for channel, by_label in values.pop("hu_histograms").items()
+            }
+            return cls(**_tuples(values), cases=cases, hu_histograms=histograms)
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"{source}: a field has the wrong type: {error}") from error
+
+
+def save_fingerprint(folder: Path | str, fingerprint: Fingerprint) -> Path:
+    """Write `dataset_fingerprint.json` into a folder; returns its path."""
+    path = Path(folder) / FILE_NAME
+    write_json(path, fingerprint.to_json())
+    return path
+
+
+def load_fingerprint(path: Path | str) -> Fingerprint:
+    """Read a fingerprint from its file, or from the folder that holds it.
+
+    Raises:
+        FileNotFoundError: saying which command makes it.
+        ValueError: naming file and field.
+    """
+    path = Path(path)
+    path = path / FILE_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; promptseg_plan writes it")
+    return Fingerprint.from_json(read_json(path), str(path))
+
+
+def channel_statistics(channel: np.ndarray) -> ChannelStatistics:
+    """Percentiles and moments of a (z, y, x) image with finite values."""
+    mean = channel.mean(dtype=np.float64)
+    # Slice by slice, so that no float copy of the volume is made.
+    variance = sum(np.square(slice_ - mean).sum() for slice_ in channel) / channel.size
+    percentiles = np.percentile(channel, PERCENTILES)
+    return ChannelStatistics(
+        percentiles={f"{p:g}": float(v) for p, v in zip(PERCENTILES, percentiles, strict=True)},
+        mean=float(mean),
+        std=float(np.sqrt(variance)),
+        min=float(channel.min()),
+        max=float(channel.max()),
+    )
+
+
+def label_statistics(segmentation: np.ndarray, image: np.ndarray) -> dict[int, LabelStatistics]:
+    """Size, box, centroid and mean intensity of every label that occurs.
+
+    Args:
+        segmentation: (z, y, x) labels from 0, small whole numbers.
+        image: (z, y, x) raw intensities of channel 0.
+    """
+    found = cc3d.statistics(segmentation.astype(np.uint16, copy=False))
+    result = {}
+    for label in range(1, len(found["voxel_counts"])):
+        voxels = int(found["voxel_counts"][label])
+        if voxels == 0:
+            continue
+        box = found["bounding_boxes"][label]
+        inside = image[box][segmentation[box] == label]
+        centroid = (found["centroids"][label] + 0.5) / segmentation.shape
+        result[label] = LabelStatistics(
+            voxels=voxels,
+            box=(tuple(int(s.start) for s in box), tuple(int(s.stop) for s in box)),
+            centroid=tuple(float(c) for c in centroid),
+            mean=float(inside.mean(dtype=np.float64)),
+        )
+    return result
+
+
+def hu_histogram(channel: np.ndarray, segmentation: np.ndarray) -> dict[int, np.ndarray]:
+    """Voxels of every label that occurs (0 too) in each bin of `HU_EDGES`.
+
+    Args:
+        channel: (z, y, x) HU.
+        segmentation: (z, y, x) labels from 0, small whole numbers.
+
+    Returns:
+        label value to (bins,) counts; the first and last bin hold everything beyond them.
+    """
+    bins, labels = len(HU_EDGES) - 1, int(segmentation.max()) + 1
+    counts = np.zeros(labels * bins, np.int64)
+    for values, of_label in zip(channel, segmentation, strict=True):  # bounded extra memory
+        index = (values.astype(np.float32) - HU_EDGES[0]) // 10
+        index = np.clip(index, 0, bins - 1).astype(np.intp) + bins * of_label.astype(np.intp)
+        counts += np.bincount(index.ravel(), minlength=labels * bins)
+    table = counts.reshape(labels, bins)
+    return {label: table[label] for label in range(labels) if table[label].any()}
+
+
+def declared_modality(channel_name: str) -> str | None:
+    """The modality that a channel name names (`T1w`, `ct_portal`), or None if none or several."""
+    words = set(re.split(r"[^a-z0-9]+", channel_name.lower()))
+    named = [m for m, synonyms in _MODALITIES.items() if words & set(synonyms.split())]
+    return named[0] if len(named) == 1 else None
+
+
+def looks_like_hu(statistics: ChannelStatistics) -> bool:
+    """Whether intensities reach from air or lung (below -500) to bone or metal, as HU do."""
+    return -32768 <= statistics.min <= -500 and 100 <= statistics.max <= 65535
+
+
+def modality_of(channel_name: str, statistics: Sequence[ChannelStatistics]) -> tuple[str, str]:
+    """A channel's modality, and where that is known from.
+
+    A name that says nothing leads to a guess: CT if most cases look like HU, else `unknown`. MRI,
+    PET and ultrasound are not told apart, since intensities do not tell and since all three are
+    normalized alike.
+
+    Args:
+        channel_name: from dataset.json.
+        statistics: of this channel in every case.
+
+    Returns:
+        `CT`, `MRI`, `PET`, `US` or `unknown`; a sentence that begins with declared or guessed.
+    """
+    if modality := declared_modality(channel_name):
+        return modality, f"declared: channel_names calls it {channel_name!r}"
+    alike = sum(looks_like_hu(s) for s in statistics)
+    reason = (
+        f"{channel_name!r} in channel_names names no modality, and {alike} of {len(statistics)} "
+        f"cases reach below -500 and above 100 as CT in HU does"
+    )
+    return ("CT" if 2 * alike > len(statistics) else "unknown"), f"guessed: {reason}"
+
+
+def _case_from_json(content: Any, where: str) -> CaseFingerprint:
+    values = _checked(CaseFingerprint, content, where)
+    channels = tuple(
+        ChannelStatistics(**_checked(ChannelStatistics, c, f"{where}.channels[{i}]"))
+        for i, c in enumerate(values.pop("channels"))
+    )
+    labels = {
+        int(label): LabelStatistics(
+            **_tuples(_checked(LabelStatistics, c, f"{where}.labels[{label}]"))
+        )
+        for label, c in values.pop("labels").items()
+    }
+    return CaseFingerprint(**_tuples(values), channels=channels, labels=labels)
+
+
+def _checked(cls: type, content: Any, where: str) -> dict[str, Any]:
+    """A copy of an object that has just the fields of a dataclass."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{where}: expected an object, found {type(content).__name__}")
+    names = {field.name for field in fields(cls)}
+    problems = [f"unknown field {name!r}" for name in content if name not in names]
+    problems += [f"missing field {name!r}" for name in sorted(names - set(content))]
+    if problems:
+        raise ValueError(f"{where}: {', '.join(problems)}; run promptseg_plan again")
+    return dict(content)
+
+
+def _tuples(value: Any) -> Any:
+    """Lists to tuples, all the way down; what JSON cannot say."""
+    if isinstance(value, dict):
+        return {key: _tuples(v) for key, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

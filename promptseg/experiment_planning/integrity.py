@@ -1,0 +1,231 @@
+"""What can be wrong with a raw dataset: every problem in words, with what to do about it.
+
+A problem makes a case unusable and fails the check: files that are missing or cannot be read,
+too many or too few channels, NaN or infinite values, a constant image, an image and label whose
+shape, spacing, origin or direction differ, labels that are not whole numbers or not declared, and
+a label file with no foreground at all. A dataset with no case or with another number of cases
+than `numTraining` says has a problem of its own. Everything a run can go on correctly with is a
+warning: a declared label that no case has, a channel declared CT whose values are not HU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from promptseg.image_io import Geometry
+from promptseg.raw_dataset import RawCase, RawDataset
+
+_CHECK_HEADERS = "find out which is right and correct the other, or resample it onto the image grid"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, and what to do; `case_id` is None for the dataset as a whole."""
+
+    case_id: str | None
+    path: Path | None
+    found: str
+    expected: str
+    advice: str
+
+    def __str__(self) -> str:
+        where = ": ".join(str(part) for part in (self.case_id, self.path) if part is not None)
+        return f"{where}: found {self.found}, expected {self.expected}; {self.advice}"
+
+
+def check_label_exists(case: RawCase, dataset: RawDataset) -> list[Problem]:
+    """Whether a case has a label file."""
+    if case.label is not None:
+        return []
+    path = dataset.folder / "labelsTr" / f"{case.case_id}{dataset.file_ending}"
+    advice = "add the label file, or move the image to imagesTs"
+    return [Problem(case.case_id, path, "no file", "the labels of this case", advice)]
+
+
+def check_channels(case: RawCase, dataset: RawDataset, found: int) -> list[Problem]:
+    """Whether a case's files have as many channels together as dataset.json names.
+
+    Args:
+        case: the case.
+        dataset: its dataset.
+        found: channels of all its image files together; one file may hold several.
+    """
+    expected = len(dataset.channel_names)
+    if found == expected:
+        return []
+    if len(case.images) == 0 or 1 < len(case.images) < expected:
+        return _missing_channels(case, dataset)
+    names = ", ".join(path.name for path in case.images)
+    return [
+        Problem(
+            case.case_id,
+            case.images[0],
+            f"{found} channel(s) ({names})",
+            f"{expected}, as channel_names in dataset.json says",
+            "add or remove image files, or correct channel_names",
+        )
+    ]
+
+
+def _missing_channels(case: RawCase, dataset: RawDataset) -> list[Problem]:
+    folder = dataset.folder / "imagesTr"
+    unnumbered = folder / f"{case.case_id}{dataset.file_ending}"
+    there = {path.name for path in case.images}
+    problems = []
+    for channel, channel_name in enumerate(dataset.channel_names):
+        name = f"{case.case_id}_{channel:04d}{dataset.file_ending}"
+        if name in there:
+            continue
+        if unnumbered.exists():
+            found, advice = unnumbered.name, "add the channel number to its name"
+        else:
+            found, advice = "no file", "add the image, or remove the other files of the case"
+        expected = f"channel {channel} ({channel_name})"
+        problems.append(Problem(case.case_id, folder / name, found, expected, advice))
+    return problems
+
+
+def check_image(case_id: str, path: Path, channel: np.ndarray) -> list[Problem]:
+    """NaN, infinite values and constant images.
+
+    Args:
+        case_id: for the report.
+        path: for the report.
+        channel: (z, y, x) raw intensities.
+    """
+    if not np.issubdtype(channel.dtype, np.integer):
+        bad = channel.size - int(np.count_nonzero(np.isfinite(channel)))
+        if bad:
+            found = f"{bad} NaN or infinite of {channel.size} voxels"
+            advice = "replace them, for example by the value of air"
+            return [Problem(case_id, path, found, "finite values only", advice)]
+    if channel.min() == channel.max():
+        found = f"the value {channel.flat[0]:g} in every voxel"
+        advice = "the file was probably written wrongly; export the image again"
+        return [Problem(case_id, path, found, "an image", advice)]
+    return []
+
+
+def check_label(
+    case_id: str, path: Path, segmentation: np.ndarray, labels: dict[str, int]
+) -> list[Problem]:
+    """Values that are no whole numbers or not declared, and segmentations without foreground.
+
+    Args:
+        case_id: for the report.
+        path: for the report.
+        segmentation: (1, z, y, x) values of any number type, as read.
+        labels: foreground labels of the dataset, name to value.
+    """
+    if segmentation.shape[0] != 1:
+        found = f"{segmentation.shape[0]} channels"
+        advice = "write one file with one value a voxel"
+        return [Problem(case_id, path, found, "one", advice)]
+    values, counts = _values_with_counts(segmentation)
+    if not np.issubdtype(values.dtype, np.integer):
+        odd = values != np.rint(values)  # NaN differs from itself
+        if odd.any():
+            found = f"values that are no whole numbers, {_listed(values[odd], counts[odd])}"
+            advice = "write labels as integers, and resample them with nearest neighbour"
+            return [Problem(case_id, path, found, "whole numbers", advice)]
+    declared = {0: "background", **{value: name for name, value in labels.items()}}
+    unknown = ~np.isin(values, list(declared))
+    if unknown.any():
+        found = f"undeclared label values {_listed(values[unknown], counts[unknown])}"
+        expected = ", ".join(f"{value} ({name})" for value, name in declared.items())
+        advice = "correct the label file, or add the label to dataset.json"
+        return [Problem(case_id, path, found, expected, advice)]
+    if not np.any(values):
+        advice = "label it, or move the image to imagesTs and remove the label file"
+        return [Problem(case_id, path, "no foreground voxel", "at least one", advice)]
+    return []
+
+
+def _values_with_counts(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """np.unique with counts, much faster where the values are small whole numbers."""
+    if array.dtype == np.uint8:
+        counts = np.bincount(array.ravel(), minlength=256)
+        values = np.flatnonzero(counts)
+        return values, counts[values]
+    return np.unique(array, return_counts=True)
+
+
+def _listed(values: np.ndarray, counts: np.ndarray) -> str:
+    shown = [f"{v:g} ({n} voxels)" for v, n in zip(values[:5], counts[:5], strict=True)]
+    more = f" and {len(values) - 5} more" if len(values) > 5 else ""
+    return ", ".join(shown) + more
+
+
+def check_geometry(
+    case_id: str, path: Path, geometry: Geometry, reference_path: Path, reference: Geometry
+) -> list[Problem]:
+    """One problem for each of shape, spacing, origin and direction in which two files differ.
+
+    Args:
+        case_id: for the report.
+        path: the file in question.
+        geometry: its geometry.
+        reference_path: the file it belongs to (the case's first image).
+        reference: that file's geometry.
+    """
+    return [
+        Problem(
+            case_id, path, f"{name} {found}", f"{expected} as in {reference_path}", _CHECK_HEADERS
+        )
+        for name, found, expected in geometry.differences_from(reference)
+    ]
+
+
+def check_dataset(dataset: RawDataset) -> list[Problem]:
+    """Problems of the dataset as a whole: no case at all, or not as many as `numTraining` says."""
+    path = dataset.folder / "dataset.json"
+    if not dataset.cases:
+        images = dataset.folder / "imagesTr"
+        names = sorted(p.name for p in images.iterdir())[:10] if images.is_dir() else []
+        return [
+            Problem(
+                None,
+                images,
+                f"no training case (there are {', '.join(names) or 'no files'})",
+                f"CASE_0000{dataset.file_ending} and labelsTr/CASE{dataset.file_ending}",
+                "check file_ending in dataset.json and the file names",
+            )
+        ]
+    declared = dataset.content.get("numTraining")
+    if declared is not None and declared != len(dataset.cases):
+        return [
+            Problem(
+                None,
+                path,
+                f"{len(dataset.cases)} training cases in the folders",
+                f"{declared}, as numTraining says",
+                "copy what is missing, or correct numTraining",
+            )
+        ]
+    return []
+
+
+def unused_labels(labels: dict[str, int], seen: Collection[int]) -> list[str]:
+    """A warning for each declared label that no case has.
+
+    Args:
+        labels: foreground labels, name to value.
+        seen: the values that occur in at least one usable case.
+    """
+    return [
+        f"label {name!r} ({value}) is declared in dataset.json, but no usable case has it; "
+        f"nothing can be learnt for it"
+        for name, value in labels.items()
+        if value not in seen
+    ]
+
+
+def report(problems: Sequence[Problem], case_count: int) -> str:
+    """All problems as text, one a line, with the number of broken cases first."""
+    broken = {problem.case_id for problem in problems if problem.case_id is not None}
+    lines = [f"{len(problems)} problem(s), {len(broken)} of {case_count} cases broken:"]
+    return "\n".join(lines + [f"  {problem}" for problem in problems])
