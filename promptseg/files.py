@@ -16,13 +16,13 @@ from typing import Any
 def replacing(path: Path | str) -> Iterator[Path]:
     """Yield a path beside `path` to write to; move it into place when the block succeeds.
 
-    The temporary name keeps the file's endings (`.nii.gz`), which SimpleITK chooses a format by,
-    and starts with a dot, so that a folder listing never takes it for a case. If the block
-    raises, the temporary file is removed and `path` is untouched.
+    The temporary file keeps its name, since SimpleITK chooses a format by the ending, in a folder
+    that starts with a dot, so that no listing takes it for a case. If the block raises, the
+    temporary file is removed and `path` is untouched.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    folder = Path(tempfile.mkdtemp(prefix=".writing_", dir=path.parent))
     try:
         yield folder / path.name
         with open(folder / path.name, "rb") as written:
@@ -33,9 +33,16 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
 
 def write_json(path: Path | str, content: Any) -> None:
-    """Write `content` as indented JSON in one step; NaN becomes null, so any reader accepts it."""
-    with replacing(path) as temporary:
+    """Write `content` as indented JSON in one step; NaN becomes null, so any reader accepts it.
+
+    Raises:
+        ValueError: naming the file if the content has no JSON form (infinity, an odd type).
+    """
+    try:
         text = json.dumps(_without_nan(content), indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: content cannot be written as JSON: {error}") from error
+    with replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
@@ -50,7 +57,8 @@ def read_json(path: Path | str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        # Some editors on Windows put a byte order mark first; utf-8-sig takes it or leaves it.
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 

@@ -35,9 +35,9 @@ def find_folders(
     preprocessed = preprocessed or environment.get("promptseg_preprocessed")
     results = results or environment.get("promptseg_results")
     return Folders(
-        raw=Path(raw or fallback / "raw"),
-        preprocessed=Path(preprocessed or fallback / "preprocessed"),
-        results=Path(results or fallback / "results"),
+        raw=Path(raw or fallback / "raw").expanduser(),
+        preprocessed=Path(preprocessed or fallback / "preprocessed").expanduser(),
+        results=Path(results or fallback / "results").expanduser(),
     )
 
 
@@ -55,7 +55,7 @@ def find_dataset_folder(root: Path, dataset: int | str, made_by: str) -> Path:
     """
     found = sorted(p for p in root.glob("Dataset*_*") if p.is_dir()) if root.is_dir() else []
     text = str(dataset)
-    if text.isdigit():
+    if text.isdecimal():
         matches = [p for p in found if _number(p.name) == int(text)]
     else:
         matches = [p for p in found if p.name == text]
@@ -65,7 +65,7 @@ def find_dataset_folder(root: Path, dataset: int | str, made_by: str) -> Path:
     if matches:
         names = ", ".join(p.name for p in matches)
         raise ValueError(f"dataset {text} is ambiguous under {root}: {names}; use the full name")
-    wanted = f"Dataset{int(text):03d}_*" if text.isdigit() else text
+    wanted = f"Dataset{int(text):03d}_*" if text.isdecimal() else text
     raise FileNotFoundError(
         f"no folder {wanted} under {root.absolute()}, which has {there}; {made_by}"
     )

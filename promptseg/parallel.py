@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 Item = TypeVar("Item")
+
+_QUEUED = 3  # items a worker: one in work, two waiting, so that results do not pile up unread
 
 
 def map_cases(
@@ -23,7 +26,8 @@ def map_cases(
     """Call `function(item, *arguments)` for every item; yield results in the order they come.
 
     Workers are spawned, not forked (forking a process with running threads can hang), so
-    `function` must be a module's own and everything passed must pickle.
+    `function` must be a module's own and everything passed must pickle. A caller that stops
+    early waits only for the calls that have begun.
 
     Args:
         function: called in a worker.
@@ -36,37 +40,66 @@ def map_cases(
         item, result, None, or item, None, the exception that its call raised.
 
     Raises:
+        ValueError: if `processes` is negative.
         RuntimeError: naming what was being worked on, if a worker died (out of memory, a signal).
     """
-    bar = tqdm(total=len(items), desc=description, unit="case", leave=True, dynamic_ncols=True)
-    with bar:
+    if processes < 0:
+        raise ValueError(f"processes must be 0 (none but this one) or more, got {processes}")
+    with tqdm(total=len(items), desc=description, unit="case", dynamic_ncols=True) as bar:
         if processes == 0 or len(items) < 2:
-            for item in items:
-                yield (item, *_outcome_of_call(function, item, arguments))
-                bar.update()
-            return
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(processes, len(items)), mp_context=context) as pool:
-            waiting = {pool.submit(function, item, *arguments): item for item in items}
-            for future in as_completed(waiting):
-                yield (waiting[future], *_outcome_of_future(future, description))
-                bar.update()
+            outcomes = ((item, *_outcome_of_call(function, item, arguments)) for item in items)
+        else:
+            outcomes = _outcomes_of_pool(function, items, arguments, processes, description)
+        for outcome in outcomes:
+            bar.update()
+            yield outcome
 
 
-def _outcome_of_call(function: Callable, item: Any, arguments: tuple) -> tuple[Any, Any]:
+def _outcomes_of_pool(
+    function: Callable[..., Any],
+    items: Sequence[Item],
+    arguments: tuple,
+    processes: int,
+    description: str,
+) -> Iterator[tuple[Item, Any, Exception | None]]:
+    workers = min(processes, len(items))
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    remaining = iter(items)
+    running: dict[Future, Item] = {}
+    try:
+        while True:
+            for item in islice(remaining, _QUEUED * workers - len(running)):
+                running[pool.submit(function, item, *arguments)] = item
+            if not running:
+                return
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                result, error = _outcome_of_future(future)
+                yield running.pop(future), result, error
+    except BrokenProcessPool as error:
+        names = ", ".join(str(getattr(item, "case_id", item)) for item in running.values())
+        raise RuntimeError(
+            f"a worker process died during {description!r}, at one of: {names}. Most often the "
+            f"machine ran out of memory: try fewer processes, or 0 to run everything in one. A "
+            f'script that calls promptseg needs `if __name__ == "__main__":` around its calls'
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _outcome_of_call(
+    function: Callable[..., Any], item: Any, arguments: tuple
+) -> tuple[Any, Exception | None]:
     try:
         return function(item, *arguments), None
     except Exception as error:
         return None, error
 
 
-def _outcome_of_future(future: Future, description: str) -> tuple[Any, Exception | None]:
+def _outcome_of_future(future: Future) -> tuple[Any, Exception | None]:
     try:
         return future.result(), None
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            f"a worker process died during {description!r}; most often the machine ran out of "
-            f"memory: try fewer processes, or 0 to run everything in one process"
-        ) from error
+    except BrokenProcessPool:
+        raise
     except Exception as error:
         return None, error
