@@ -72,20 +72,20 @@ def evaluate_folders(
         values are null in the file, which is then valid JSON.
     """
     ground_truth, predictions = Path(ground_truth), Path(predictions)
-    references, failures = _label_files(ground_truth, "ground truth")
-    predicted, ambiguous = _label_files(predictions, "predictions")
-    failures += ambiguous
+    references, several_references = _label_files(ground_truth, "ground truth")
+    predicted, several_predicted = _label_files(predictions, "predictions")
+    failures = [*several_references.values(), *several_predicted.values()]
     pairs = [(references[case], predicted[case]) for case in sorted(references.keys() & predicted)]
     if not pairs:
         raise ValueError(
             f"no case is in both folders: {ground_truth} has {_some(references)}, {predictions} "
             f"has {_some(predicted)}; the names without ending must agree"
         )
-    missing = sorted(references.keys() - predicted.keys())
+    missing = sorted(references.keys() - predicted.keys() - several_predicted.keys())
     if missing and not missing_ok:
-        failures.append(f"{len(missing)} cases have no prediction: {', '.join(missing)}")
+        failures.append(f"cases without prediction ({len(missing)}): {', '.join(missing)}")
     warnings = []
-    if unmatched := sorted(predicted.keys() - references.keys()):
+    if unmatched := sorted(predicted.keys() - references.keys() - several_references.keys()):
         warnings.append(f"predictions without ground truth, not evaluated: {', '.join(unmatched)}")
 
     if labels is None:
@@ -94,7 +94,7 @@ def evaluate_folders(
     prompts, problem = _read_prompts(predictions)
     failures += problem
 
-    rows = {}
+    rows, broken = {}, {}
     outcomes = map_cases(
         _evaluate_case,
         pairs,
@@ -107,11 +107,12 @@ def evaluate_folders(
     for (reference_file, _), row, error in outcomes:
         case = _case_id(reference_file)
         if error is not None:
-            failures.append(f"case {case!r}: {error}")
-            continue
-        rows[case] = row
-        warnings += row.pop("warnings")
+            broken[case] = f"case {case!r}: {error}"
+        else:
+            rows[case] = row
+    failures += [broken[case] for case in sorted(broken)]
     cases = [rows[case] for case in sorted(rows)]
+    warnings += [message for row in cases for message in row.pop("warnings")]
     if names is None:
         names = {value: str(value) for row in cases for value in row["metrics"]}
         names = dict(sorted(names.items()))
@@ -245,8 +246,8 @@ def _write_csv(path: Path, cases: list[dict], names: dict[int, str]) -> None:
                 writer.writerow(line | {"prompt_source": numbers["prompt_source"] or ""})
 
 
-def _label_files(folder: Path, what: str) -> tuple[dict[str, Path], list[str]]:
-    """The label file of each case, and a sentence for each case that has several."""
+def _label_files(folder: Path, what: str) -> tuple[dict[str, Path], dict[str, str]]:
+    """The label file of each case; a sentence for each case that has several instead."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{what}: there is no folder {folder.absolute()}")
     files: dict[str, list[Path]] = {}
@@ -258,11 +259,12 @@ def _label_files(folder: Path, what: str) -> tuple[dict[str, Path], list[str]]:
         raise FileNotFoundError(
             f"{what}: {folder.absolute()} has no label file (such as case.nii.gz), only {there}"
         )
-    several = [
-        f"case {case!r}: {what} has several files: {', '.join(p.name for p in paths)}; keep one"
+    several = {
+        case: f"case {case!r}: {what} has several files: {', '.join(p.name for p in paths)}; "
+        f"keep one"
         for case, paths in files.items()
         if len(paths) > 1
-    ]
+    }
     return {case: paths[0] for case, paths in files.items() if len(paths) == 1}, several
 
 
@@ -303,7 +305,7 @@ def _read_prompts(predictions: Path) -> tuple[dict[str, dict], list[str]]:
         for case, by_label in content["cases"].items():
             for name, used in by_label.items():
                 for box in used.get("boxes", []):
-                    if np.shape(box) != (2, 3):
+                    if np.asarray(box, float).shape != (2, 3):
                         raise ValueError(
                             f"{path}: case {case!r}, label {name!r}: a box is "
                             f"[[z, y, x], [z, y, x]], found {box}"

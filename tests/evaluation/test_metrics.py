@@ -1,0 +1,129 @@
+"""Metrics against hand-worked numbers, scipy, MONAI and plain masks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.ndimage import find_objects
+from scipy.spatial import distance
+
+from promptseg.evaluation.metrics import (
+    bounding_box,
+    box_iou,
+    confusion_counts,
+    dice,
+    enclosing_box,
+    iou,
+    volume_ml,
+)
+
+SHAPE = (5, 9, 7)
+
+
+def mask_of(box, shape=SHAPE) -> np.ndarray:
+    mask = np.zeros(shape, bool)
+    (z0, y0, x0), (z1, y1, x1) = np.clip(box, 0, None)
+    mask[z0:z1, y0:y1, x0:x1] = True
+    return mask
+
+
+def test_dice_and_iou_of_two_overlapping_blocks_are_what_a_pencil_says():
+    # 2x3x4 = 24 and 2x3x2 = 12 voxels, 2x2x2 = 8 in common.
+    first = mask_of([[0, 0, 0], [2, 3, 4]])
+    second = mask_of([[0, 1, 2], [2, 4, 4]])
+
+    assert dice(first, second) == pytest.approx(16 / 36)
+    assert iou(first, second) == pytest.approx(8 / 28)
+
+
+def test_dice_and_iou_agree_with_scipy_and_monai():
+    torch = pytest.importorskip("torch")
+    from monai.metrics import compute_dice, compute_iou
+
+    rng = np.random.default_rng(3)
+    first, second = rng.random((2, *SHAPE)) < 0.4
+    tensors = [torch.from_numpy(m[None, None].astype(np.float32)) for m in (second, first)]
+
+    assert dice(first, second) == pytest.approx(1 - distance.dice(first.ravel(), second.ravel()))
+    assert iou(first, second) == pytest.approx(1 - distance.jaccard(first.ravel(), second.ravel()))
+    assert dice(first, second) == pytest.approx(compute_dice(*tensors).item(), abs=1e-6)
+    assert iou(first, second) == pytest.approx(compute_iou(*tensors).item(), abs=1e-6)
+
+
+def test_two_empty_masks_have_no_dice_and_one_empty_mask_has_dice_zero():
+    empty, full = np.zeros(SHAPE, bool), np.ones(SHAPE, bool)
+
+    assert math.isnan(dice(empty, empty)) and math.isnan(iou(empty, empty))
+    assert dice(empty, full) == dice(full, empty) == iou(full, empty) == 0.0
+    assert dice(full, full) == iou(full, full) == 1.0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32])
+def test_counts_of_every_label_equal_those_of_its_masks(dtype):
+    rng = np.random.default_rng(5)
+    values = np.array([0, 1, 3, 4, 100], dtype)
+    reference, prediction = rng.choice(values, (2, *SHAPE))
+
+    counts = confusion_counts(reference, prediction, [100, 3, 1, 77])  # 4 is background, 77 absent
+
+    assert list(counts) == [100, 3, 1, 77]
+    for label, found in counts.items():
+        r, p = reference == label, prediction == label
+        expected = ((r & p).sum(), (~r & p).sum(), (r & ~p).sum(), (~r & ~p).sum())
+        assert (found.tp, found.fp, found.fn, found.tn) == expected
+        np.testing.assert_equal([found.dice, found.iou], [dice(r, p), iou(r, p)])
+    assert math.isnan(counts[77].dice)
+
+
+def test_ignored_voxels_count_nowhere_and_negative_values_are_background():
+    reference = np.array([[[1, 1, 9, 9, -2]]], np.int16)
+    prediction = np.array([[[1, 0, 1, 0, 1]]], np.int16)
+
+    found = confusion_counts(reference, prediction, [1], ignore_label=9)[1]
+
+    assert (found.tp, found.fp, found.fn, found.tn) == (1, 1, 1, 0)
+
+
+def test_counting_no_label_gives_nothing_and_unequal_shapes_are_refused():
+    zeros = np.zeros(SHAPE, np.uint8)
+    assert confusion_counts(zeros, zeros, []) == {}
+    with pytest.raises(ValueError, match=r"one shape, found \(5, 9, 7\) and \(5, 9, 6\)"):
+        confusion_counts(zeros, zeros[..., 1:], [1])
+
+
+corners = st.tuples(*(st.integers(0, n) for n in SHAPE))
+
+
+@given(corners, corners, corners, corners)
+def test_box_iou_is_the_iou_of_the_boxes_as_masks(a, b, c, d):
+    first, second = np.sort([a, b], axis=0), np.sort([c, d], axis=0)
+    np.testing.assert_equal(box_iou(first, second), iou(mask_of(first), mask_of(second)))
+
+
+def test_box_iou_takes_lists_and_counts_what_lies_outside_the_volume():
+    # 4x4x4 = 64 voxels against 2x4x4 = 32, half of which (2x2x4 = 16) are in common.
+    assert box_iou([[-2, 0, 0], [2, 4, 4]], [[0, 2, 0], [2, 6, 4]]) == 16 / (64 + 32 - 16)
+    assert box_iou([[0, 0, 0], [2, 2, 2]], [[2, 0, 0], [4, 2, 2]]) == 0.0  # half-open: they touch
+
+
+def test_bounding_box_agrees_with_scipy_and_is_none_for_an_empty_mask():
+    rng = np.random.default_rng(8)
+    for _ in range(20):
+        mask = rng.random(SHAPE) < 0.02
+        expected = find_objects(mask.astype(np.uint8))
+        found = bounding_box(mask)
+        if not expected:
+            assert found is None
+            continue
+        np.testing.assert_array_equal(found, np.transpose([(s.start, s.stop) for s in expected[0]]))
+
+
+def test_enclosing_box_holds_every_box_and_volume_is_in_millilitres():
+    boxes = [[[1, 2, 3], [4, 5, 6]], [[0, 3, 3], [2, 9, 5]]]
+    np.testing.assert_array_equal(enclosing_box(boxes), [[0, 2, 3], [4, 9, 6]])
+    assert enclosing_box([]) is None
+    assert volume_ml(500, (4.0, 0.5, 1.0)) == pytest.approx(1.0)  # 500 voxels of 2 mm3
