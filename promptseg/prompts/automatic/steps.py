@@ -1,0 +1,54 @@
+"""The steps of the intensity strategies on arrays, under one name.
+
+smooth -> mean_and_deviation -> between -> close_with_ball -> components -> boxes
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from promptseg.prompts.automatic.closing import close_with_ball, close_with_ellipsoid
+from promptseg.prompts.automatic.components import (
+    box_of,
+    box_volume,
+    clip_box,
+    components,
+    is_nearly_whole,
+    largest_component_box,
+    largest_component_boxes,
+    widen_box,
+)
+from promptseg.prompts.automatic.smoothing import mean_and_deviation, smooth
+from promptseg.prompts.automatic.threads import map_pieces
+
+__all__ = [
+    "between",
+    "box_of",
+    "box_volume",
+    "clip_box",
+    "close_with_ball",
+    "close_with_ellipsoid",
+    "components",
+    "is_nearly_whole",
+    "largest_component_box",
+    "largest_component_boxes",
+    "mean_and_deviation",
+    "smooth",
+    "widen_box",
+]
+
+
+def between(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    """(z, y, x) bool: strictly between two numbers, compared in float64 whatever the image's type.
+
+    NumPy would round a Python float to the image's float32 first and could turn a strict
+    comparison into an equality.
+    """
+    mask = np.empty(image.shape, bool)
+    low, high = np.float64(low), np.float64(high)
+
+    def compare(z: int) -> None:
+        np.logical_and(image[z] > low, image[z] < high, out=mask[z])
+
+    map_pieces(compare, range(len(image)), image.size)
+    return mask
