@@ -147,7 +147,7 @@ def liver_under_a_probe(rng: np.random.Generator) -> tuple[Structure, ...]:
     )
     lesion = ellipsoid(
         np.array((0, -6, -22)) + rng.uniform((-6, -5, -6), (6, 5, 6)),
-        rng.uniform(9, 11.5) * np.ones(3),
+        rng.uniform(8.5, 10.5) * np.ones(3),
     )
     wall = Ellipsoid(center=(0, -54, 0), radii=(LONG, 17, LONG))
     return (
