@@ -204,10 +204,10 @@ def _label_statistics(
     """
     rng = np.random.default_rng(zlib.crc32(case_id.encode()))
     values = sorted(value for value in labels.values() if value != 0)
-    ranks = np.searchsorted(values, segmentation) + 1
-    ranks[segmentation == 0] = 0
+    boxes = ndimage.find_objects(segmentation, max(values, default=0))
     statistics = {}
-    for value, box in zip(values, ndimage.find_objects(ranks, len(values)), strict=True):
+    for value in values:
+        box = boxes[value - 1]
         if box is None:
             statistics[value] = {"voxels": 0, "box": None, "locations": []}
             continue
@@ -243,9 +243,9 @@ def _is_up_to_date(case: RawCase, plans: PreprocessingPlans, folder: Path) -> bo
     if not all(path.is_file() for path in needed):
         return False
     try:
-        return read_json(properties_file).get("settings") == _settings(case, plans)
-    except (OSError, ValueError):  # unreadable, or a raw file is gone: making it anew will tell
-        return False
+        return read_json(properties_file)["settings"] == _settings(case, plans)
+    except (OSError, ValueError, TypeError, LookupError):
+        return False  # damaged, or a raw file is gone: making it anew will tell
 
 
 def _check_names(cases: Sequence[RawCase]) -> None:

@@ -100,7 +100,8 @@ def resample_image(
     ]
     resampled = np.empty((len(image), *new_shape), dtype)
     for source, target in zip(image, resampled, strict=True):
-        for plane, out in zip(_planes(source.__getitem__, *weights), target, strict=True):
+        planes = source if source.shape == new_shape else _planes(source.__getitem__, *weights)
+        for plane, out in zip(planes, target, strict=True):
             out[...] = np.rint(plane).clip(0, 255) if dtype == np.uint8 else plane
     return resampled
 
@@ -245,10 +246,12 @@ def _nearest_indices(old: int, new: int) -> np.ndarray:
 
 
 def _label_boxes(segmentation: np.ndarray) -> dict[int, tuple[slice, slice, slice]]:
-    """The bounding box of every label that occurs, as slices; labels may be any integers."""
-    values, ranks = np.unique(segmentation, return_inverse=True)
-    boxes = ndimage.find_objects(ranks.reshape(segmentation.shape) + 1)
-    return dict(zip(values.tolist(), boxes, strict=True))
+    """The bounding box of every label that occurs; for background (0 or less) the whole volume."""
+    boxes = enumerate(ndimage.find_objects(segmentation), start=1)
+    of_label = {label: box for label, box in boxes if box is not None}
+    whole = tuple(slice(0, n) for n in segmentation.shape)
+    background = np.unique(segmentation[segmentation <= 0]).tolist()
+    return {**dict.fromkeys(background, whole), **of_label}
 
 
 def _reach(
