@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import logging
-import math
-import os
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-_MOST_SHEAR = 0.05  # cosine between two axes, about 3 degrees; header rounding gives 1e-4 to 1e-2
-_MOST_UNEVEN = 0.1  # of a DICOM series' slice distance; a missing slice gives 1
+from promptseg.nifti import accept_shear, permissive_sform, restore_voxels
 
-_log = logging.getLogger(__name__)
+_MOST_UNEVEN = 0.1  # of a DICOM series' slice distance; a missing slice gives 1
 
 
 def is_dicom_folder(path: Path | str) -> bool:
@@ -39,7 +33,7 @@ def count_channels(path: Path | str) -> int:
         return 1
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    with _quiet_itk(), _itk_errors_name(path), _permissive_sform():
+    with _quiet_itk(), _itk_errors_name(path), permissive_sform():
         reader.ReadImageInformation()
     return reader.GetNumberOfComponents()
 
@@ -48,7 +42,8 @@ def read_itk(path: Path | str) -> sitk.Image:
     """Read a file or a DICOM folder as a three-dimensional image; for the errors see `read_image`.
 
     Besides what ITK itself refuses, damaged NIfTI files and DICOM series without a slice are
-    refused; an sform that is perpendicular up to rounding is accepted. ITK prints nothing.
+    refused; an sform that is perpendicular up to rounding is accepted; NaN in NIfTI files stays
+    NaN. ITK's warnings are not printed.
     """
     path = _existing(path)
     with _quiet_itk(), _itk_errors_name(path):
@@ -72,61 +67,12 @@ def _read_file(path: Path) -> sitk.Image:
     except RuntimeError as error:
         if "orthonormal" not in str(error):
             raise
-        with _permissive_sform():
+        with permissive_sform():
             image = sitk.ReadImage(str(path))
-        _accept_shear(path, image)
+        accept_shear(path, image)
     if path.name.lower().endswith((".nii.gz", ".nii", ".hdr")):
-        _check_nifti_is_whole(path, image)
+        image = restore_voxels(path, image)
     return image
-
-
-def _accept_shear(path: Path, image: sitk.Image) -> None:
-    """Warn of axes that are nearly perpendicular, refuse those that are not.
-
-    Many public NIfTI files have an sform that is perpendicular only up to rounding, which ITK
-    refuses unless told otherwise; it then takes the nearest perpendicular axes.
-    """
-    rows = [image.GetMetaData(f"srow_{axis}").split()[:3] for axis in "xyz"]
-    axes = np.array(rows, dtype=np.float64)
-    axes /= np.linalg.norm(axes, axis=0)
-    shear = np.abs(axes.T @ axes - np.eye(3)).max()
-    if not shear <= _MOST_SHEAR:
-        raise ValueError(
-            f"{path}: its axes are not perpendicular (cosine {shear:.3g} between two of them, at "
-            f"most {_MOST_SHEAR} is accepted); resample it onto a rectangular grid"
-        )
-    _log.warning(
-        "%s: its axes are not quite perpendicular (cosine %.2g between two of them); "
-        "the nearest perpendicular ones are used",
-        path,
-        shear,
-    )
-
-
-def _check_nifti_is_whole(path: Path, image: sitk.Image) -> None:
-    """Raise if voxels are missing: ITK's NIfTI reader leaves memory noise there, silently."""
-    if not image.HasMetaDataKey("bitpix"):
-        return  # the header is of another format
-    dimensions = int(image.GetMetaData("dim[0]"))
-    voxels = math.prod(int(image.GetMetaData(f"dim[{i}]")) for i in range(1, dimensions + 1))
-    header_bytes = int(float(image.GetMetaData("vox_offset")))
-    expected = header_bytes + voxels * int(image.GetMetaData("bitpix")) // 8
-    data = path.with_suffix(".img") if path.suffix.lower() == ".hdr" else path
-    try:
-        found = _gunzipped_size(data) if data.suffix.lower() == ".gz" else data.stat().st_size
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged or cut short ({error}); copy it again") from error
-    if found < expected:
-        raise ValueError(
-            f"{path} is cut short: its header promises {expected} bytes, the file holds {found}; "
-            f"copy it again"
-        )
-
-
-def _gunzipped_size(path: Path) -> int:
-    """Size after decompression, which checks the file's own checksum on the way."""
-    with gzip.open(path) as stream:
-        return sum(len(chunk) for chunk in iter(lambda: stream.read(1 << 20), b""))
 
 
 def _read_dicom_series(folder: Path) -> sitk.Image:
@@ -194,18 +140,3 @@ def _quiet_itk() -> Iterator[None]:
         yield
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-
-
-@contextmanager
-def _permissive_sform() -> Iterator[None]:
-    """Let ITK's NIfTI reader accept an sform that is not quite orthonormal."""
-    name = "ITK_NIFTI_SFORM_PERMISSIVE"  # read by itk::NiftiImageIO, ITK 5.3 and later
-    before = os.environ.get(name)
-    os.environ[name] = "ON"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
