@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from promptseg.evaluation.inputs import (
+    case_id_of,
+    label_files,
+    labels_of_dataset,
+    names_by_value,
+    read_prompts,
+    some,
+)
 from promptseg.evaluation.metrics import (
     Confusion,
     bounding_box,
@@ -19,16 +26,13 @@ from promptseg.evaluation.metrics import (
     volume_ml,
 )
 from promptseg.evaluation.report import format_table
-from promptseg.files import read_json, replacing, write_json
-from promptseg.image_io import file_ending, read_segmentation
+from promptseg.evaluation.summary import summarize, write_csv
+from promptseg.files import write_json
+from promptseg.image_io import read_segmentation
 from promptseg.parallel import map_cases
 
 __all__ = ["evaluate_folders", "format_table"]
 logger = logging.getLogger(__name__)
-
-_NNUNET_METRICS = ("Dice", "IoU", "TP", "FP", "FN", "TN", "n_pred", "n_ref")
-_OUR_METRICS = ("volume_ml_reference", "volume_ml_prediction", "box_iou")
-_CSV_COLUMNS = ("case", "label", "name", "dice", "iou", *_OUR_METRICS, "prompt_source")
 
 
 def evaluate_folders(
@@ -72,14 +76,14 @@ def evaluate_folders(
         values are null in the file, which is then valid JSON.
     """
     ground_truth, predictions = Path(ground_truth), Path(predictions)
-    references, several_references = _label_files(ground_truth, "ground truth")
-    predicted, several_predicted = _label_files(predictions, "predictions")
+    references, several_references = label_files(ground_truth, "ground truth")
+    predicted, several_predicted = label_files(predictions, "predictions")
     failures = [*several_references.values(), *several_predicted.values()]
     pairs = [(references[case], predicted[case]) for case in sorted(references.keys() & predicted)]
     if not pairs:
         raise ValueError(
-            f"no case is in both folders: {ground_truth} has {_some(references)}, {predictions} "
-            f"has {_some(predicted)}; the names without ending must agree"
+            f"no case is in both folders: {ground_truth} has {some(references)}, {predictions} "
+            f"has {some(predicted)}; the names without ending must agree"
         )
     missing = sorted(references.keys() - predicted.keys() - several_predicted.keys())
     if missing and not missing_ok:
@@ -89,9 +93,9 @@ def evaluate_folders(
         warnings.append(f"predictions without ground truth, not evaluated: {', '.join(unmatched)}")
 
     if labels is None:
-        labels = _labels_of_dataset(ground_truth, predictions)
-    names, ignore_label = _names_by_value(labels) if labels else (None, None)
-    prompts, problem = _read_prompts(predictions)
+        labels = labels_of_dataset(ground_truth, predictions)
+    names, ignore_label = names_by_value(labels) if labels else (None, None)
+    prompts, problem = read_prompts(predictions)
     failures += problem
 
     rows, broken = {}, {}
@@ -105,7 +109,7 @@ def evaluate_folders(
         description="evaluating",
     )
     for (reference_file, _), row, error in outcomes:
-        case = _case_id(reference_file)
+        case = case_id_of(reference_file)
         if error is not None:
             broken[case] = f"case {case!r}: {error}"
         else:
@@ -117,10 +121,10 @@ def evaluate_folders(
         names = {value: str(value) for row in cases for value in row["metrics"]}
         names = dict(sorted(names.items()))
         _add_absent_labels(cases, names, prompts)
-    summary = {**_means(cases, names), "missing": missing}
+    summary = {**summarize(cases, names), "missing": missing}
     summary |= {"warnings": warnings, "failures": failures}
     write_json(predictions / "summary.json", summary)
-    _write_csv(predictions / "metrics.csv", cases, names)
+    write_csv(predictions / "metrics.csv", cases, names)
     for message in warnings:
         logger.warning(message)
     return summary
@@ -141,7 +145,7 @@ def _evaluate_case(
             f"{reference_file} and {prediction_file} must lie on one voxel grid but differ: "
             f"{difference}; predict on the image that the ground truth belongs to"
         )
-    case, warnings = _case_id(reference_file), []
+    case, warnings = case_id_of(reference_file), []
     found = sorted({int(v) for array in (reference, prediction) for v in np.unique(array)} - {0})
     if names is None:
         names = {value: str(value) for value in found}
@@ -192,134 +196,3 @@ def _add_absent_labels(cases: list[dict], names: dict[int, str], prompts: dict) 
             absent = Confusion(tp=0, fp=0, fn=0, tn=voxels)
             row["metrics"][label] = _numbers(absent, row["spacing"], source)
         row["metrics"] = {label: row["metrics"][label] for label in names}
-
-
-def _means(cases: list[dict], names: dict[int, str]) -> dict[str, Any]:
-    """nnU-Net's summary of the cases, with the number of undefined values beside the means."""
-    mean, undefined = {}, {}
-    for label in names:
-        values = {
-            metric: [row["metrics"][label][metric] for row in cases]
-            for metric in (*_NNUNET_METRICS, *_OUR_METRICS)
-        }
-        mean[str(label)] = {metric: _mean(column) for metric, column in values.items()}
-        undefined[str(label)] = {
-            metric: int(np.isnan(values[metric]).sum()) for metric in ("Dice", "box_iou")
-        }
-    return {
-        "foreground_mean": {
-            metric: _mean([row[metric] for row in mean.values()])
-            for metric in (*_NNUNET_METRICS, *_OUR_METRICS)
-        },
-        "mean": mean,
-        "metric_per_case": [
-            {
-                "case": row["case"],
-                "metrics": {str(label): row["metrics"][label] for label in names},
-                "prediction_file": row["prediction_file"],
-                "reference_file": row["reference_file"],
-            }
-            for row in cases
-        ],
-        "labels": {str(label): name for label, name in names.items()},
-        "undefined": undefined,
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
-    """The mean without NaN; NaN when nothing is left."""
-    defined = [value for value in values if not np.isnan(value)]
-    return float(np.mean(defined)) if defined else float("nan")
-
-
-def _write_csv(path: Path, cases: list[dict], names: dict[int, str]) -> None:
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _CSV_COLUMNS)
-        writer.writeheader()
-        for row in cases:
-            for label, name in names.items():
-                numbers = row["metrics"][label]
-                line = {"dice": numbers["Dice"], "iou": numbers["IoU"]}
-                line |= {key: numbers[key] for key in _OUR_METRICS}
-                line = {k: "" if np.isnan(v) else f"{v:.6g}" for k, v in line.items()}
-                line |= {"case": row["case"], "label": label, "name": name}
-                writer.writerow(line | {"prompt_source": numbers["prompt_source"] or ""})
-
-
-def _label_files(folder: Path, what: str) -> tuple[dict[str, Path], dict[str, str]]:
-    """The label file of each case; a sentence for each case that has several instead."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{what}: there is no folder {folder.absolute()}")
-    files: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if not path.name.startswith(".") and path.is_file() and file_ending(path):
-            files.setdefault(_case_id(path), []).append(path)
-    if not files:
-        there = _some([path.name for path in sorted(folder.iterdir())])
-        raise FileNotFoundError(
-            f"{what}: {folder.absolute()} has no label file (such as case.nii.gz), only {there}"
-        )
-    several = {
-        case: f"case {case!r}: {what} has several files: {', '.join(p.name for p in paths)}; "
-        f"keep one"
-        for case, paths in files.items()
-        if len(paths) > 1
-    }
-    return {case: paths[0] for case, paths in files.items() if len(paths) == 1}, several
-
-
-def _labels_of_dataset(ground_truth: Path, predictions: Path) -> dict[str, int] | None:
-    for path in (predictions / "dataset.json", ground_truth.parent / "dataset.json"):
-        if path.is_file():
-            labels = read_json(path).get("labels")
-            if not isinstance(labels, dict):
-                raise ValueError(f"{path}: expected an object `labels` of names and values")
-            return labels
-    return None
-
-
-def _names_by_value(labels: dict[str, int]) -> tuple[dict[int, str], int | None]:
-    """Foreground names by value, and the value to ignore."""
-    for name, value in labels.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise ValueError(
-                f"label {name!r}: expected one whole number, found {value!r}; labels made of "
-                f"several values (regions) cannot be evaluated"
-            )
-    ignore_label = labels.get("ignore")
-    foreground = {value: name for name, value in labels.items() if value not in (0, ignore_label)}
-    return dict(sorted(foreground.items())), ignore_label
-
-
-def _read_prompts(predictions: Path) -> tuple[dict[str, dict], list[str]]:
-    """Prompts by case and label name, or none of them and a sentence about what is wrong."""
-    path = predictions / "prompts_used.json"
-    if not path.is_file():
-        return {}, []
-    try:
-        content = read_json(path)
-        frame = {key: content.get(key) for key in ("format_version", "frame", "axes")}
-        expected = {"format_version": 1, "frame": "voxel", "axes": "zyx"}
-        if frame != expected:
-            raise ValueError(f"{path}: expected {expected}, found {frame}")
-        for case, by_label in content["cases"].items():
-            for name, used in by_label.items():
-                for box in used.get("boxes", []):
-                    if np.asarray(box, float).shape != (2, 3):
-                        raise ValueError(
-                            f"{path}: case {case!r}, label {name!r}: a box is "
-                            f"[[z, y, x], [z, y, x]], found {box}"
-                        )
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        return {}, [f"box IoU left out, prompts_used.json cannot be used: {error!s}"]
-    return content["cases"], []
-
-
-def _case_id(path: Path) -> str:
-    return path.name[: -len(file_ending(path))]
-
-
-def _some(names: Any) -> str:
-    """A few of many names."""
-    names = list(names)
-    return (", ".join(names[:5]) + (", ..." if len(names) > 5 else "")) or "nothing"

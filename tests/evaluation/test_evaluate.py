@@ -184,7 +184,7 @@ def test_a_label_that_is_no_whole_number_is_refused_by_name(folders, value):
         evaluate_folders(*folders, labels={"organ": value})
 
 
-@pytest.mark.parametrize("content", [{}, {"labels": [0, 1]}])
+@pytest.mark.parametrize("content", [{}, [], {"labels": [0, 1]}])
 def test_a_dataset_json_without_labels_is_refused(folders, content):
     write_json(folders[0].parent / "dataset.json", content)
     with pytest.raises(ValueError, match="dataset.json: expected an object `labels`"):
