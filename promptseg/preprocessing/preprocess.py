@@ -198,18 +198,15 @@ def _read_label(path: Path, of_image: Geometry, plans: PreprocessingPlans) -> np
 def _label_statistics(
     segmentation: np.ndarray, labels: dict[str, int], case_id: str
 ) -> dict[int, dict[str, Any]]:
-    """Voxel count, half-open box and a random sample of voxels (zyx) for each foreground label.
+    """Voxel count, half-open box and a random sample of voxels (zyx) of each label that occurs.
 
     The sample is drawn by a generator seeded with the case identifier: it never changes.
     """
     rng = np.random.default_rng(zlib.crc32(case_id.encode()))
-    values = sorted(value for value in labels.values() if value != 0)
-    boxes = ndimage.find_objects(segmentation, max(values, default=0))
+    boxes = ndimage.find_objects(segmentation, max(labels.values(), default=0))
     statistics = {}
-    for value in values:
-        box = boxes[value - 1]
+    for value, box in enumerate(boxes, start=1):
         if box is None:
-            statistics[value] = {"voxels": 0, "box": None, "locations": []}
             continue
         lower, upper = [s.start for s in box], [s.stop for s in box]
         inside = np.flatnonzero(segmentation[box] == value)

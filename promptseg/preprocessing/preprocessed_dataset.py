@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,11 @@ class PreprocessedDataset:
         return _open(case_files(self.folder, case_id)[1], dimensions=3)
 
     def properties(self, case_id: str) -> dict[str, Any]:
-        """What `preprocess_case` recorded of a case; `labels` has integer keys."""
+        """What `preprocess_case` recorded of a case, to read only; `labels` has integer keys."""
         path = case_files(self.folder, case_id)[2]
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; {_MADE_BY}")
-        properties = read_json(path)
-        properties["labels"] = {int(value): of for value, of in properties["labels"].items()}
-        return properties
+        return _read_properties(path, path.stat().st_mtime_ns)
 
 
 def case_files(folder: Path, case_id: str) -> tuple[Path, Path, Path]:
@@ -127,6 +126,13 @@ def _partition(shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     block = tuple(min(n, most) for n, most in zip(chunk, _BLOCK, strict=True))
     channels = (1,) * (len(shape) - 3)
     return channels + chunk, channels + block
+
+
+@lru_cache(maxsize=4)  # one sample asks several times, and 40 labels take 20 ms to parse
+def _read_properties(path: Path, _modified_ns: int) -> dict[str, Any]:
+    properties = read_json(path)
+    properties["labels"] = {int(value): of for value, of in properties["labels"].items()}
+    return properties
 
 
 def _open(path: Path, dimensions: int) -> blosc2.NDArray:
