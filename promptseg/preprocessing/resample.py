@@ -6,11 +6,13 @@ faces and not their outer centres (as PyTorch's `align_corners=False`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage, sparse
+
+from promptseg.preprocessing.kernels import axis_weights, cubic, linear, resampled_planes
 
 if TYPE_CHECKING:
     import torch
@@ -95,12 +97,14 @@ def resample_image(
     if image.shape[1:] == new_shape and image.dtype == dtype:
         return image
     weights = [
-        axis_weights(n, m, _linear if axis in linear_axes else _cubic, antialias=True)
+        axis_weights(n, m, linear if axis in linear_axes else cubic, antialias=True)
         for axis, (n, m) in enumerate(zip(image.shape[1:], new_shape, strict=True))
     ]
     resampled = np.empty((len(image), *new_shape), dtype)
     for source, target in zip(image, resampled, strict=True):
-        planes = source if source.shape == new_shape else _planes(source.__getitem__, *weights)
+        planes = (
+            source if source.shape == new_shape else resampled_planes(source.__getitem__, *weights)
+        )
         for plane, out in zip(planes, target, strict=True):
             out[...] = np.rint(plane).clip(0, 255) if dtype == np.uint8 else plane
     return resampled
@@ -134,7 +138,7 @@ def resample_segmentation(segmentation: np.ndarray, new_shape: Sequence[int]) ->
         return segmentation
     sizes = list(zip(segmentation.shape, new_shape, strict=True))
     nearest = segmentation[np.ix_(*(_nearest_indices(n, m) for n, m in sizes))]
-    weights = [axis_weights(n, m, _linear, antialias=False) for n, m in sizes]
+    weights = [axis_weights(n, m, linear, antialias=False) for n, m in sizes]
     resampled, best = nearest.copy(), np.zeros(new_shape, np.float32)
     boxes = _label_boxes(segmentation)
     for label, box in boxes.items():
@@ -174,71 +178,6 @@ def scale_coordinates(
     if coordinates.shape[-1:] != (3,):
         raise ValueError(f"coordinates end in an axis of 3 (zyx), got shape {coordinates.shape}")
     return coordinates * (np.asarray(to_shape, float) / np.asarray(from_shape, float))
-
-
-def axis_weights(
-    old: int, new: int, kernel: Callable[[np.ndarray], np.ndarray], *, antialias: bool
-) -> sparse.csr_matrix:
-    """(new, old) float32 interpolation weights along one axis; each row sums to 1.
-
-    Args:
-        old, new: voxels along the axis.
-        kernel: weight by distance in voxels, zero from 2 on.
-        antialias: widen the kernel by the factor when the axis shrinks.
-    """
-    scale = old / new
-    width = max(scale, 1.0) if antialias else 1.0
-    centres = (np.arange(new) + 0.5) * scale - 0.5  # of the new voxels, in old indices
-    taps = np.arange(int(np.ceil(4 * width)) + 1)
-    columns = np.floor(centres - 2 * width).astype(int)[:, None] + taps
-    values = kernel(np.abs(columns - centres[:, None]) / width)
-    values[(columns < 0) | (columns >= old)] = 0.0
-    values /= values.sum(axis=1, keepdims=True)
-    rows = np.broadcast_to(np.arange(new)[:, None], columns.shape)
-    used = values != 0.0
-    entries = (values[used].astype(np.float32), (rows[used], columns[used]))
-    return sparse.csr_matrix(entries, shape=(new, old))
-
-
-def _linear(distance: np.ndarray) -> np.ndarray:
-    return np.maximum(1.0 - distance, 0.0)
-
-
-def _cubic(t: np.ndarray) -> np.ndarray:
-    near = (1.5 * t - 2.5) * t * t + 1.0
-    far = ((-0.5 * t + 2.5) * t - 4.0) * t + 2.0
-    return np.where(t < 1.0, near, np.where(t < 2.0, far, 0.0))
-
-
-def _planes(
-    slice_at: Callable[[int], np.ndarray],
-    along_z: sparse.csr_matrix,
-    along_y: sparse.csr_matrix,
-    along_x: sparse.csr_matrix,
-) -> Iterator[np.ndarray]:
-    """The slices (y', x') of a resampled volume one after the other, float32.
-
-    `slice_at(z)` gives an input slice (y, x). It is resampled in its plane when first needed and
-    dropped after the last output slice that needs it.
-    """
-    held: dict[int, np.ndarray] = {}
-    for row in range(along_z.shape[0]):
-        entries = slice(along_z.indptr[row], along_z.indptr[row + 1])
-        needed, shares = along_z.indices[entries], along_z.data[entries]
-        held = {z: held[z] for z in needed.tolist() if z in held}
-        plane = np.zeros((along_y.shape[0], along_x.shape[0]), np.float32)
-        for z, share in zip(needed.tolist(), shares, strict=True):
-            if z not in held:
-                held[z] = _resample_plane(slice_at(z), along_y, along_x)
-            plane += share * held[z]
-        yield plane
-
-
-def _resample_plane(
-    plane: np.ndarray, along_y: sparse.csr_matrix, along_x: sparse.csr_matrix
-) -> np.ndarray:
-    transposed = np.ascontiguousarray(plane.T, np.float32)  # sparse products want whole rows
-    return along_y @ np.ascontiguousarray((along_x @ transposed).T)
 
 
 def _nearest_indices(old: int, new: int) -> np.ndarray:
@@ -281,7 +220,9 @@ def _raise_label(
     cropped = [
         matrix[rows, columns] for matrix, rows, columns in zip(weights, reach, box, strict=True)
     ]
-    for z, share in enumerate(_planes(lambda z: crop[z] == label, *cropped), reach[0].start):
+    for z, share in enumerate(
+        resampled_planes(lambda z: crop[z] == label, *cropped), reach[0].start
+    ):
         here = (z, *reach[1:])
         share = share + _TIE * (nearest[here] == label)
         better = share > best[here]
