@@ -43,7 +43,7 @@ def abdomen(rng: np.random.Generator) -> tuple[Structure, ...]:
 
     Labelled are the liver without its lesion, both kidneys, and the lesion.
     """
-    patient = _Patient(rng, build=rng.uniform(0.92, 1.06), shift_mm=8.0)
+    patient = _Patient(rng, build=rng.uniform(0.93, 1.06), shift_mm=6.0)
     fat = rng.uniform(6, 14)  # mm under the skin
     skin, wall, cavity = (
         patient.ellipsoid((0, 0, 0), (LONG, _OUTER[0] - depth, _OUTER[1] - depth))
@@ -58,7 +58,7 @@ def abdomen(rng: np.random.Generator) -> tuple[Structure, ...]:
         *_liver_and_vessels(patient, cavity),
         *_spine(patient),
         *_kidneys(patient, cavity),
-        _lesion(patient),
+        _lesion(patient, cavity),
     )
 
 
@@ -144,12 +144,12 @@ def _kidneys(patient: _Patient, cavity: Ellipsoid) -> list[Structure]:
     ]
 
 
-def _lesion(patient: _Patient) -> Structure:
-    """A roundish lesion inside the right lobe of the liver, 26 to 46 mm across."""
-    center = np.add((4, -15, -48), patient.rng.uniform((-14, -11, -10), (14, 11, 10)))
+def _lesion(patient: _Patient, cavity: Ellipsoid) -> Structure:
+    """A roundish lesion in the right lobe of the liver, 26 to 46 mm across."""
+    center = np.add((4, -15, -48), patient.rng.uniform((-9, -8, -8), (9, 8, 8)))
     radius = patient.rng.uniform(15, 20)
     lesion = patient.ellipsoid(center, (radius,) * 3, scale=0.13, turn=90)
-    return Structure(tissue="lesion", parts=(lesion,), label="lesion")
+    return Structure(tissue="lesion", parts=(lesion,), within=cavity, label="lesion")
 
 
 def liver_under_a_probe(rng: np.random.Generator) -> tuple[Structure, ...]:

@@ -60,7 +60,7 @@ def run_demo(
     # Imported here: these bring torch, which the phantoms and their workers do without.
     from promptseg.experiment_planning.planner import plan_dataset
     from promptseg.inference.predict_files import predict_files
-    from promptseg.training.run import train
+    from promptseg.pipeline import train
 
     folders = Folders(
         raw=folder / "raw", preprocessed=folder / "preprocessed", results=folder / "results"
