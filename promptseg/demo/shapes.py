@@ -27,6 +27,10 @@ class Ellipsoid:
         xyz = Rotation.from_euler("zyx", self.degrees, degrees=True).as_matrix()
         return xyz[::-1, ::-1]
 
+    def half_extents(self) -> np.ndarray:
+        """(3,) mm, zyx, that it reaches from its centre along the volume's axes."""
+        return np.linalg.norm(self.rotation() * np.asarray(self.radii), axis=1)
+
     def signed_distance(self, points: np.ndarray) -> np.ndarray:
         """Roughly the distance to the surface in mm, negative inside; its sign is exact.
 
@@ -61,9 +65,9 @@ class Structure:
     label: str | None = None
 
     def bounds(self) -> np.ndarray:
-        """(2, 3) corners in mm, zyx, of a box that holds the parts, however they are turned."""
+        """(2, 3) corners in mm, zyx, of the smallest box that holds the parts."""
         centers = np.array([part.center for part in self.parts])
-        reach = np.array([[max(part.radii)] for part in self.parts])
+        reach = np.array([part.half_extents() for part in self.parts])
         return np.stack([(centers - reach).min(axis=0), (centers + reach).max(axis=0)])
 
     def signed_distance(self, points: np.ndarray) -> np.ndarray:

@@ -66,8 +66,8 @@ def test_labels_are_exactly_where_the_shapes_are(drawn):
 
 
 def test_every_label_is_there_and_the_lesion_is_8_to_15_voxels_across():
-    for modality in MODALITIES:
-        for seed in range(4):
+    for modality in ("CT", "US"):  # MRI and PET have the anatomy of CT
+        for seed in range(5):
             segmentation = make_phantom(modality, np.random.default_rng(seed)).segmentation
             assert set(np.unique(segmentation)) == {0, *LABELS.values()}
             lesion = np.argwhere(segmentation == LABELS["lesion"])
@@ -176,6 +176,16 @@ def test_an_ellipsoid_has_its_textbook_volume_and_a_quarter_turn_swaps_two_radii
     np.testing.assert_allclose(
         lying.signed_distance(points), upright.signed_distance(points), atol=1e-6
     )
+
+
+def test_bounds_touch_a_turned_ellipsoid_on_every_side():
+    spacing = (0.5, 0.4, 0.6)
+    points = grid_points((60, 100, 70), spacing)
+    part = Ellipsoid(center=(1.0, 2.0, -1.0), radii=(4.0, 14.0, 8.0), degrees=(35.0, 20.0, -15.0))
+    inside = points[part.signed_distance(points) < 0]
+    bounds = Structure(tissue="fat", parts=(part,)).bounds()
+    assert (bounds[0] <= inside.min(axis=0)).all() and (inside.max(axis=0) <= bounds[1]).all()
+    np.testing.assert_allclose(bounds, [inside.min(axis=0), inside.max(axis=0)], atol=1.0)
 
 
 def test_signed_distance_of_a_sphere_is_exact():
