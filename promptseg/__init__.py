@@ -1,0 +1,44 @@
+"""promptseg: self-configuring promptable 3D segmentation with automatic prompts.
+
+The names below are the public surface. They are loaded when first used, so that importing the
+package, and every worker process that does, stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AUTO_PROMPTERS": "promptseg.prompts.automatic",
+    "Folders": "promptseg.folders",
+    "Plans": "promptseg.experiment_planning.plans",
+    "Predictor": "promptseg.inference.predictor",
+    "Prompts": "promptseg.prompts.prompts",
+    "Proposal": "promptseg.prompts.automatic",
+    "TRAINERS": "promptseg.training.trainers",
+    "auto_prompt": "promptseg.prompts.automatic",
+    "auto_prompt_files": "promptseg.prompts.automatic.files",
+    "evaluate_folders": "promptseg.evaluation.evaluate",
+    "find_folders": "promptseg.folders",
+    "find_model_folder": "promptseg.pipeline",
+    "plan_dataset": "promptseg.experiment_planning.planner",
+    "predict_files": "promptseg.inference.predict_files",
+    "preprocess_dataset": "promptseg.preprocessing.preprocess",
+    "run_demo": "promptseg.demo.run",
+    "train": "promptseg.pipeline",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'promptseg' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

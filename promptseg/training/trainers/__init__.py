@@ -1,0 +1,8 @@
+"""Trainers; each module beside this one registers its own."""
+
+from promptseg.registry import import_modules_of
+from promptseg.training.base_trainer import TRAINERS
+
+import_modules_of(__name__, __path__)
+
+__all__ = ["TRAINERS"]

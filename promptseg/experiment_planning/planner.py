@@ -1,0 +1,192 @@
+"""From a raw dataset to plans and preprocessed cases: what `promptseg_plan` runs."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from promptseg.experiment_planning.auto_prompt_fit import AutoPromptFit, fit_auto_prompts
+from promptseg.experiment_planning.examine import examine_dataset
+from promptseg.experiment_planning.fingerprint import HU_EDGES, Fingerprint, save_fingerprint
+from promptseg.experiment_planning.integrity import Problem, report
+from promptseg.experiment_planning.plans import DEFAULT_PLANS_NAME, Plans, save_plans
+from promptseg.experiment_planning.rules import (
+    BUDGETS,
+    choose_ct_window,
+    target_spacing,
+    window_and_stride,
+)
+from promptseg.files import replacing, write_json
+from promptseg.folders import Folders, find_dataset_folder
+from promptseg.preprocessing.normalize import Normalization, ct_window, percentile_clipping
+from promptseg.preprocessing.preprocess import preprocess_dataset
+from promptseg.preprocessing.resample import resampled_shape
+from promptseg.raw_dataset import RawCase, RawDataset, read_raw_dataset
+
+log = logging.getLogger(__name__)
+
+
+class BrokenDatasetError(ValueError):
+    """Some cases cannot be used; `problems` has every one of them."""
+
+    def __init__(self, dataset: RawDataset, problems: Sequence[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__(
+            f"{dataset.name}: {report(problems, len(dataset.cases))}\n"
+            f"Repair them, or go on without these cases with --skip-broken."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanningResult:
+    """What planning made: the plans, where they are, and what it left out.
+
+    Attributes:
+        plans: also in `folder/<plans_name>.json`.
+        folder: the preprocessed dataset.
+        skipped: problems of the cases left out by `skip_broken`.
+        failed: case identifier to message of the cases that could not be preprocessed.
+        auto_prompt_table: the measured automatic prompts, as text.
+    """
+
+    plans: Plans
+    folder: Path
+    skipped: tuple[Problem, ...]
+    failed: dict[str, str]
+    auto_prompt_table: str
+
+
+def plan_dataset(
+    dataset: int | str,
+    folders: Folders,
+    *,
+    size: str = "tiny",
+    plans_name: str = DEFAULT_PLANS_NAME,
+    processes: int = 2,
+    skip_broken: bool = False,
+) -> PlanningResult:
+    """Check, fingerprint and plan a raw dataset, fit its automatic prompts, preprocess it.
+
+    Args:
+        dataset: number or full name of a folder under `folders.raw`.
+        folders: the three roots.
+        size: encoder size: `tiny`, `small` or `base`.
+        plans_name: name of the plans file; choose another to keep plans side by side.
+        processes: worker processes; 0 does everything in this one.
+        skip_broken: plan without the cases that have problems.
+
+    Returns:
+        The plans and what was left out.
+
+    Raises:
+        FileNotFoundError: if the dataset is not there.
+        BrokenDatasetError: listing every broken case, unless `skip_broken`.
+        ValueError: for an unknown size, or if no usable case remains.
+    """
+    if size not in BUDGETS:
+        raise ValueError(f"unknown size {size!r}; there are {', '.join(BUDGETS)}")
+    raw_folder = find_dataset_folder(
+        folders.raw, dataset, "set promptseg_raw or --raw to the folder that has your datasets"
+    )
+    raw = read_raw_dataset(raw_folder)
+    folder = folders.preprocessed / raw.name
+    examination = examine_dataset(raw, processes)
+    for warning in examination.warnings:
+        log.warning(warning)
+    if examination.problems and not skip_broken:
+        raise BrokenDatasetError(raw, examination.problems)
+    if not examination.good_cases:
+        raise BrokenDatasetError(raw, examination.problems)
+
+    fingerprint = examination.fingerprint
+    cases = examination.good_cases
+    normalizations, window_reason = choose_normalizations(fingerprint)
+    fit = fit_auto_prompts(
+        cases,
+        raw.labels,
+        modality=fingerprint.modalities[0],
+        normalizations=normalizations,
+        processes=processes,
+    )
+    plans = make_plans(raw, fingerprint, normalizations, window_reason, fit, size, plans_name)
+
+    write_json(folder / "dataset.json", raw.content)
+    save_fingerprint(folder, fingerprint)
+    save_plans(folder / f"{plans_name}.json", plans)
+    write_json(folder / f"{plans_name}_auto_prompt_boxes.json", fit.proposals)
+    failed = preprocess_dataset(cases, plans, folder / plans.data_identifier, processes)
+    keep_ground_truth(cases, folder / "gt_segmentations")
+    return PlanningResult(
+        plans=plans,
+        folder=folder,
+        skipped=tuple(examination.problems),
+        failed=failed,
+        auto_prompt_table=fit.table(),
+    )
+
+
+def choose_normalizations(fingerprint: Fingerprint) -> tuple[tuple[Normalization, ...], str]:
+    """A CT window where a channel is CT, percentile clipping elsewhere, and the reason."""
+    chosen, reasons = [], []
+    for channel, modality in enumerate(fingerprint.modalities):
+        if modality == "CT":
+            name, reason = choose_ct_window(fingerprint.hu_histograms.get(channel, {}), HU_EDGES)
+            chosen.append(ct_window(name))
+            reasons.append(f"channel {channel}: CT window {name!r}, {reason}")
+        else:
+            chosen.append(percentile_clipping())
+            reasons.append(f"channel {channel}: {modality}, clipped to percentiles 0.5 and 99.5")
+    return tuple(chosen), "; ".join(reasons)
+
+
+def make_plans(
+    raw: RawDataset,
+    fingerprint: Fingerprint,
+    normalizations: tuple[Normalization, ...],
+    normalization_reason: str,
+    fit: AutoPromptFit,
+    size: str,
+    plans_name: str,
+) -> Plans:
+    """Call the rules in order; reads no file and writes none."""
+    spacings = np.array([case.spacing for case in fingerprint.cases])
+    shapes = np.array([case.shape for case in fingerprint.cases])
+    spacing, spacing_reason = target_spacing(spacings, shapes)
+    resampled = [resampled_shape(s, sp, spacing) for s, sp in zip(shapes, spacings, strict=True)]
+    median_shape = tuple(int(n) for n in np.median(resampled, axis=0).round())
+    window, stride, window_reason = window_and_stride(median_shape, spacing, BUDGETS[size])
+    return Plans(
+        dataset_name=raw.name,
+        plans_name=plans_name,
+        size=size,
+        channel_names=raw.channel_names,
+        modalities=tuple(fingerprint.modalities),
+        normalizations=normalizations,
+        spacing=spacing,
+        median_shape=median_shape,
+        window=window,
+        stride=stride,
+        batch_size=BUDGETS[size].batch_size,
+        labels=raw.labels,
+        auto_prompts=fit.labels,
+        reasons={
+            "modality": "; ".join(fingerprint.modality_sources),
+            "normalization": normalization_reason,
+            "spacing": spacing_reason,
+            "window": window_reason,
+        },
+    )
+
+
+def keep_ground_truth(cases: Sequence[RawCase], folder: Path) -> None:
+    """Copy the label files, so that validation needs no raw folder later on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        target = folder / case.label.name
+        with replacing(target) as temporary:
+            shutil.copyfile(case.label, temporary)

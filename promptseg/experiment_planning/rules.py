@@ -1,0 +1,163 @@
+"""One pure function a rule. Each returns its choice and the reason in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from promptseg.preprocessing.normalize import CT_WINDOWS
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What one encoder size may cost.
+
+    Attributes:
+        window_voxels: most voxels in a window.
+        tokens: most tokens of the image embedding.
+        batch_size: windows in one training step.
+    """
+
+    window_voxels: int
+    tokens: int
+    batch_size: int
+
+
+BUDGETS = {
+    # `base` is the number of voxels and tokens of SegVol's 32x256x256 window with 4x16x16 patches;
+    # `tiny` trains on two CPU cores in minutes.
+    "tiny": Budget(window_voxels=48 * 64 * 64, tokens=512, batch_size=2),
+    "small": Budget(window_voxels=96 * 96 * 96, tokens=1024, batch_size=2),
+    "base": Budget(window_voxels=32 * 256 * 256, tokens=2048, batch_size=2),
+}
+
+ANISOTROPY = 3.0  # nnU-Net's threshold for calling a spacing anisotropic
+
+
+def target_spacing(spacings: np.ndarray, shapes: np.ndarray) -> tuple[tuple[float, ...], str]:
+    """The spacing that all images are resampled to.
+
+    Args:
+        spacings: (n, 3) mm, zyx, of the training images.
+        shapes: (n, 3) voxels, zyx.
+
+    Returns:
+        (3,) spacing in mm, and the reason.
+
+    Source:
+        nnU-Net (Isensee et al. 2021, Supplementary Note 2): the median along each axis; where the
+        coarsest axis is more than three times as coarse as the others and has more than three
+        times fewer voxels, its 10th percentile, but never finer than the others.
+    """
+    target = np.median(spacings, axis=0)
+    shape = np.median(shapes, axis=0)
+    worst = int(np.argmax(target))
+    others = [axis for axis in range(3) if axis != worst]
+    coarse = target[worst] > ANISOTROPY * max(target[others])
+    few = shape[worst] * ANISOTROPY < min(shape[others])
+    if coarse and few:
+        fine = float(np.percentile(spacings[:, worst], 10))
+        target[worst] = max(fine, float(max(target[others])) + 1e-5)
+        return tuple(float(s) for s in target), "median, 10th percentile along the coarsest axis"
+    return tuple(float(s) for s in target), "median over the training images"
+
+
+def window_and_stride(
+    median_shape: Sequence[int], spacing: Sequence[float], budget: Budget
+) -> tuple[Triple, Triple, str]:
+    """The block a network sees at once, and the voxels one token of its embedding stands for.
+
+    The window starts from the median image and shrinks along its physically longest axis until
+    it is within the voxel budget. The stride starts from one voxel and doubles, always along the
+    axes where a token is physically smallest, until the tokens are within their budget: the
+    finest near-isotropic stride that fits. The window is then rounded to a multiple of it.
+
+    Args:
+        median_shape: voxels, zyx, at `spacing`.
+        spacing: mm, zyx.
+        budget: of the encoder size.
+
+    Returns:
+        window and stride in voxels, zyx, and the reason.
+    """
+    spacing = np.asarray(spacing, float)
+    window = np.maximum(np.asarray(median_shape, int), 1)
+    while window.prod() > budget.window_voxels:
+        axis = int(np.argmax(window * spacing))
+        window[axis] = max(1, int(window[axis] * 0.95))
+    stride = _finest_stride(window, spacing, budget.tokens)
+    rounded = _round_to_multiple(window, stride, budget.window_voxels)
+    tokens = int((rounded // stride).prod())
+    covers = "covers the median image" if (rounded >= median_shape).all() else "smaller than it"
+    reason = (
+        f"median image {tuple(int(n) for n in median_shape)}, at most {budget.window_voxels} "
+        f"voxels and {budget.tokens} tokens: {covers}, {tokens} tokens"
+    )
+    return tuple(int(n) for n in rounded), tuple(int(n) for n in stride), reason
+
+
+def _finest_stride(window: np.ndarray, spacing: np.ndarray, max_tokens: int) -> np.ndarray:
+    """Double the physically finest axes (within a factor sqrt 2) until the tokens fit.
+
+    An axis stops at a stride that leaves it two tokens; when none is left, so does the rule.
+    """
+    stride = np.ones(3, int)
+    while np.ceil(window / stride).prod() > max_tokens:
+        can_double = np.ceil(window / (2 * stride)) >= 2
+        if not can_double.any():
+            break
+        token_mm = np.where(can_double, stride * spacing, np.inf)
+        stride[token_mm < np.sqrt(2) * token_mm.min()] *= 2
+    return stride
+
+
+def _round_to_multiple(window: np.ndarray, stride: np.ndarray, max_voxels: int) -> np.ndarray:
+    """Round up to a multiple of the stride, as long as that stays within 1.5 times the budget."""
+    up = np.ceil(window / stride).astype(int) * stride
+    if up.prod() <= 1.5 * max_voxels:
+        return up
+    return np.maximum(window // stride, 1) * stride
+
+
+def choose_ct_window(
+    histograms: Mapping[int, Sequence[int]], edges: Sequence[float]
+) -> tuple[str, str]:
+    """The clinical CT window that separates the labels best from the rest, and the reason.
+
+    Separation of one label is the total variation distance between its intensities and those of
+    all voxels without a label, both after windowing to 8 bits: 1 if they share no grey value, 0
+    if they are alike. Narrow windows lose what they clip; wide ones lose little here, but spend
+    their grey values elsewhere, so soft tissue is kept unless another window is better by 0.02
+    in the mean over the labels.
+
+    Args:
+        histograms: for every label value, 0 for all else, voxels in each bin.
+        edges: HU of the bins' borders, one more than bins.
+
+    Returns:
+        name of the window, and the reason.
+    """
+    labels = [value for value in histograms if value != 0]
+    default = "soft tissue"
+    if not labels or 0 not in histograms:
+        return default, "the default: no labelled voxels to choose by"
+    centres = (np.asarray(edges[:-1], float) + np.asarray(edges[1:], float)) / 2
+    separation = {}
+    for name, (width, level) in CT_WINDOWS.items():
+        grey = np.clip((centres - level + width / 2) / width * 255, 0, 255).round().astype(int)
+        shares = {
+            value: np.bincount(grey, weights=np.asarray(counts, float), minlength=256)
+            / max(sum(counts), 1)
+            for value, counts in histograms.items()
+        }
+        distances = [0.5 * np.abs(shares[v] - shares[0]).sum() for v in labels]
+        separation[name] = float(np.mean(distances))
+    best = max(separation, key=separation.get)
+    if separation[best] < separation[default] + 0.02:
+        best = default
+    measured = ", ".join(f"{name} {value:.3f}" for name, value in separation.items())
+    return best, f"separation of labels from the rest: {measured}"

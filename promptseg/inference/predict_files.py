@@ -1,0 +1,265 @@
+"""A folder of images to a folder of segmentations, the prompts used and a report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from promptseg.files import read_json, replacing, write_json
+from promptseg.image_io import Geometry, file_ending, read_image, write_image
+from promptseg.inference.predictor import Prediction, Predictor
+from promptseg.prompts.prompts import (
+    Prompts,
+    prompts_from_json,
+    read_prompts_file,
+    write_prompts_file,
+)
+from promptseg.raw_dataset import RawCase, cases_in_folder
+
+log = logging.getLogger(__name__)
+
+
+def predict_files(
+    model_folder: Path | str,
+    inputs: Path | str,
+    output: Path | str,
+    *,
+    folds: Sequence[str] | None = None,
+    auto_prompt: str | None = None,
+    prompts: Path | str | None = None,
+    checkpoint: str = "checkpoint_final.pth",
+    device: str = "cpu",
+    step_size: float = 0.5,
+    tta: bool = True,
+    continue_prediction: bool = False,
+    parts: int = 1,
+    part: int = 0,
+) -> dict[str, Any]:
+    """Segment every case of a folder and write the results beside each other.
+
+    Writes `CASE.nii.gz` (the images' own ending), `prompts_used.json` (can be edited and given
+    back as `prompts`), `predict_report.json` and the model's `dataset.json`. A case that fails is
+    reported; the others are done.
+
+    Args:
+        model_folder: of a trained model, see `Predictor.from_model_folder`.
+        inputs: folder of images, DICOM series folder, or one file.
+        output: folder to write to.
+        folds: networks to average; every trained fold when not given.
+        auto_prompt: `plans` or a strategy's name; None asks by label names, or by `prompts`.
+        prompts: prompts.json; the cases in `inputs` must be in it. Labels that a case does not
+            list are not segmented.
+        checkpoint, device, step_size, tta: see `Predictor.from_model_folder`.
+        continue_prediction: keep the segmentations that are there.
+        parts, part: do every `parts`-th case only, from number `part` on, so that several
+            commands share the work.
+
+    Returns:
+        The report: `auto_prompt`, `cases` with `status` `done`, `kept` or `failed` each, and
+        `failed`, how many.
+
+    Raises:
+        FileNotFoundError, ValueError: if the model, the inputs or the prompts file as a whole
+            cannot be used, or if both `auto_prompt` and `prompts` are given.
+    """
+    if auto_prompt and prompts:
+        raise ValueError("give either --auto-prompt or --prompts, not both")
+    if not 0 <= part < parts:
+        raise ValueError(f"part must be in 0 to {parts - 1} for {parts} part(s), got {part}")
+    from_file = None if prompts is None else read_prompts_file(prompts)
+    predictor = Predictor.from_model_folder(
+        model_folder,
+        folds=folds,
+        checkpoint=checkpoint,
+        device=device,
+        step_size=step_size,
+        tta=tta,
+    )
+    cases, notes = cases_in_folder(inputs, len(predictor.plans.channel_names))
+    for note in notes:
+        log.info(note)
+    if from_file is not None:
+        _check_case_names(from_file, cases, prompts)
+    suffix = "" if parts == 1 else f"_part{part}"
+    report = predict_cases(
+        predictor,
+        cases[part::parts],
+        output,
+        auto_prompt=auto_prompt,
+        from_file=from_file,
+        continue_prediction=continue_prediction,
+        suffix=suffix,
+    )
+    _keep_dataset_json(Path(model_folder), Path(output))
+    return report
+
+
+def predict_cases(
+    predictor: Predictor,
+    cases: Sequence[RawCase],
+    output: Path | str,
+    *,
+    auto_prompt: str | None = None,
+    from_file: Mapping[str, Mapping[str, Any]] | None = None,
+    continue_prediction: bool = False,
+    suffix: str = "",
+) -> dict[str, Any]:
+    """`predict_files` for a predictor and cases that are there already.
+
+    Args:
+        predictor: with its networks.
+        cases: to segment; labels are not looked at.
+        output: folder to write to; made when missing.
+        auto_prompt, continue_prediction: see `predict_files`.
+        from_file: what `read_prompts_file` returns.
+        suffix: of the report's and the prompts file's names.
+    """
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    report_file = output / f"predict_report{suffix}.json"
+    prompts_file = output / f"prompts_used{suffix}.json"
+    entries, used = _earlier(report_file, prompts_file) if continue_prediction else ({}, {})
+    run = _Run(predictor, output, from_file, auto_prompt, continue_prediction)
+    for case_id, entry in run.all(cases):
+        if entry["status"] == "kept" and case_id in entries:
+            continue
+        entries[case_id] = entry
+        if entry["status"] == "done":
+            fields = ("boxes", "points", "point_labels", "source", "score", "reason")
+            used[case_id] = {
+                label: {name: result[name] for name in fields}
+                for label, result in entry["labels"].items()
+            }
+    report = {
+        "auto_prompt": auto_prompt,
+        "failed": sum(entries[case.case_id]["status"] == "failed" for case in cases),
+        "cases": dict(sorted(entries.items())),
+    }
+    write_json(report_file, report)
+    write_prompts_file(prompts_file, dict(sorted(used.items())))
+    return report
+
+
+class _Run:
+    """One pass over cases; reading the next and writing the last overlap with the network."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        output: Path,
+        from_file: Mapping[str, Mapping[str, Any]] | None,
+        auto_prompt: str | None,
+        continue_prediction: bool,
+    ) -> None:
+        self.predictor = predictor
+        self.output = output
+        self.from_file = from_file
+        self.auto_prompt = auto_prompt
+        self.continue_prediction = continue_prediction
+
+    def all(self, cases: Sequence[RawCase]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield case identifier and report entry, case by case."""
+        waiting = []
+        for case in cases:
+            if self.continue_prediction and self._target(case).is_file():
+                yield case.case_id, {"status": "kept"}
+            else:
+                waiting.append(case)
+        bar = tqdm(total=len(waiting), desc="predicting", unit="case", dynamic_ncols=True)
+        with bar, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            coming = reader.submit(read_image, waiting[0].images) if waiting else None
+            writing: list[tuple[RawCase, Any, Prediction]] = []
+            for number, case in enumerate(waiting):
+                current, coming = coming, None
+                if number + 1 < len(waiting):
+                    coming = reader.submit(read_image, waiting[number + 1].images)
+                if len(writing) > 1:  # bounds the masks waiting to be written
+                    yield self._written(*writing.pop(0))
+                try:
+                    image, geometry = current.result()
+                    prediction = self._predict(case, image, geometry)
+                except Exception as error:
+                    yield case.case_id, _failure(case, error)
+                else:
+                    job = writer.submit(
+                        write_image, self._target(case), prediction.segmentation, geometry
+                    )
+                    writing.append((case, job, prediction))
+                bar.update()
+            for item in writing:
+                yield self._written(*item)
+
+    def _predict(self, case: RawCase, image: np.ndarray, geometry: Geometry) -> Prediction:
+        self.predictor.set_image(image, geometry.spacing)
+        labels = list(self.predictor.plans.labels)
+        given: dict[str, Prompts] = {}
+        if self.from_file is not None:
+            if case.case_id not in self.from_file:
+                raise ValueError("the prompts file has nothing for this case")
+            given = {
+                label: prompts_from_json(content, geometry.shape, f"label {label!r}")
+                for label, content in self.from_file[case.case_id].items()
+            }
+            labels = list(given)
+        return self.predictor.predict_prompts(given, labels=labels, auto_prompt=self.auto_prompt)
+
+    def _written(
+        self, case: RawCase, job: Any, prediction: Prediction
+    ) -> tuple[str, dict[str, Any]]:
+        try:
+            job.result()
+        except Exception as error:
+            return case.case_id, _failure(case, error)
+        entry = {
+            "status": "done",
+            "images": [str(path) for path in case.images],
+            "prediction": str(self._target(case)),
+            "labels": {name: result.to_json() for name, result in prediction.labels.items()},
+        }
+        return case.case_id, entry
+
+    def _target(self, case: RawCase) -> Path:
+        ending = file_ending(case.images[0])
+        single_file = ending if ending in (".nii.gz", ".nii", ".nrrd", ".mha") else ".nii.gz"
+        return self.output / f"{case.case_id}{single_file}"
+
+
+def _failure(case: RawCase, error: Exception) -> dict[str, Any]:
+    message = str(error) or type(error).__name__
+    log.error("case %s failed: %s", case.case_id, message)
+    return {"status": "failed", "images": [str(p) for p in case.images], "error": message}
+
+
+def _check_case_names(
+    from_file: dict[str, Any], cases: Sequence[RawCase], path: Path | str
+) -> None:
+    """A prompts file that fits no image at all is a mistake worth stopping for."""
+    there = {case.case_id for case in cases}
+    if not there & set(from_file):
+        raise ValueError(
+            f"{path} has prompts for {', '.join(list(from_file)[:5]) or 'no case'}, none of which "
+            f"is among the images: {', '.join(sorted(there)[:5])}"
+        )
+    for case_id in sorted(set(from_file) - there):
+        log.warning("%s has prompts for %r, which is not among the images", path, case_id)
+
+
+def _keep_dataset_json(model_folder: Path, output: Path) -> None:
+    """The labels' names, for the evaluation and for whoever finds the folder later."""
+    source = model_folder / "dataset.json"
+    if source.is_file():
+        with replacing(output / "dataset.json") as temporary:
+            temporary.write_bytes(source.read_bytes())
+
+
+def _earlier(report_file: Path, prompts_file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What an earlier run into the same folder reported."""
+    entries = read_json(report_file).get("cases", {}) if report_file.is_file() else {}
+    used = read_prompts_file(prompts_file) if prompts_file.is_file() else {}
+    return entries, used

@@ -1,0 +1,112 @@
+"""Window positions, weights and blending; knows no network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor
+
+
+def window_starts(
+    shape: Sequence[int],
+    window: Sequence[int],
+    region: np.ndarray,
+    step_size: float = 0.5,
+) -> np.ndarray:
+    """Where windows start that together cover a region of a volume.
+
+    Along each axis a region that fits is covered by one window, centred on it and moved into the
+    volume as far as that goes; a longer one by evenly spaced windows, at most `step_size` windows
+    apart, as in nnU-Net. A volume shorter than the window lies in its middle: the start is then
+    negative.
+
+    Args:
+        shape: of the volume, voxels, zyx.
+        window: voxels, zyx.
+        region: (2, 3) half-open box inside the volume, zyx.
+        step_size: largest distance of neighbouring windows, as a share of the window.
+
+    Returns:
+        (n, 3) integer starts, zyx, in raster order.
+    """
+    axes = []
+    for n, w, lower, upper in zip(shape, window, *np.asarray(region, int), strict=True):
+        if n <= w:
+            axes.append([-((w - n) // 2)])
+        elif upper - lower <= w:
+            axes.append([int(np.clip((lower + upper - w) // 2, 0, n - w))])
+        else:
+            first, last = int(lower), int(min(upper, n) - w)
+            count = int(np.ceil((last - first) / (step_size * w))) + 1
+            axes.append(np.round(np.linspace(first, last, count)).astype(int).tolist())
+    return np.array(np.meshgrid(*axes, indexing="ij")).reshape(3, -1).T
+
+
+def meets(start: np.ndarray, window: Sequence[int], box: np.ndarray) -> bool:
+    """Whether the window at a start and a half-open box (2, 3) share any volume."""
+    upper = np.minimum(start + np.asarray(window), box[1])
+    return bool((np.maximum(start, box[0]) < upper).all())
+
+
+def gaussian_weights(window: Sequence[int], sigma_share: float = 1 / 8) -> Tensor:
+    """(z, y, x) float32 weights, 1 in the middle, smallest (never 0) at the corners.
+
+    Source:
+        nnU-Net: a Gaussian with a standard deviation of an eighth of the window.
+    """
+    weights = torch.ones(())
+    for axis, n in enumerate(window):
+        impulse = np.zeros(n)
+        impulse[n // 2] = 1
+        line = gaussian_filter1d(impulse, n * sigma_share, mode="constant")
+        line = torch.from_numpy(np.maximum(line / line.max(), 1e-2)).float()
+        weights = weights * line.view([-1 if a == axis else 1 for a in range(3)])
+    return weights
+
+
+class Blend:
+    """Weighted mean of the windows that were computed for one label, inside their region.
+
+    Memory is bounded by the region that the windows span, not by the volume.
+
+    Args:
+        starts: (n, 3) starts of all windows that will be added, zyx; may be negative.
+        window: voxels, zyx.
+        shape: of the volume, zyx.
+        weights: (z, y, x) of a window.
+    """
+
+    def __init__(
+        self, starts: np.ndarray, window: Sequence[int], shape: Sequence[int], weights: Tensor
+    ) -> None:
+        self.window = np.asarray(window)
+        self.lower = np.maximum(starts.min(axis=0), 0)
+        self.upper = np.minimum(starts.max(axis=0) + self.window, shape)
+        extent = [int(n) for n in self.upper - self.lower]
+        self.weights = weights.cpu()
+        self.sum = torch.zeros(extent)
+        self.weight_sum = torch.zeros(extent)
+
+    def add(self, logits: Tensor, start: np.ndarray) -> None:
+        """Add a window's (z, y, x) logits; what lies outside the volume is left out."""
+        first = np.maximum(start, self.lower)
+        last = np.minimum(start + self.window, self.upper)
+        here = tuple(
+            slice(int(a), int(b)) for a, b in zip(first - start, last - start, strict=True)
+        )
+        there = tuple(
+            slice(int(a), int(b))
+            for a, b in zip(first - self.lower, last - self.lower, strict=True)
+        )
+        weights = self.weights[here]
+        self.sum[there] += logits.float().cpu()[here] * weights
+        self.weight_sum[there] += weights
+
+    def result(self, outside: float = -20.0) -> Tensor:
+        """(z, y, x) mean logits of the region; `outside` where no window reached."""
+        reached = self.weight_sum > 0
+        mean = self.sum / torch.where(reached, self.weight_sum, 1.0)
+        return torch.where(reached, mean, outside)

@@ -1,0 +1,68 @@
+"""Convolutional pieces that encoders and the decoder share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+def stride_ladder(stride: Sequence[int]) -> list[tuple[int, int, int]]:
+    """The resolutions between the voxels and the tokens, finest first.
+
+    Each step halves, of the axes left, those with the largest stride: (2, 8, 8) gives
+    (1, 1, 1), (2, 2, 2), (2, 4, 4), (2, 8, 8).
+
+    Args:
+        stride: voxels of one token, zyx, powers of two.
+
+    Raises:
+        ValueError: if an axis is no power of two.
+    """
+    if any(s < 1 or s & (s - 1) for s in stride):
+        raise ValueError(f"strides must be powers of two, got {tuple(stride)} (zyx)")
+    ladder = [tuple(int(s) for s in stride)]
+    while max(ladder[0]) > 1:
+        largest = max(ladder[0])
+        ladder.insert(0, tuple(s // 2 if s == largest else s for s in ladder[0]))
+    return ladder
+
+
+class ConvBlock(nn.Module):
+    """Convolution, instance normalization, leaky ReLU; the stride may differ by axis."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, stride: Sequence[int] = (1, 1, 1)
+    ) -> None:
+        super().__init__()
+        self.convolution = nn.Conv3d(
+            channels_in, channels_out, 3, stride=tuple(stride), padding=1, bias=False
+        )
+        self.normalization = nn.InstanceNorm3d(channels_out, affine=True)
+        self.activation = nn.LeakyReLU(0.01, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.normalization(self.convolution(x)))
+
+
+class ConvStem(nn.Module):
+    """Voxels to features at every resolution of the ladder, the coarsest for the tokens."""
+
+    def __init__(
+        self, channels_in: int, channels: Sequence[int], ladder: Sequence[Sequence[int]]
+    ) -> None:
+        super().__init__()
+        blocks, before, previous = [], channels_in, (1, 1, 1)
+        for width, stride in zip(channels, ladder, strict=True):
+            step = [s // p for s, p in zip(stride, previous, strict=True)]
+            blocks.append(nn.Sequential(ConvBlock(before, width, step), ConvBlock(width, width)))
+            before, previous = width, stride
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """(b, c, z, y, x) image to feature maps, finest first."""
+        maps = []
+        for block in self.blocks:
+            image = block(image)
+            maps.append(image)
+        return maps

@@ -1,0 +1,89 @@
+"""Vision transformer over patches, with a convolutional stem for high-resolution features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from promptseg.networks.blocks import ConvStem, stride_ladder
+from promptseg.networks.encoders.base import ENCODERS, ImageEmbedding, ImageEncoder
+
+
+@dataclass(frozen=True)
+class ViTSize:
+    """Widths of a ViT. `base` is SegVol's ViT-B; the others are for smaller budgets."""
+
+    channels: int
+    layers: int
+    heads: int
+    mlp_channels: int
+    stem_channels: int
+
+
+SIZES = {
+    "tiny": ViTSize(channels=192, layers=6, heads=6, mlp_channels=768, stem_channels=12),
+    "small": ViTSize(channels=384, layers=12, heads=6, mlp_channels=1536, stem_channels=24),
+    "base": ViTSize(channels=768, layers=12, heads=12, mlp_channels=3072, stem_channels=32),
+}
+
+
+@ENCODERS.register("vit")
+class ViT(ImageEncoder):
+    """A pre-norm vision transformer on the tokens of a convolutional stem.
+
+    The stem halves the resolution step by step down to the plans' stride; its last map gives the
+    tokens, the others the high-resolution features. Position embeddings are learned on the plans'
+    grid and resampled for any other.
+
+    Source:
+        Dosovitskiy et al. 2021, arXiv:2010.11929; stem: Xiao et al. 2021, arXiv:2106.14881.
+    """
+
+    def __init__(
+        self, *, channels_in: int, window: Sequence[int], stride: Sequence[int], size: str
+    ) -> None:
+        super().__init__(channels_in=channels_in, window=window, stride=stride, size=size)
+        widths = SIZES[size]
+        ladder = stride_ladder(stride)
+        stem_channels = [
+            min(widths.stem_channels * 2**level, widths.channels) for level in range(len(ladder))
+        ]
+        grid = [w // s for w, s in zip(window, stride, strict=True)]
+        self.channels = widths.channels
+        self.feature_channels = tuple(stem_channels[:-1])
+        self.stem = ConvStem(channels_in, stem_channels, ladder)
+        self.to_tokens = nn.Conv3d(stem_channels[-1], widths.channels, 1)
+        self.positions = nn.Parameter(torch.randn(1, widths.channels, *grid) * 0.02)
+        layer = nn.TransformerEncoderLayer(
+            widths.channels,
+            widths.heads,
+            widths.mlp_channels,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.blocks = nn.TransformerEncoder(
+            layer, widths.layers, norm=nn.LayerNorm(widths.channels), enable_nested_tensor=False
+        )
+        for parameter in self.blocks.parameters():  # the layers start as copies of one another
+            if parameter.ndim > 1:
+                nn.init.trunc_normal_(parameter, std=0.02)
+
+    def forward(self, image: Tensor) -> ImageEmbedding:
+        *features, coarse = self.stem(image)
+        tokens = self.to_tokens(coarse)
+        positions = self.positions
+        if positions.shape[2:] != tokens.shape[2:]:
+            positions = F.interpolate(
+                positions, tokens.shape[2:], mode="trilinear", align_corners=False
+            )
+        grid = tokens.shape[2:]
+        tokens = self.blocks((tokens + positions).flatten(2).transpose(1, 2))
+        return ImageEmbedding(
+            embedding=tokens.transpose(1, 2).unflatten(2, grid), features=features
+        )

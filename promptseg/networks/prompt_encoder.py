@@ -1,0 +1,180 @@
+"""Prompts to embeddings: label tokens, box corners and points as tokens, the box as a region."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+NO_POINT = -1  # label of a padding point
+NO_LABEL = -1  # index of a query that names no label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """One mask to predict in one image of a batch: a label, a box, points, or any of them.
+
+    Attributes:
+        image: index of the image in the batch.
+        label: index of the label in the plans, from 0, or `NO_LABEL`.
+        box: (2, 3) half-open, continuous voxel coordinates of the window, zyx, or None.
+        points: (k, 3) voxel indices in the window, zyx.
+        point_labels: (k,) 1 foreground, 0 background.
+    """
+
+    image: int = 0
+    label: int = NO_LABEL
+    box: np.ndarray | None = None
+    points: np.ndarray | Sequence = ()
+    point_labels: np.ndarray | Sequence = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptBatch:
+    """Queries as tensors.
+
+    Attributes:
+        image_index: (n,) the image each query is about.
+        labels: (n,) label index, or `NO_LABEL`.
+        boxes: (n, 2, 3) corners in voxels, zyx; zeros where `has_box` is False.
+        has_box: (n,) bool.
+        points: (n, k, 3) voxel indices, zyx.
+        point_labels: (n, k) 1, 0, or `NO_POINT` for padding.
+    """
+
+    image_index: Tensor
+    labels: Tensor
+    boxes: Tensor
+    has_box: Tensor
+    points: Tensor
+    point_labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> PromptBatch:
+        return PromptBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def batch_queries(queries: Sequence[Query]) -> PromptBatch:
+    """Pack queries into tensors; points are padded to the longest list."""
+    n, k = len(queries), max((len(q.points) for q in queries), default=0)
+    boxes, has_box = np.zeros((n, 2, 3), np.float32), np.zeros(n, bool)
+    points, point_labels = np.zeros((n, k, 3), np.float32), np.full((n, k), NO_POINT)
+    for i, query in enumerate(queries):
+        if query.box is not None:
+            boxes[i], has_box[i] = query.box, True
+        if len(query.points):
+            points[i, : len(query.points)] = query.points
+            point_labels[i, : len(query.points)] = query.point_labels
+    return PromptBatch(
+        image_index=torch.tensor([q.image for q in queries], dtype=torch.long),
+        labels=torch.tensor([q.label for q in queries], dtype=torch.long),
+        boxes=torch.from_numpy(boxes),
+        has_box=torch.from_numpy(has_box),
+        points=torch.from_numpy(points),
+        point_labels=torch.from_numpy(point_labels).long(),
+    )
+
+
+class FourierPositions(nn.Module):
+    """Random Fourier features of relative positions.
+
+    Source:
+        Tancik et al. 2020, arXiv:2006.10739; as SAM's prompt encoder, for three axes.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(3, channels // 2))
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """(..., 3) positions, 0 to 1 along each axis, to (..., channels)."""
+        angles = 2 * math.pi * ((2 * positions.float() - 1) @ self.frequencies.float())
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+    def grid(self, shape: Sequence[int]) -> Tensor:
+        """(channels, z, y, x) encodings of the cell centres of a grid."""
+        device = self.frequencies.device
+        centres = [(torch.arange(n, device=device) + 0.5) / n for n in shape]
+        positions = torch.stack(torch.meshgrid(*centres, indexing="ij"), dim=-1)
+        return self(positions).permute(3, 0, 1, 2)
+
+
+class PromptEncoder(nn.Module):
+    """Every query becomes `3 + k` tokens and one map on the grid of the image embedding.
+
+    The tokens are the label, the two corners of the box, and the points; what a query does not
+    have is replaced by a learned "none" embedding. The map tells for each grid cell how much of
+    it lies in the box. Coordinates are relative to the window, each axis by its own length.
+
+    Differs from SAM and SegVol: a label token in place of a text embedding (SegVol), the region
+    map in place of a mask prompt, and "none" tokens for absent boxes.
+    """
+
+    def __init__(self, channels: int, label_count: int) -> None:
+        super().__init__()
+        self.positions = FourierPositions(channels)
+        self.label_tokens = nn.Embedding(label_count + 1, channels)  # the last: no label
+        self.corners = nn.Embedding(2, channels)
+        self.no_box = nn.Embedding(2, channels)
+        self.point_kinds = nn.Embedding(3, channels)  # background, foreground, padding
+        self.region = nn.Embedding(3, channels)  # outside the box, inside it, no box
+        for embedding in (self.corners, self.no_box, self.point_kinds, self.region):
+            nn.init.normal_(embedding.weight, std=0.1)
+
+    def forward(
+        self, prompts: PromptBatch, window: Sequence[int], grid: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Embed prompts.
+
+        Args:
+            prompts: n queries.
+            window: voxels, zyx, of the window the coordinates are in.
+            grid: shape, zyx, of the image embedding.
+
+        Returns:
+            (n, 3 + k, channels) tokens and (n, channels, *grid) region maps.
+        """
+        size = prompts.boxes.new_tensor(list(window))
+        last = self.label_tokens.num_embeddings - 1
+        label_index = prompts.labels.where(prompts.labels != NO_LABEL, last)
+        corners = self.positions(prompts.boxes / size) + self.corners.weight
+        corners = torch.where(prompts.has_box[:, None, None], corners, self.no_box.weight)
+        tokens = [self.label_tokens(label_index)[:, None], corners]
+        if prompts.points.shape[1]:
+            located = self.positions((prompts.points + 0.5) / size)
+            padding = prompts.point_labels == NO_POINT
+            kind = self.point_kinds(prompts.point_labels.where(~padding, 2))
+            tokens.append(torch.where(padding[..., None], kind, located + kind))
+        return torch.cat(tokens, dim=1), self._regions(prompts, size, grid)
+
+    def _regions(self, prompts: PromptBatch, size: Tensor, grid: Sequence[int]) -> Tensor:
+        share = share_of_cells_in_boxes(prompts.boxes / size, grid)[:, None]
+        outside, inside, none = (w[:, None, None, None] for w in self.region.weight)
+        region = outside + share * (inside - outside)
+        return torch.where(prompts.has_box[:, None, None, None, None], region, none)
+
+
+def share_of_cells_in_boxes(boxes: Tensor, grid: Sequence[int]) -> Tensor:
+    """How much of each grid cell lies in a box.
+
+    Args:
+        boxes: (n, 2, 3) lower and upper corners in relative coordinates, zyx.
+        grid: cells, zyx.
+
+    Returns:
+        (n, *grid) volume shares in [0, 1].
+    """
+    shares = []
+    for axis, cells in enumerate(grid):
+        lower = torch.arange(cells, device=boxes.device)
+        from_, to = boxes[:, 0, axis, None] * cells, boxes[:, 1, axis, None] * cells
+        overlap = torch.minimum(lower + 1, to) - torch.maximum(lower.to(boxes), from_)
+        shares.append(overlap.clamp(0, 1))
+    z, y, x = shares
+    return z[:, :, None, None] * y[:, None, :, None] * x[:, None, None, :]

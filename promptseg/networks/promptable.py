@@ -1,0 +1,87 @@
+"""The promptable network: encode an image once, decode any number of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from promptseg.experiment_planning.plans import Plans
+from promptseg.networks.encoders import ENCODERS, ImageEncoder
+from promptseg.networks.mask_decoder import MaskDecoder
+from promptseg.networks.prompt_encoder import PromptBatch, PromptEncoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """Everything about images that does not depend on prompts.
+
+    Attributes:
+        window: voxels, zyx.
+        embedding: (b, c, z', y', x').
+        pyramid: maps up to full resolution, finest first.
+    """
+
+    window: tuple[int, int, int]
+    embedding: Tensor
+    pyramid: Sequence[Tensor]
+
+
+class PromptableNetwork(nn.Module):
+    """Image encoder, prompt encoder and mask decoder; returns logits, always."""
+
+    def __init__(
+        self, image_encoder: ImageEncoder, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder
+    ) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
+
+    def encode(self, image: Tensor) -> Encoding:
+        """Encode (b, c, z, y, x) images with intensities in [0, 255]."""
+        encoded = self.image_encoder(image.float() / 127.5 - 1.0)
+        pyramid = self.mask_decoder.pyramid(encoded.embedding, encoded.features)
+        return Encoding(window=tuple(image.shape[2:]), embedding=encoded.embedding, pyramid=pyramid)
+
+    def decode(self, encoding: Encoding, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
+        """Decode n queries about encoded images.
+
+        Returns:
+            (n, z, y, x) mask logits and (n,) predicted IoU logits.
+        """
+        grid = encoding.embedding.shape[2:]
+        tokens, regions = self.prompt_encoder(prompts, encoding.window, grid)
+        positions = self.prompt_encoder.positions.grid(grid)
+        return self.mask_decoder(
+            encoding.embedding,
+            encoding.pyramid,
+            positions,
+            tokens,
+            regions,
+            prompts.image_index,
+        )
+
+    def forward(self, image: Tensor, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
+        """`decode(encode(image), prompts)`."""
+        return self.decode(self.encode(image), prompts)
+
+
+def build_network(plans: Plans, encoder: str) -> PromptableNetwork:
+    """The network that plans and an encoder's name describe, with random weights.
+
+    Raises:
+        ValueError: listing the registered encoders, if there is none of that name.
+    """
+    image_encoder = ENCODERS.get(encoder)(
+        channels_in=len(plans.channel_names),
+        window=plans.window,
+        stride=plans.stride,
+        size=plans.size,
+    )
+    return PromptableNetwork(
+        image_encoder,
+        PromptEncoder(image_encoder.channels, len(plans.labels)),
+        MaskDecoder(image_encoder.channels, image_encoder.feature_channels),
+    )

@@ -1,0 +1,220 @@
+"""Train a fold and measure it: the one place where training meets prediction and evaluation."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from promptseg.evaluation.evaluate import evaluate_folders
+from promptseg.experiment_planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
+from promptseg.experiment_planning.plans import DEFAULT_PLANS_NAME, Plans, load_plans, save_plans
+from promptseg.files import read_json, replacing
+from promptseg.folders import Folders, find_dataset_folder
+from promptseg.inference.predict_files import predict_cases
+from promptseg.inference.predictor import Predictor
+from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
+from promptseg.raw_dataset import RawCase
+from promptseg.training.settings import RunOptions
+from promptseg.training.splits import fold_cases, load_or_make_splits
+from promptseg.training.trainers import TRAINERS
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    dataset: int | str,
+    folders: Folders,
+    *,
+    trainer: str = "ViTTrainer",
+    fold: str = "0",
+    plans_name: str = DEFAULT_PLANS_NAME,
+    recipe: str = "scratch",
+    epochs: int | None = None,
+    iterations_per_epoch: int | None = None,
+    time_budget: float | None = None,
+    initial_lr: float | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    processes: int = 1,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Path | None:
+    """Train one fold of a planned dataset, then predict and evaluate its validation cases.
+
+    Args:
+        dataset: number or full name of a folder under `folders.preprocessed`.
+        folders: the three roots.
+        trainer: a registered trainer's name.
+        fold: `0`, ..., or `all` (every case trains, none validates).
+        plans_name: as given to `plan_dataset`.
+        recipe: `scratch` or `paper`, see `RECIPES`.
+        epochs, iterations_per_epoch, time_budget (seconds), initial_lr, seed: override the
+            trainer's settings where given. A resumed run keeps its checkpoint's, but for
+            `epochs` and `time_budget`, which may extend it.
+        device: `cpu`, `cuda`, `cuda:1`, `mps`.
+        processes: workers that make samples; 0 makes them in this process.
+        resume: continue from the latest checkpoint.
+        overwrite: start again although the fold has been trained.
+
+    Returns:
+        The model folder, or None if the run was interrupted before its end.
+
+    Raises:
+        FileNotFoundError: if the dataset was not planned; with the command that does it.
+        FileExistsError: if the fold was trained before, without `resume` or `overwrite`.
+        ValueError: for unknown names of trainer, recipe or fold.
+    """
+    trainer_class = TRAINERS.get(trainer)
+    settings = trainer_class.settings_for(recipe).replace(
+        epochs=epochs,
+        iterations_per_epoch=iterations_per_epoch,
+        time_budget=time_budget,
+        initial_lr=initial_lr,
+        seed=seed,
+    )
+    made_by = f"run `promptseg_plan -d {dataset}` first"
+    source = find_dataset_folder(folders.preprocessed, dataset, made_by)
+    plans = load_plans(source / f"{plans_name}.json")
+    cases = PreprocessedDataset(source / plans.data_identifier)
+    splits = load_or_make_splits(source / "splits_final.json", cases.case_ids)
+    training_cases, validation_cases = fold_cases(splits, fold, cases.case_ids)
+
+    model_folder = folders.results / source.name / f"{trainer}__{plans_name}__3d"
+    fold_folder = model_folder / f"fold_{fold}"
+    options = RunOptions(device=device, workers=processes, resume=resume, overwrite=overwrite)
+    run = trainer_class(
+        plans=plans,
+        preprocessed=source / plans.data_identifier,
+        folder=fold_folder,
+        training_cases=training_cases,
+        validation_cases=validation_cases,
+        auto_boxes=read_json(source / f"{plans_name}_auto_prompt_boxes.json"),
+        settings=settings,
+        options=options,
+        extend={"epochs": epochs, "time_budget": time_budget},
+    )
+    with _log_file(fold_folder / "training_log.txt"):
+        run.prepare()
+        _keep_beside_model(source, model_folder, plans)
+        if not run.run():
+            return None
+        if validation_cases:
+            validate_fold(model_folder, fold, source, plans, validation_cases, device=device)
+    return model_folder
+
+
+def validate_fold(
+    model_folder: Path,
+    fold: str,
+    preprocessed: Path,
+    plans: Plans,
+    case_ids: Sequence[str],
+    *,
+    device: str = "cpu",
+    auto_prompt: str = "plans",
+) -> dict[str, Any]:
+    """Predict whole validation cases as a user would, with automatic prompts, and evaluate them.
+
+    Writes segmentations, `summary.json`, `metrics.csv`, `prompts_used.json` and
+    `predict_report.json` into the fold's `validation` folder.
+
+    Returns:
+        The content of `summary.json`; empty when the raw images are no longer there, which is
+        logged with what to do.
+    """
+    dataset = PreprocessedDataset(preprocessed / plans.data_identifier)
+    cases = []
+    for case_id in case_ids:
+        files = tuple(Path(file) for file in dataset.properties(case_id)["raw"]["files"])
+        cases.append(RawCase(case_id=case_id, images=files, label=None))
+    if missing := [str(f) for case in cases for f in case.images if not f.exists()]:
+        log.error(
+            "validation left out: %d raw images are not where they were, first %s; bring them "
+            "back, then run the same command with --c",
+            len(missing),
+            missing[0],
+        )
+        return {}
+    folder = model_folder / f"fold_{fold}" / "validation"
+    predictor = Predictor.from_model_folder(model_folder, folds=[fold], device=device)
+    predict_cases(predictor, cases, folder, auto_prompt=auto_prompt)
+    summary = evaluate_folders(
+        preprocessed / "gt_segmentations", folder, labels=plans.labels, missing_ok=True
+    )
+    log.info("mean validation Dice %.4f", summary["foreground_mean"]["Dice"])
+    return summary
+
+
+def find_model_folder(
+    folders: Folders,
+    *,
+    dataset: int | str | None = None,
+    trainer: str | None = None,
+    plans_name: str | None = None,
+) -> Path:
+    """The trained model that a command means, or the only one there is.
+
+    Args:
+        folders: the three roots; models are looked for under `folders.results`.
+        dataset, trainer, plans_name: narrow the choice where given.
+
+    Raises:
+        FileNotFoundError: if no model fits; says what is there.
+        ValueError: if several fit, with the command line of each.
+    """
+    everything = sorted(
+        p.parent.parent for p in folders.results.glob("*/*/fold_*/checkpoint_*.pth")
+    )
+    models = list(dict.fromkeys(everything))
+    if dataset is not None:
+        wanted = find_dataset_folder(folders.results, dataset, "train it with promptseg_train")
+        models = [m for m in models if m.parent == wanted]
+    fitting = [
+        model
+        for model in models
+        if trainer in (None, model.name.split("__")[0])
+        and plans_name in (None, model.name.split("__")[1])
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    if not fitting:
+        there = "\n".join(f"  {model}" for model in dict.fromkeys(everything)) or "  nothing"
+        raise FileNotFoundError(
+            f"no trained model that fits under {folders.results.absolute()}; there is\n{there}\n"
+            f"Train one with promptseg_train, or name a model folder with -m"
+        )
+    commands = "\n".join(f"  promptseg_predict ... -m {model}" for model in fitting)
+    raise ValueError(f"several trained models; say which one:\n{commands}")
+
+
+def _keep_beside_model(source: Path, model_folder: Path, plans: Plans) -> None:
+    """What a model folder needs to be understood away from the dataset."""
+    save_plans(model_folder / "plans.json", plans)
+    for name in ("dataset.json", FINGERPRINT_FILE):
+        with replacing(model_folder / name) as temporary:
+            shutil.copyfile(source / name, temporary)
+
+
+class _log_file:
+    """Everything logged goes to a file too, appended, while the block runs."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.handler = logging.FileHandler(path, encoding="utf-8")
+        self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+
+    def __enter__(self) -> None:
+        logger = logging.getLogger("promptseg")
+        self.level = logger.level
+        if logger.getEffectiveLevel() > logging.INFO:
+            logger.setLevel(logging.INFO)
+        logger.addHandler(self.handler)
+
+    def __exit__(self, *_: object) -> None:
+        logger = logging.getLogger("promptseg")
+        logger.removeHandler(self.handler)
+        logger.setLevel(self.level)
+        self.handler.close()

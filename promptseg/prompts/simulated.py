@@ -1,0 +1,74 @@
+"""Prompts drawn from a ground-truth mask, for training."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def mask_box(mask: np.ndarray) -> np.ndarray | None:
+    """The tight (2, 3) half-open box of a (z, y, x) mask, or None when it is empty."""
+    corners = []
+    for axis in range(mask.ndim):
+        others = tuple(a for a in range(mask.ndim) if a != axis)
+        inside = np.flatnonzero(mask.any(axis=others))
+        if not len(inside):
+            return None
+        corners.append((inside[0], inside[-1] + 1))
+    return np.array(corners).T
+
+
+def jitter_box(
+    box: np.ndarray, shape: tuple[int, int, int], rng: np.random.Generator, share: float = 0.1
+) -> np.ndarray:
+    """Move each face of a box by up to a share of its side, as a hand-drawn box would be off.
+
+    Args:
+        box: (2, 3) lower and upper corner in voxels, zyx; the upper corner is exclusive.
+        shape: image shape in voxels, zyx; the result is clipped to it.
+        rng: source of the noise.
+        share: the bound of the uniform noise, as a share of the side.
+
+    Returns:
+        (2, 3) float box inside the image, at least one voxel wide on every axis.
+
+    Raises:
+        ValueError: if the box is empty along an axis.
+
+    Source:
+        Paper, section 2.2: "perturbed with +-10 % spatial jitter"; read as a bound on each face.
+    """
+    box = np.asarray(box, float)
+    side = box[1] - box[0]
+    if not (side > 0).all():
+        raise ValueError(f"box {box.tolist()} is empty along an axis (zyx, upper exclusive)")
+    moved = np.clip(box + rng.uniform(-share, share, (2, 3)) * side, 0, shape)
+    lower = np.minimum(moved[0], np.asarray(shape) - 1.0)
+    return np.stack([lower, np.maximum(moved[1], lower + 1)])
+
+
+def sample_points(
+    mask: np.ndarray, foreground: int, background: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw voxels inside and outside a mask, uniformly and with replacement.
+
+    Args:
+        mask: (z, y, x) bool.
+        foreground, background: how many of each; none where the mask has no such voxel.
+        rng: source of randomness.
+
+    Returns:
+        (k, 3) voxel indices, zyx, and (k,) labels, 1 inside and 0 outside.
+
+    Source:
+        Paper, section 2.2.
+    """
+    points, labels = [], []
+    for wanted, count, label in ((mask, foreground, 1), (~mask, background, 0)):
+        flat = np.flatnonzero(wanted)
+        if len(flat) and count:
+            chosen = rng.choice(flat, count)
+            points.append(np.stack(np.unravel_index(chosen, mask.shape), axis=1))
+            labels.append(np.full(count, label))
+    if not points:
+        return np.zeros((0, 3), int), np.zeros(0, int)
+    return np.concatenate(points), np.concatenate(labels)

@@ -1,0 +1,41 @@
+"""Checkpoints: everything a run needs to go on, and a predictor to start; no pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from promptseg.files import replacing
+
+CHECKPOINT_FORMAT = 1
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a dict of tensors and plain values; the file is the old or the new one, whole."""
+    with replacing(path) as temporary:
+        torch.save({"format_version": CHECKPOINT_FORMAT, **content}, temporary)
+
+
+def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read a checkpoint without unpickling code (`weights_only=True`).
+
+    Raises:
+        FileNotFoundError: with the command that makes one.
+        ValueError: if the file is damaged, no checkpoint of ours, or of another format version.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no checkpoint there; promptseg_train writes it")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises many kinds, none of which names the file
+        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(content, dict) or "format_version" not in content:
+        raise ValueError(f"{path} is no promptseg checkpoint")
+    if content["format_version"] != CHECKPOINT_FORMAT:
+        raise ValueError(
+            f"{path} has checkpoint format {content['format_version']}, this version of promptseg "
+            f"reads {CHECKPOINT_FORMAT}"
+        )
+    return content

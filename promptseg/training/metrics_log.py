@@ -1,0 +1,68 @@
+"""What a run measured, epoch by epoch: a CSV file and a picture."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from promptseg.files import replacing
+
+COLUMNS = (
+    "epoch",
+    "step",
+    "seconds",
+    "learning_rate",
+    "train_loss",
+    "val_loss",
+    "val_dice_label",
+    "val_dice_box",
+    "val_dice_auto",
+)
+
+
+def write_metrics_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """One line an epoch, in one step; an empty cell is an undefined value."""
+    with replacing(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(
+            {k: "" if v is None or v != v else v for k, v in row.items()} for row in rows
+        )
+
+
+def draw_progress(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
+    """Loss, validation Dice by kind of prompt, and learning rate over the epochs."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    epochs = [row["epoch"] + 1 for row in rows]
+
+    def column(name: str) -> list[float]:
+        return [float("nan") if row[name] is None else row[name] for row in rows]
+
+    figure = Figure(figsize=(8, 9), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    loss, dice, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1.2))
+    loss.plot(epochs, column("train_loss"), label="training", color="tab:blue")
+    loss.plot(epochs, column("val_loss"), label="validation", color="tab:orange")
+    loss.set_ylabel("loss")
+    loss.legend()
+    for name, label in (
+        ("val_dice_label", "label name alone"),
+        ("val_dice_box", "box from the truth, jittered"),
+        ("val_dice_auto", "the plans' automatic box"),
+    ):
+        dice.plot(epochs, column(name), label=label)
+    dice.set_ylabel("Dice on fixed validation windows")
+    dice.set_ylim(0, 1)
+    dice.legend(loc="lower right")
+    rate.plot(epochs, column("learning_rate"), color="tab:gray")
+    rate.set_ylabel("learning rate")
+    rate.set_xlabel("epoch")
+    for axis in (loss, dice, rate):
+        axis.grid(alpha=0.3)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)

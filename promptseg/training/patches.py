@@ -1,0 +1,331 @@
+"""Samples: a window of a case, and the queries about it with their prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from promptseg.experiment_planning.plans import Plans
+from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
+from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
+from promptseg.preprocessing.resample import (
+    resample_image,
+    resample_segmentation,
+    scale_coordinates,
+)
+from promptseg.prompts.simulated import jitter_box, mask_box, sample_points
+from promptseg.training.augmentation import augment, make_augmentation
+from promptseg.training.settings import TrainingSettings
+
+# case identifier -> label name -> boxes (n, 2, 3) in raw voxels
+AutoBoxes = Mapping[str, Mapping[str, Sequence]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One training step's data.
+
+    Attributes:
+        image: (b, c, z, y, x) float32 in [0, 255].
+        segmentation: (b, z, y, x) int16.
+        prompts: n queries.
+        values: (n,) label value each query asks for.
+    """
+
+    image: Tensor
+    segmentation: Tensor
+    prompts: PromptBatch
+    values: Tensor
+
+    def targets(self) -> Tensor:
+        """(n, z, y, x) bool: what each query should answer."""
+        return self.segmentation[self.prompts.image_index] == self.values[:, None, None, None]
+
+    def to(self, device: str | torch.device) -> Batch:
+        return Batch(
+            image=self.image.to(device),
+            segmentation=self.segmentation.to(device),
+            prompts=self.prompts.to(device),
+            values=self.values.to(device),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A window of one case; `auto_boxes` are in the window's voxels, by label name."""
+
+    image: np.ndarray
+    segmentation: np.ndarray
+    auto_boxes: Mapping[str, np.ndarray]
+
+
+class TrainingSteps(Dataset):
+    """Item `i` is the batch of step `i`, a function of settings, seed and `i` alone.
+
+    So any number of worker processes gives the same batches, and a resumed run goes on with the
+    very next one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        case_ids: Sequence[str],
+        plans: Plans,
+        settings: TrainingSettings,
+        auto_boxes: AutoBoxes,
+    ) -> None:
+        self.dataset = PreprocessedDataset(folder)
+        self.case_ids = list(case_ids)
+        self.plans = plans
+        self.settings = settings
+        self.auto_boxes = auto_boxes
+        self.transform = make_augmentation(plans.window, plans.spacing, settings.mirror_axes)
+
+    def __getitem__(self, step: int) -> Batch:
+        rng = np.random.default_rng([self.settings.seed, step])
+        size = self.plans.batch_size
+        samples, queries, values = [], [], []
+        for index in range(size):
+            sample = self._sample(step * size + index, rng)
+            asked = training_queries(sample, index, self.plans.labels, self.settings, rng)
+            samples.append(sample)
+            queries += [query for query, _ in asked]
+            values += [value for _, value in asked]
+        return make_batch(samples, queries, values)
+
+    def _sample(self, number: int, rng: np.random.Generator) -> Sample:
+        case_id = self._case(number)
+        if self._is_larger_than_window(case_id) and rng.random() < self.settings.zoom_out_share:
+            sample = zoom_out(self.dataset, case_id, self.plans, self.auto_boxes)
+        else:
+            start = self._start(case_id, number, rng)
+            sample = zoom_in(self.dataset, case_id, self.plans, self.auto_boxes, start)
+        if not self.settings.augment:
+            return sample
+        return self._augmented(sample, rng)
+
+    def _case(self, number: int) -> str:
+        """Every case once in each round, in another order each round."""
+        round_, place = divmod(number, len(self.case_ids))
+        order = np.random.default_rng([self.settings.seed, 1, round_])
+        return self.case_ids[order.permutation(len(self.case_ids))[place]]
+
+    def _is_larger_than_window(self, case_id: str) -> bool:
+        shape = self.dataset.properties(case_id)["shape"]
+        return any(n > w for n, w in zip(shape, self.plans.window, strict=True))
+
+    def _start(self, case_id: str, number: int, rng: np.random.Generator) -> np.ndarray:
+        properties = self.dataset.properties(case_id)
+        locations = None
+        if rng.random() < self.settings.foreground_share:
+            present = [label["locations"] for label in properties["labels"].values()]
+            locations = present[number % len(present)] if present else None
+        return draw_window_start(properties["shape"], self.plans.window, locations, rng)
+
+    def _augmented(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        # Spatial augmentation moves the labels but knows no boxes. An automatic box is kept as
+        # the offsets of its faces from the label's box, in shares of its sides.
+        boxes_before = label_boxes(sample.segmentation, self.plans.labels)
+        image, segmentation = augment(self.transform, sample.image, sample.segmentation, rng)
+        boxes_after = label_boxes(segmentation, self.plans.labels)
+        moved = {
+            name: carry_box(box, boxes_before[name], boxes_after[name], self.plans.window)
+            for name, box in sample.auto_boxes.items()
+            if boxes_before[name] is not None and boxes_after[name] is not None
+        }
+        return Sample(image=image, segmentation=segmentation, auto_boxes=moved)
+
+
+def training_queries(
+    sample: Sample,
+    image: int,
+    labels: Mapping[str, int],
+    settings: TrainingSettings,
+    rng: np.random.Generator,
+) -> list[tuple[Query, int]]:
+    """Two queries for each label asked: its name alone, and a box or points with or without it.
+
+    Labels in the window go first; some that are absent follow, since an empty mask is then the
+    right answer to the name alone.
+
+    Returns:
+        The queries with the label values they ask for.
+    """
+    boxes = label_boxes(sample.segmentation, labels)
+    names = sorted(labels, key=lambda name: (boxes[name] is None, rng.random()))
+    asked = []
+    for name in names[: settings.labels_per_image]:
+        index, value = list(labels).index(name), labels[name]
+        asked.append((Query(image=image, label=index), value))
+        if boxes[name] is not None:
+            mask = sample.segmentation == value
+            auto = sample.auto_boxes.get(name)
+            query = prompted_query(mask, boxes[name], auto, image, index, settings, rng)
+            asked.append((query, value))
+    return asked
+
+
+def prompted_query(
+    mask: np.ndarray,
+    tight_box: np.ndarray,
+    auto_box: np.ndarray | None,
+    image: int,
+    label: int,
+    settings: TrainingSettings,
+    rng: np.random.Generator,
+) -> Query:
+    """A box, in half of the cases points as well, sometimes with one prompt type left out.
+
+    Source:
+        Paper, section 2.2: jittered boxes, points inside and outside, 20 % dropout of one type.
+    """
+    if auto_box is not None and rng.random() < settings.auto_box_share:
+        box = auto_box
+    else:
+        box = jitter_box(tight_box, mask.shape, rng, settings.box_jitter)
+    points, kinds = np.zeros((0, 3)), np.zeros(0, int)
+    if rng.random() < 0.5:
+        points, kinds = sample_points(mask, rng.integers(1, 4), rng.integers(0, 4), rng)
+    if rng.random() < settings.prompt_dropout:
+        present = ["label", "box", "points"] if len(points) else ["label"]
+        dropped = rng.choice(present)
+        label = -1 if dropped == "label" else label
+        box = None if dropped == "box" else box
+        if dropped == "points":
+            points, kinds = points[:0], kinds[:0]
+    return Query(image=image, label=label, box=box, points=points, point_labels=kinds)
+
+
+def zoom_in(
+    dataset: PreprocessedDataset,
+    case_id: str,
+    plans: Plans,
+    auto_boxes: AutoBoxes,
+    start: np.ndarray,
+) -> Sample:
+    """The window that starts at a voxel, at the plans' spacing; 0 outside the volume."""
+    shape = dataset.properties(case_id)["shape"]
+    boxes = preprocessed_boxes(dataset, case_id, auto_boxes)
+    window = np.array(plans.window)
+    inside = {name: np.clip(box - start, 0, window) for name, box in boxes.items()}
+    return Sample(
+        image=cut_window(dataset.image(case_id), shape, start, plans.window),
+        segmentation=cut_window(dataset.segmentation(case_id), shape, start, plans.window),
+        auto_boxes={name: box for name, box in inside.items() if (box[0] < box[1]).all()},
+    )
+
+
+def zoom_out(
+    dataset: PreprocessedDataset, case_id: str, plans: Plans, auto_boxes: AutoBoxes
+) -> Sample:
+    """The whole volume resized to the window."""
+    shape = dataset.properties(case_id)["shape"]
+    boxes = preprocessed_boxes(dataset, case_id, auto_boxes)
+    return Sample(
+        image=resample_image(np.asarray(dataset.image(case_id)[:]), plans.window),
+        segmentation=resample_segmentation(
+            np.asarray(dataset.segmentation(case_id)[:]), plans.window
+        ),
+        auto_boxes={
+            name: scale_coordinates(box, shape, plans.window) for name, box in boxes.items()
+        },
+    )
+
+
+def preprocessed_boxes(
+    dataset: PreprocessedDataset, case_id: str, auto_boxes: AutoBoxes
+) -> dict[str, np.ndarray]:
+    """The first automatic box of each label, from raw to preprocessed voxels."""
+    properties = dataset.properties(case_id)
+    return {
+        name: scale_coordinates(
+            np.asarray(boxes[0], float), properties["raw"]["shape"], properties["shape"]
+        )
+        for name, boxes in auto_boxes.get(case_id, {}).items()
+        if len(boxes)
+    }
+
+
+def draw_window_start(
+    shape: Sequence[int],
+    window: Sequence[int],
+    locations: Sequence[Sequence[int]] | None,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Where a window starts, in voxels zyx; negative where the volume is smaller than it.
+
+    Args:
+        shape: of the volume, zyx.
+        window: zyx.
+        locations: voxels of a label, one of which shall lie in the window's middle half (as far
+            as the volume's border lets it); None for a place drawn uniformly.
+        rng: source of randomness.
+    """
+    shape, window = np.asarray(shape), np.asarray(window)
+    lowest, highest = np.minimum(shape - window, 0), np.maximum(shape - window, 0)
+    if locations is None or not len(locations):
+        return rng.integers(lowest, highest + 1)
+    voxel = np.asarray(locations[rng.integers(len(locations))])
+    wanted = voxel - np.floor(rng.uniform(0.25, 0.75, 3) * window).astype(int)
+    return np.clip(wanted, lowest, highest)
+
+
+def cut_window(volume, shape: Sequence[int], start: np.ndarray, window: Sequence[int]):
+    """Cut `window` voxels from the last three axes of a volume, with zeros outside it.
+
+    Args:
+        volume: (..., z, y, x) array, or a stored one that slices like an array.
+        shape: its last three axes.
+        start: first voxel, zyx; may be negative.
+        window: voxels, zyx.
+    """
+    lower = np.maximum(start, 0)
+    upper = np.minimum(np.asarray(start) + window, shape)
+    inside = tuple(slice(int(a), int(max(a, b))) for a, b in zip(lower, upper, strict=True))
+    leading = (slice(None),) * (len(volume.shape) - 3)
+    piece = np.asarray(volume[leading + inside])
+    before = lower - start
+    padding = [(0, 0)] * len(leading) + [
+        (int(b), int(w - b - n)) for b, w, n in zip(before, window, piece.shape[-3:], strict=True)
+    ]
+    return np.pad(piece, padding)
+
+
+def label_boxes(
+    segmentation: np.ndarray, labels: Mapping[str, int]
+) -> dict[str, np.ndarray | None]:
+    """The tight box of each label in a (z, y, x) segmentation; None for an absent one."""
+    return {name: mask_box(segmentation == value) for name, value in labels.items()}
+
+
+def carry_box(
+    box: np.ndarray, before: np.ndarray, after: np.ndarray, window: Sequence[int]
+) -> np.ndarray:
+    """Move a box with the object it is about.
+
+    The object's box was `before` and is `after` a spatial transform. The returned box has the
+    same offsets from it, in shares of the object's sides; it is clipped to the window and kept
+    at least one voxel wide.
+    """
+    offsets = (box - before) / (before[1] - before[0])
+    moved = np.clip(after + offsets * (after[1] - after[0]), 0, window)
+    lower = np.minimum(moved[0], np.asarray(window) - 1.0)
+    return np.stack([lower, np.maximum(moved[1], lower + 1)])
+
+
+def make_batch(samples: Sequence[Sample], queries: Sequence[Query], values: Sequence[int]) -> Batch:
+    """Stack samples and pack their queries."""
+    images = np.stack([sample.image for sample in samples]).astype(np.float32, copy=False)
+    segmentations = np.stack([sample.segmentation for sample in samples]).astype(np.int16)
+    return Batch(
+        image=torch.from_numpy(images),
+        segmentation=torch.from_numpy(segmentations),
+        prompts=batch_queries(queries),
+        values=torch.tensor(values, dtype=torch.int16),
+    )

@@ -1,0 +1,116 @@
+"""Hyperparameters of a training run, and its options that are not."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """Hyperparameters: a trainer gives defaults, the caller overrides, the checkpoint records.
+
+    Attributes:
+        recipe: `scratch` (AdamW, warm-up, cosine to zero) or `paper` (Adam, halved at intervals).
+        epochs: of the whole run.
+        iterations_per_epoch: optimizer steps in one epoch.
+        time_budget: seconds of training in place of `epochs`: the schedule then runs over time.
+        initial_lr: learning rate after the warm-up.
+        weight_decay: of AdamW.
+        warmup: share of the run in which the learning rate rises (`scratch`).
+        halve_every: epochs after which the learning rate halves (`paper`).
+        gradient_clip: largest norm of the gradient.
+        dice_weight, focal_weight, iou_weight: of the loss terms (paper, equation 2: 1 and 1).
+        focal_gamma: of the focal loss.
+        zoom_out_share: share of samples that are whole volumes resized to the window, where
+            volumes are larger than it.
+        foreground_share: share of zoom-in windows that are placed on a label.
+        labels_per_image: most labels asked for in one image.
+        box_jitter: bound of the noise on box faces, as a share of the side (paper, section 2.2).
+        prompt_dropout: chance that one of a query's prompt types is left out (section 2.2).
+        auto_box_share: share of boxes that come from the plans' automatic prompts.
+        augment: spatial and intensity augmentation.
+        mirror_axes: axes, of z, y, x = 0, 1, 2, mirrored in training and so at test time.
+        seed: of weights, samples and augmentation.
+    """
+
+    recipe: str = "scratch"
+    epochs: int = 200
+    iterations_per_epoch: int = 100
+    time_budget: float | None = None
+    initial_lr: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.03
+    halve_every: int = 200
+    gradient_clip: float = 1.0
+    dice_weight: float = 1.0
+    focal_weight: float = 1.0
+    iou_weight: float = 0.1
+    focal_gamma: float = 2.0
+    zoom_out_share: float = 0.3
+    foreground_share: float = 0.7
+    labels_per_image: int = 4
+    box_jitter: float = 0.1
+    prompt_dropout: float = 0.2
+    auto_box_share: float = 0.5
+    augment: bool = True
+    mirror_axes: tuple[int, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise ValueError(f"unknown recipe {self.recipe!r}; there are {', '.join(RECIPES)}")
+        for name in ("epochs", "iterations_per_epoch", "initial_lr", "labels_per_image"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.time_budget is not None and not self.time_budget > 0:
+            raise ValueError(f"time_budget must be positive seconds, got {self.time_budget}")
+
+    def replace(self, **changes: Any) -> TrainingSettings:
+        """A copy in which every change that is not None is made."""
+        given = {name: value for name, value in changes.items() if value is not None}
+        return dataclasses.replace(self, **given)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> TrainingSettings:
+        return cls(**{**content, "mirror_axes": tuple(content["mirror_axes"])})
+
+    def learning_rate(self, progress: float, epoch: int) -> float:
+        """The learning rate at a share of the run in [0, 1] (`scratch`) or an epoch (`paper`)."""
+        if self.recipe == "paper":
+            return self.initial_lr * 0.5 ** (epoch // self.halve_every)
+        if progress < self.warmup:
+            return self.initial_lr * max(progress / self.warmup, 0.01)
+        left = min((progress - self.warmup) / (1 - self.warmup), 1.0)
+        return self.initial_lr * 0.5 * (1 + math.cos(math.pi * left))
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "scratch": {},
+    # Paper, section 3.3: Adam, 1e-5, halved every 200 epochs, up to 3000 epochs.
+    "paper": {"epochs": 3000, "initial_lr": 1e-5, "weight_decay": 0.0, "halve_every": 200},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What belongs to one run on one machine and is stored nowhere.
+
+    Attributes:
+        device: `cpu`, `cuda`, `cuda:1`, `mps`.
+        workers: processes that make samples; 0 makes them in the training process.
+        resume: continue from `checkpoint_latest.pth`.
+        overwrite: start again although the fold has been trained before.
+        checkpoint_seconds: longest time between two writes of `checkpoint_latest.pth`.
+    """
+
+    device: str = "cpu"
+    workers: int = 1
+    resume: bool = False
+    overwrite: bool = False
+    checkpoint_seconds: float = 300.0

@@ -1,0 +1,102 @@
+"""A small fixed set of validation windows, asked in three ways after every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from promptseg.experiment_planning.plans import Plans
+from promptseg.networks.prompt_encoder import Query
+from promptseg.networks.promptable import PromptableNetwork
+from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
+from promptseg.prompts.simulated import jitter_box
+from promptseg.training.losses import PromptLoss, hard_dice
+from promptseg.training.patches import (
+    AutoBoxes,
+    Batch,
+    draw_window_start,
+    label_boxes,
+    make_batch,
+    zoom_in,
+)
+
+WAYS = ("label", "box", "auto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationWindow:
+    """One window with queries in several ways; `ways` names the way of each query."""
+
+    batch: Batch
+    ways: tuple[str, ...]
+
+
+def validation_windows(
+    folder: Path,
+    case_ids: Sequence[str],
+    plans: Plans,
+    auto_boxes: AutoBoxes,
+    seed: int,
+    most: int = 12,
+) -> list[ValidationWindow]:
+    """One window a case, on a label, for up to `most` cases; the same at every call.
+
+    Each label in the window is asked for by its name, by a jittered box with the name, and by the
+    plans' automatic box with the name where there is one.
+    """
+    dataset = PreprocessedDataset(folder)
+    windows = []
+    for number, case_id in enumerate(sorted(case_ids)[:most]):
+        rng = np.random.default_rng([seed, 2, number])
+        properties = dataset.properties(case_id)
+        present = [label["locations"] for label in properties["labels"].values()]
+        locations = present[number % len(present)] if present else None
+        start = draw_window_start(properties["shape"], plans.window, locations, rng)
+        sample = zoom_in(dataset, case_id, plans, auto_boxes, start)
+        queries, values, ways = [], [], []
+        boxes = label_boxes(sample.segmentation, plans.labels)
+        for index, (name, value) in enumerate(plans.labels.items()):
+            if boxes[name] is None:
+                continue
+            asked = {"label": None, "box": jitter_box(boxes[name], plans.window, rng)}
+            if name in sample.auto_boxes:
+                asked["auto"] = sample.auto_boxes[name]
+            for way, box in asked.items():
+                queries.append(Query(label=index, box=box))
+                values.append(value)
+                ways.append(way)
+        if queries:
+            batch = make_batch([sample], queries, values)
+            windows.append(ValidationWindow(batch=batch, ways=tuple(ways)))
+    return windows
+
+
+@torch.no_grad()
+def validate(
+    network: PromptableNetwork,
+    windows: Sequence[ValidationWindow],
+    loss: PromptLoss,
+    device: str | torch.device,
+) -> dict[str, float | None]:
+    """Mean loss and, for each way of asking, the mean Dice; None where nothing was asked."""
+    losses: list[float] = []
+    dice: dict[str, list[float]] = {way: [] for way in WAYS}
+    network.eval()
+    for window in windows:
+        batch = window.batch.to(device)
+        target = batch.targets()
+        logits, iou = network(batch.image, batch.prompts)
+        losses.append(float(loss(logits, iou, target)))
+        for way, value in zip(window.ways, hard_dice(logits, target).tolist(), strict=True):
+            dice[way].append(value)
+    network.train()
+    means = {f"val_dice_{way}": _mean(values) for way, values in dice.items()}
+    return {"val_loss": _mean(losses), **means}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.nanmean(values)) if len(values) else None

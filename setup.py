@@ -1,0 +1,50 @@
+"""Metadata, dependencies and commands."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+COMMANDS = ("plan", "train", "predict", "auto_prompt", "evaluate", "demo")
+
+setup(
+    name="promptseg",
+    version="0.1.0",
+    description="Self-configuring promptable 3D medical image segmentation with automatic prompts",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["promptseg", "promptseg.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "SimpleITK>=2.3",
+        "batchgenerators>=0.25",
+        "blosc2>=3.0",
+        "connected-components-3d>=3.12",
+        "matplotlib>=3.7",
+        "monai>=1.4",
+        "msgpack>=1.0",
+        "numpy>=1.26",
+        "scikit-learn>=1.3",
+        "scipy>=1.11",
+        "torch>=2.2",
+        "tqdm>=4.66",
+    ],
+    extras_require={"test": ["hypothesis>=6.100", "pytest>=8", "ruff>=0.9"]},
+    entry_points={
+        "console_scripts": [f"promptseg_{name} = promptseg.cli:{name}" for name in COMMANDS]
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Healthcare Industry",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+    ],
+)
