@@ -109,15 +109,15 @@ class Fingerprint:
                 f"{source}: format_version is {version!r}, this version reads {FORMAT_VERSION}; "
                 f"run promptseg_plan again"
             )
-        values = _checked(cls, content, source)
+        values, where = _checked(cls, content, source), f"{source}: hu_histograms"
         try:
             cases = tuple(
                 _case_from_json(case, f"{source}: cases[{i}]")
                 for i, case in enumerate(values.pop("cases"))
             )
             histograms = {
-                int(channel): {int(label): tuple(counts) for label, counts in by_label.items()}
-                for channel, by_label in values.pop("hu_histograms").items()
+                channel: {k: tuple(v) for k, v in _by_number(labels, f"{where}[{channel}]")}
+                for channel, labels in _by_number(values.pop("hu_histograms"), where)
             }
             return cls(**_tuples(values), cases=cases, hu_histograms=histograms)
         except (TypeError, AttributeError) as error:
@@ -248,12 +248,17 @@ def _case_from_json(content: Any, where: str) -> CaseFingerprint:
         for i, c in enumerate(values.pop("channels"))
     )
     labels = {
-        int(label): LabelStatistics(
-            **_tuples(_checked(LabelStatistics, c, f"{where}.labels[{label}]"))
-        )
-        for label, c in values.pop("labels").items()
+        label: LabelStatistics(**_tuples(_checked(LabelStatistics, c, f"{where}.labels[{label}]")))
+        for label, c in _by_number(values.pop("labels"), f"{where}.labels")
     }
     return CaseFingerprint(**_tuples(values), channels=channels, labels=labels)
+
+
+def _by_number(content: Any, where: str) -> list[tuple[int, Any]]:
+    """The entries of an object whose keys are whole numbers, which JSON writes as text."""
+    if not isinstance(content, dict) or not all(re.fullmatch(r"-?\d+", key) for key in content):
+        raise ValueError(f"{where}: expected an object with whole numbers as keys")
+    return [(int(key), value) for key, value in content.items()]
 
 
 def _checked(cls: type, content: Any, where: str) -> dict[str, Any]:

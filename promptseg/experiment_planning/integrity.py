@@ -57,7 +57,7 @@ def check_channels(case: RawCase, dataset: RawDataset, found: int) -> list[Probl
     expected = len(dataset.channel_names)
     if found == expected:
         return []
-    if len(case.images) == 0 or 1 < len(case.images) < expected:
+    if found == len(case.images) < expected:  # one channel a file, and too few files
         return _missing_channels(case, dataset)
     names = ", ".join(path.name for path in case.images)
     return [

@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from promptseg.experiment_planning.examine import examine_dataset
+from promptseg.experiment_planning.fingerprint import (
+    HU_EDGES,
+    Fingerprint,
+    channel_statistics,
+    declared_modality,
+    hu_histogram,
+    label_statistics,
+    load_fingerprint,
+    looks_like_hu,
+    modality_of,
+    save_fingerprint,
+)
+from promptseg.files import read_json, write_json
+from promptseg.image_io import read_image, read_segmentation
+from promptseg.raw_dataset import read_raw_dataset
+from tests.real_data import raw_folder
+from tests.synthetic import label_boxes, write_raw_dataset
+
+SHAPE = (9, 14, 17)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_raw_dataset(tmp_path_factory.mktemp("raw"), cases=3, channels=2, labels=2)
+
+
+@pytest.fixture(scope="module")
+def fingerprint(dataset):
+    return examine_dataset(read_raw_dataset(dataset), 0).fingerprint
+
+
+# Statistics
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32", "float64"])
+def test_channel_statistics_are_numpys(dtype):
+    image = np.random.default_rng(0).normal(100, 30, SHAPE).clip(0, 255).astype(dtype)
+
+    found = channel_statistics(image)
+
+    wide = image.astype(np.float64)
+    assert found.mean == pytest.approx(wide.mean(), rel=1e-6)
+    assert found.std == pytest.approx(wide.std(), rel=1e-6)
+    assert (found.min, found.max) == (wide.min(), wide.max())
+    assert list(found.percentiles) == ["0.5", "5", "25", "50", "75", "95", "99.5"]
+    for name, value in found.percentiles.items():
+        assert value == pytest.approx(np.percentile(wide, float(name)), rel=1e-5)
+
+
+def test_moments_of_large_values_keep_their_precision():
+    # float32 sums of values near 1e6 would be off by far more than the spread of 1.
+    image = (1e6 + np.random.default_rng(0).integers(-2, 3, (20, 50, 60))).astype(np.float32)
+    assert channel_statistics(image).std == pytest.approx(np.sqrt(2), rel=0.01)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6), labels=st.integers(1, 5))
+def test_label_statistics_are_those_of_the_masks(seed, labels):
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 9, 3))
+    segmentation = rng.integers(0, labels + 1, shape).astype(np.uint8)
+    image = rng.normal(size=shape).astype(np.float32)
+
+    found = label_statistics(segmentation, image)
+
+    assert set(found) == set(np.unique(segmentation).tolist()) - {0}
+    for label, statistics in found.items():
+        where = np.argwhere(segmentation == label)
+        assert statistics.voxels == len(where)
+        np.testing.assert_array_equal(statistics.box, [where.min(0), where.max(0) + 1])
+        np.testing.assert_allclose(
+            statistics.centroid, (where.mean(0) + 0.5) / shape, rtol=1e-5, atol=1e-7
+        )
+        assert statistics.mean == pytest.approx(image[segmentation == label].mean(), abs=1e-6)
+
+
+def test_a_label_that_fills_the_volume_is_centred():
+    found = label_statistics(np.ones(SHAPE, np.uint8), np.zeros(SHAPE))[1]
+    assert found.centroid == pytest.approx((0.5, 0.5, 0.5))
+    assert found.box == ((0, 0, 0), SHAPE)
+
+
+def test_hu_histogram_counts_every_voxel_of_every_label_once():
+    rng = np.random.default_rng(0)
+    image = rng.integers(-3000, 5000, SHAPE).astype(np.int16)
+    segmentation = rng.choice([0, 2], SHAPE).astype(np.uint8)
+
+    found = hu_histogram(image, segmentation)
+
+    assert set(found) == {0, 2}
+    inside = np.clip(image, HU_EDGES[0], HU_EDGES[-1] - 1)
+    for label, counts in found.items():
+        expected, _ = np.histogram(inside[segmentation == label], HU_EDGES)
+        np.testing.assert_array_equal(counts, expected)
+
+
+def test_hu_bins_are_half_open_and_10_wide():
+    assert len(HU_EDGES) == 411 and HU_EDGES[0] == -1024 and set(np.diff(HU_EDGES)) == {10}
+    image = np.array([[[-1025, -1024, -1015, -1014, -1014.1, 3075, 3076, 32767]]], np.float32)
+    counts = hu_histogram(image, np.zeros(image.shape, np.uint8))[0]
+    assert counts[0] == 4 and counts[1] == 1 and counts[-1] == 3 and counts.sum() == 8
+
+
+# Modality
+
+
+@pytest.mark.parametrize(
+    ("name", "modality"),
+    [
+        ("CT", "CT"),
+        ("ct_portal venous", "CT"),
+        ("CBCT", "CT"),
+        ("MRI", "MRI"),
+        ("mr", "MRI"),
+        ("T1", "MRI"),
+        ("T1w-Gd", "MRI"),
+        ("FLAIR", "MRI"),
+        ("ADC", "MRI"),
+        ("PET", "PET"),
+        ("FDG-PET (SUV)", "PET"),
+        ("US", "US"),
+        ("Ultrasound", "US"),
+        ("PET/CT", None),
+        ("zscore", None),
+        ("noNorm", None),
+        ("channel 0", None),
+        ("factor", None),
+        ("virus", None),
+        ("", None),
+    ],
+)
+def test_modalities_are_read_from_channel_names(name, modality):
+    assert declared_modality(name) == modality
+
+
+def statistics_of(lowest, highest):
+    return channel_statistics(np.linspace(lowest, highest, 30).reshape(2, 3, 5))
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest", "is_hu"),
+    [
+        (-1000, 1500, True),
+        (-1024, 3071, True),
+        (-2048, 30000, True),
+        (-600, 300, True),
+        (-3, 5, False),  # normalized
+        (0, 255, False),
+        (0, 4000, False),
+        (-1000, 0, False),
+        (-1e6, 1e6, False),
+    ],
+)
+def test_hu_are_recognized_by_their_range(lowest, highest, is_hu):
+    assert looks_like_hu(statistics_of(lowest, highest)) == is_hu
+
+
+def test_what_is_declared_is_not_guessed():
+    modality, source = modality_of("T2", [statistics_of(-1000, 1500)])
+    assert modality == "MRI" and source == "declared: channel_names calls it 'T2'"
+
+
+def test_what_is_not_declared_is_guessed_from_most_cases():
+    ct, other = statistics_of(-1000, 1500), statistics_of(0, 700)
+    modality, source = modality_of("zscore", [ct, ct, other])
+    assert modality == "CT" and source.startswith("guessed: 'zscore'") and "2 of 3 cases" in source
+    assert modality_of("zscore", [ct, other])[0] == "unknown"
+    assert modality_of("zscore", [])[0] == "unknown"
+
+
+def test_a_guess_is_warned_of_and_ct_gets_its_histograms(tmp_path):
+    folder = write_raw_dataset(tmp_path, cases=2, channels=2)
+    content = read_json(folder / "dataset.json")
+    write_json(folder / "dataset.json", content | {"channel_names": {"0": "image", "1": "T1"}})
+
+    examination = examine_dataset(read_raw_dataset(folder), 0)
+
+    assert examination.fingerprint.modalities == ("CT", "MRI")
+    assert list(examination.fingerprint.hu_histograms) == [0]
+    (warning,) = examination.warnings
+    assert warning.startswith("channel 0 is treated as CT; guessed: 'image'")
+
+
+# The whole
+
+
+def test_a_fingerprint_says_what_was_written(fingerprint, dataset):
+    assert fingerprint.dataset == dataset.name
+    assert fingerprint.labels == {"label_1": 1, "label_2": 2}
+    assert [case.case_id for case in fingerprint.cases] == ["case_0", "case_1", "case_2"]
+    for case in fingerprint.cases:
+        assert case.shape == SHAPE and case.spacing == pytest.approx((2.5, 0.8, 0.7))
+        image, _ = read_image([dataset / f"imagesTr/{case.case_id}_000{c}.nii.gz" for c in (0, 1)])
+        for channel, found in zip(image, case.channels, strict=True):
+            assert found == channel_statistics(channel)
+        for label, box in enumerate(label_boxes(SHAPE, 2), start=1):
+            np.testing.assert_array_equal(case.labels[label].box, box)
+            assert case.labels[label].voxels == np.prod(box[1] - box[0])
+
+
+def test_hu_histograms_are_summed_over_the_cases(fingerprint, dataset):
+    segmentations = [read_segmentation(p)[0] for p in sorted((dataset / "labelsTr").iterdir())]
+    assert set(fingerprint.hu_histograms) == {0, 1}
+    for by_label in fingerprint.hu_histograms.values():
+        for label in (0, 1, 2):
+            assert sum(by_label[label]) == sum(np.sum(s == label) for s in segmentations)
+
+
+def test_workers_and_one_process_find_the_same(fingerprint, dataset):
+    assert examine_dataset(read_raw_dataset(dataset), 2).fingerprint == fingerprint
+
+
+def test_a_fingerprint_survives_its_file(fingerprint, tmp_path):
+    path = save_fingerprint(tmp_path, fingerprint)
+    assert path.name == "dataset_fingerprint.json"
+    assert load_fingerprint(path) == fingerprint
+    assert load_fingerprint(tmp_path) == fingerprint
+    empty = replace(fingerprint, cases=(), hu_histograms={})
+    save_fingerprint(tmp_path, empty)
+    assert load_fingerprint(tmp_path) == empty
+
+
+def test_a_missing_file_names_the_command(tmp_path):
+    with pytest.raises(FileNotFoundError, match="dataset_fingerprint.json: .*promptseg_plan"):
+        load_fingerprint(tmp_path)
+
+
+def place(content, *keys):
+    for key in keys:
+        content = content[key]
+    return content
+
+
+@pytest.mark.parametrize(
+    ("keys", "where"),
+    [
+        ((), r"f\.json: "),
+        (("cases", 1), r"f\.json: cases\[1\]: "),
+        (("cases", 0, "channels", 1), r"f\.json: cases\[0\]\.channels\[1\]: "),
+        (("cases", 2, "labels", "1"), r"f\.json: cases\[2\]\.labels\[1\]: "),
+    ],
+)
+def test_unknown_and_missing_fields_are_named_with_their_place(fingerprint, keys, where):
+    content = json.loads(json.dumps(fingerprint.to_json()))
+    extra, less = copy.deepcopy(content), copy.deepcopy(content)
+    place(extra, *keys)["colour"] = 1
+    field = next(f for f in place(less, *keys) if f != "format_version")
+    del place(less, *keys)[field]
+
+    with pytest.raises(ValueError, match=where + "unknown field 'colour'"):
+        Fingerprint.from_json(extra, "f.json")
+    with pytest.raises(ValueError, match=where + f"missing field '{field}'"):
+        Fingerprint.from_json(less, "f.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 99}, "format_version is 99, this version reads 1; run promptseg_plan"),
+        ({"cases": 3}, "f.json: a field has the wrong type"),
+        ({"cases": [3]}, r"cases\[0\]: expected an object, found int"),
+        ({"hu_histograms": []}, "f.json: hu_histograms: expected an object with whole numbers"),
+        ({"hu_histograms": {"x": {}}}, "f.json: hu_histograms: expected an object with whole"),
+        ({"hu_histograms": {"0": {"x": []}}}, r"f.json: hu_histograms\[0\]: expected an object"),
+    ],
+)
+def test_malformed_content_is_refused_by_file(fingerprint, change, message):
+    content = json.loads(json.dumps(fingerprint.to_json())) | change
+    with pytest.raises(ValueError, match=message):
+        Fingerprint.from_json(content, "f.json")
+
+
+def test_content_that_is_no_object_is_refused():
+    with pytest.raises(ValueError, match="f.json: expected an object, found list"):
+        Fingerprint.from_json([], "f.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "modality", "cases"),
+    [("Dataset013_ProstateUS", "US", 20), ("Dataset010_SarcomaPET", "PET", 34)],
+)
+def test_real_datasets_pass_and_have_a_plausible_fingerprint(name, modality, cases):
+    examination = examine_dataset(read_raw_dataset(raw_folder() / name), 2)
+    assert examination.problems == [] and examination.warnings == []
+    assert examination.fingerprint.modalities == (modality,)
+    assert len(examination.fingerprint.cases) == cases
+    for case in examination.fingerprint.cases:
+        lower, upper = np.array(case.labels[1].box)
+        centre = np.array(case.labels[1].centroid) * case.shape
+        assert np.all(lower < centre) and np.all(centre < upper) and np.all(upper <= case.shape)
