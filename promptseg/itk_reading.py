@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import SimpleITK as sitk
 
 from promptseg.nifti import accept_shear, permissive_sform, restore_voxels
 
+_CHUNK = 1 << 18  # bytes decompressed at a time
 _MOST_UNEVEN = 0.1  # of a DICOM series' slice distance; a missing slice gives 1
 
 
@@ -41,9 +43,9 @@ def count_channels(path: Path | str) -> int:
 def read_itk(path: Path | str) -> sitk.Image:
     """Read a file or a DICOM folder as a three-dimensional image; for the errors see `read_image`.
 
-    Besides what ITK itself refuses, damaged NIfTI files and DICOM series without a slice are
-    refused; an sform that is perpendicular up to rounding is accepted; NaN in NIfTI files stays
-    NaN. ITK's warnings are not printed.
+    Besides what ITK itself refuses, damaged files and DICOM series without a slice are refused; an
+    sform that is perpendicular up to rounding is accepted; NaN in NIfTI files stays NaN. ITK's
+    warnings are not printed.
     """
     path = _existing(path)
     with _quiet_itk(), _itk_errors_name(path):
@@ -72,7 +74,29 @@ def _read_file(path: Path) -> sitk.Image:
         accept_shear(path, image)
     if path.name.lower().endswith((".nii.gz", ".nii", ".hdr")):
         image = restore_voxels(path, image)
+    elif path.name.lower().endswith((".mha", ".nrrd")):
+        _check_compressed_voxels(path)
     return image
+
+
+def _check_compressed_voxels(path: Path) -> None:
+    """Raise if a compressed .mha or .nrrd is damaged; ITK makes up the voxels and goes on."""
+    content = path.read_bytes()
+    if path.suffix.lower() == ".mha":
+        header, _, voxels = content.partition(b"ElementDataFile = LOCAL\n")
+        compressed, stream = b"CompressedData = True" in header, zlib.decompressobj()
+    else:
+        header, _, voxels = content.partition(b"\n\n")
+        compressed, stream = b"encoding: gz" in header, zlib.decompressobj(zlib.MAX_WBITS | 16)
+    if not compressed or not voxels:
+        return
+    try:
+        for start in range(0, len(voxels), _CHUNK):
+            stream.decompress(voxels[start : start + _CHUNK])
+    except zlib.error as error:
+        raise ValueError(f"{path} is damaged ({error}); copy it again") from error
+    if not stream.eof:  # its checksum is at the end
+        raise ValueError(f"{path} is cut short; copy it again")
 
 
 def _read_dicom_series(folder: Path) -> sitk.Image:

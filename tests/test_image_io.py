@@ -325,9 +325,10 @@ def test_a_damaged_file_gives_one_line_that_names_it(tmp_path, ending, damage):
     assert "\n" not in str(info.value)
 
 
-def test_a_nifti_whose_compressed_bytes_were_changed_is_refused(tmp_path):
+@pytest.mark.parametrize("ending", [".nii.gz", ".mha", ".nrrd"])
+def test_a_file_whose_compressed_bytes_were_changed_is_refused(tmp_path, ending):
     # ITK itself returns noise from the changed byte on, and says nothing.
-    path = tmp_path / "a.nii.gz"
+    path = tmp_path / f"a{ending}"
     volume = random_volume((60, 70, 80))
     write_image(path, volume, Geometry(shape=volume.shape, spacing=(2.5, 0.8, 0.7)))
     content = bytearray(path.read_bytes())
@@ -335,12 +336,23 @@ def test_a_nifti_whose_compressed_bytes_were_changed_is_refused(tmp_path):
     content[middle : middle + 20] = bytes(255 - b for b in content[middle : middle + 20])
     path.write_bytes(content)
 
-    with pytest.raises(ValueError, match=r"a\.nii\.gz is damaged or cut short"):
+    with pytest.raises(ValueError, match=rf"a{ending} (is damaged|cannot be read)"):
         read_image(path)
 
 
-@pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
-def test_a_nifti_that_lacks_one_byte_is_refused(tmp_path, ending):
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_an_uncompressed_file_is_read_and_refused_cut_short(tmp_path, ending):
+    path = tmp_path / f"a{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(random_volume()), str(path), useCompression=False)
+    np.testing.assert_array_equal(read_image(path)[0][0], random_volume())
+    path.write_bytes(path.read_bytes()[:-1])
+
+    with pytest.raises(ValueError, match=rf"a{ending} cannot be read"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd"])
+def test_a_file_that_lacks_one_byte_is_refused(tmp_path, ending):
     path = tmp_path / f"a{ending}"
     write_image(path, random_volume(), GEOMETRY)
     path.write_bytes(path.read_bytes()[:-1])

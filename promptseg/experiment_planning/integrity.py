@@ -155,7 +155,10 @@ def _values_with_counts(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _listed(values: np.ndarray, counts: np.ndarray) -> str:
-    shown = [f"{v:g} ({n} voxels)" for v, n in zip(values[:5], counts[:5], strict=True)]
+    shown = [
+        f"{v:g} ({n} voxel{'s' if n > 1 else ''})"
+        for v, n in zip(values[:5], counts[:5], strict=True)
+    ]
     more = f" and {len(values) - 5} more" if len(values) > 5 else ""
     return ", ".join(shown) + more
 

@@ -117,7 +117,7 @@ def test_wrong_labels_are_counted(values, dtype, found):
 def test_many_wrong_values_are_cut_short():
     segmentation = np.arange(60).reshape(1, 3, 4, 5)
     (problem,) = check_label("a", PATH, segmentation, LABELS)
-    assert problem.found.endswith("7 (1 voxels) and 52 more")
+    assert problem.found.endswith("7 (1 voxel) and 52 more")
 
 
 def test_every_differing_field_of_a_geometry_is_a_problem():
@@ -170,7 +170,7 @@ BREAKS = {
     "infinite": (lambda d: change(d / IMAGE, with_value(np.inf)), ["found 1 NaN or infinite"]),
     "constant": (lambda d: change(d / IMAGE, np.zeros_like), ["found the value 0 in every voxel"]),
     "empty label": (lambda d: change(d / LABEL, np.zeros_like), ["found no foreground voxel"]),
-    "undeclared": (lambda d: change(d / LABEL, with_value(9)), [r"values 9 \(1 voxels\)"]),
+    "undeclared": (lambda d: change(d / LABEL, with_value(9)), [r"values 9 \(1 voxel\)"]),
     "fraction": (
         lambda d: change(d / LABEL, with_value(0.5, "float32")),
         ["no whole numbers, 0.5"],
