@@ -79,6 +79,7 @@ class MaskDecoder(nn.Module):
         pyramid: Sequence[Tensor],
         positions: Tensor,
         tokens: Tensor,
+        token_counts: Tensor,
         regions: Tensor,
         image_index: Tensor,
     ) -> tuple[Tensor, Tensor]:
@@ -88,7 +89,8 @@ class MaskDecoder(nn.Module):
             embedding: (b, c, z', y', x') image embeddings.
             pyramid: shared maps (b, c_l, z_l, y_l, x_l), finest first, from `self.pyramid`.
             positions: (c, z', y', x') encodings of the grid.
-            tokens: (n, t, c) prompt tokens.
+            tokens: (n, t, c) prompt tokens, padded to the longest query.
+            token_counts: (n,) how many of them are a query's own, the first ones.
             regions: (n, c, z', y', x') region maps.
             image_index: (n,) image of each query.
 
@@ -99,16 +101,38 @@ class MaskDecoder(nn.Module):
         own = torch.stack([self.iou_token, self.mask_token]).expand(n, 2, -1)
         source = embedding[image_index] + regions
         places = positions.expand_as(source)
-        hidden, keys = self.transformer(source, places, torch.cat([own, tokens], dim=1))
+        tokens, token_counts = torch.cat([own, tokens], dim=1), token_counts + own.shape[1]
+        iou_token, mask_token, keys = self._attend(source, places, tokens, token_counts)
         answers = keys.transpose(1, 2).unflatten(2, source.shape[2:])
-        mask_token = hidden[:, 1]
         logits = _respond(self.responses[0](mask_token), answers)
         for response, shared in zip(self.responses[:0:-1], reversed(pyramid), strict=True):
             up = F.interpolate(
                 logits[:, None], shared.shape[2:], mode="trilinear", align_corners=False
             )
             logits = up[:, 0] + _respond(response(mask_token), shared, image_index)
-        return logits, self.iou_head(hidden[:, 0])[:, 0]
+        return logits, self.iou_head(iou_token)[:, 0]
+
+    def _attend(
+        self, source: Tensor, places: Tensor, tokens: Tensor, token_counts: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the transformer, on queries with equally many tokens at a time.
+
+        Padding would be attended to as if it were a prompt, and an answer would depend on how
+        many points the other queries of the batch have.
+
+        Returns:
+            (n, c) IoU tokens, (n, c) mask tokens and (n, cells, c) image embeddings.
+        """
+        order, hidden, keys = [], [], []
+        for count in token_counts.unique().tolist():
+            mine = (token_counts == count).nonzero()[:, 0]
+            of_tokens, of_image = self.transformer(source[mine], places[mine], tokens[mine, :count])
+            order.append(mine)
+            hidden.append(of_tokens[:, :2])
+            keys.append(of_image)
+        back = torch.cat(order).argsort()
+        iou_token, mask_token = torch.cat(hidden)[back].unbind(dim=1)
+        return iou_token, mask_token, torch.cat(keys)[back]
 
 
 def _respond(weights: Tensor, maps: Tensor, image_index: Tensor | None = None) -> Tensor:

@@ -56,12 +56,17 @@ class PromptBatch:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def point_counts(self) -> Tensor:
+        """(n,) points of each query, without padding."""
+        return (self.point_labels != NO_POINT).sum(dim=1)
+
     def to(self, device: torch.device | str) -> PromptBatch:
         return PromptBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
 def batch_queries(queries: Sequence[Query]) -> PromptBatch:
-    """Pack queries into tensors; points are padded to the longest list."""
+    """Pack queries into tensors; points are padded at their end to the longest list."""
     n, k = len(queries), max((len(q.points) for q in queries), default=0)
     boxes, has_box = np.zeros((n, 2, 3), np.float32), np.zeros(n, bool)
     points, point_labels = np.zeros((n, k, 3), np.float32), np.full((n, k), NO_POINT)
@@ -108,8 +113,8 @@ class FourierPositions(nn.Module):
 class PromptEncoder(nn.Module):
     """Every query becomes `3 + k` tokens and one map on the grid of the image embedding.
 
-    The tokens are the label, the two corners of the box, and the points; what a query does not
-    have is replaced by a learned "none" embedding. The map tells for each grid cell how much of
+    The tokens are the label, the two corners of the box, and the k points; a learned "none"
+    embedding stands for a label or box that a query does not have. The map tells for each grid cell how much of
     it lies in the box. Coordinates are relative to the window, each axis by its own length.
 
     Differs from SAM and SegVol: a label token in place of a text embedding (SegVol), the region
@@ -122,14 +127,14 @@ class PromptEncoder(nn.Module):
         self.label_tokens = nn.Embedding(label_count + 1, channels)  # the last: no label
         self.corners = nn.Embedding(2, channels)
         self.no_box = nn.Embedding(2, channels)
-        self.point_kinds = nn.Embedding(3, channels)  # background, foreground, padding
+        self.point_kinds = nn.Embedding(2, channels)  # background, foreground
         self.region = nn.Embedding(3, channels)  # outside the box, inside it, no box
         for embedding in (self.corners, self.no_box, self.point_kinds, self.region):
             nn.init.normal_(embedding.weight, std=0.1)
 
     def forward(
         self, prompts: PromptBatch, window: Sequence[int], grid: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Embed prompts.
 
         Args:
@@ -138,7 +143,8 @@ class PromptEncoder(nn.Module):
             grid: shape, zyx, of the image embedding.
 
         Returns:
-            (n, 3 + k, channels) tokens and (n, channels, *grid) region maps.
+            (n, 3 + k, channels) tokens, padded to the most points; (n,) how many of them, the
+            first ones, are a query's own; and (n, channels, *grid) region maps.
         """
         size = prompts.boxes.new_tensor(list(window))
         last = self.label_tokens.num_embeddings - 1
@@ -148,10 +154,12 @@ class PromptEncoder(nn.Module):
         tokens = [self.label_tokens(label_index)[:, None], corners]
         if prompts.points.shape[1]:
             located = self.positions((prompts.points + 0.5) / size)
-            padding = prompts.point_labels == NO_POINT
-            kind = self.point_kinds(prompts.point_labels.where(~padding, 2))
-            tokens.append(torch.where(padding[..., None], kind, located + kind))
-        return torch.cat(tokens, dim=1), self._regions(prompts, size, grid)
+            tokens.append(located + self.point_kinds(prompts.point_labels.clamp(min=0)))
+        return (
+            torch.cat(tokens, dim=1),
+            3 + prompts.point_counts,
+            self._regions(prompts, size, grid),
+        )
 
     def _regions(self, prompts: PromptBatch, size: Tensor, grid: Sequence[int]) -> Tensor:
         share = share_of_cells_in_boxes(prompts.boxes / size, grid)[:, None]

@@ -52,16 +52,17 @@ class PromptableNetwork(nn.Module):
             (n, z, y, x) mask logits and (n,) predicted IoU logits.
         """
         grid = encoding.embedding.shape[2:]
-        tokens, regions = self.prompt_encoder(prompts, encoding.window, grid)
-        positions = self.prompt_encoder.positions.grid(grid)
-        return self.mask_decoder(
+        tokens, token_counts, regions = self.prompt_encoder(prompts, encoding.window, grid)
+        logits, iou = self.mask_decoder(
             encoding.embedding,
             encoding.pyramid,
-            positions,
+            self.prompt_encoder.positions.grid(grid),
             tokens,
+            token_counts,
             regions,
             prompts.image_index,
         )
+        return logits, iou
 
     def forward(self, image: Tensor, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
         """`decode(encode(image), prompts)`."""
@@ -72,7 +73,7 @@ def build_network(plans: Plans, encoder: str) -> PromptableNetwork:
     """The network that plans and an encoder's name describe, with random weights.
 
     Raises:
-        ValueError: listing the registered encoders, if there is none of that name.
+        ValueError: for an unknown encoder or size, listing those that there are.
     """
     image_encoder = ENCODERS.get(encoder)(
         channels_in=len(plans.channel_names),
