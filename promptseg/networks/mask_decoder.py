@@ -21,7 +21,7 @@ class FeaturePyramid(nn.Module):
     def __init__(self, embedding_channels: int, feature_channels: Sequence[int]) -> None:
         super().__init__()
         coarse_to_fine = list(feature_channels)[::-1]
-        incoming = [embedding_channels, *coarse_to_fine[:-1]]
+        incoming = [embedding_channels, *coarse_to_fine][:-1]
         self.reduce = nn.ModuleList(
             nn.Conv3d(i, c, 1) for i, c in zip(incoming, coarse_to_fine, strict=True)
         )

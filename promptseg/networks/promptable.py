@@ -11,6 +11,7 @@ from promptseg.experiment_planning.plans import Plans
 from promptseg.networks.encoders import ENCODERS, ImageEncoder
 from promptseg.networks.mask_decoder import MaskDecoder
 from promptseg.networks.prompt_encoder import PromptBatch, PromptEncoder
+from promptseg.preprocessing.resample import resample_logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class PromptableNetwork(nn.Module):
             regions,
             prompts.image_index,
         )
-        return logits, iou
+        return resample_logits(logits, encoding.window), iou  # the finest map may be coarser
 
     def forward(self, image: Tensor, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
         """`decode(encode(image), prompts)`."""
