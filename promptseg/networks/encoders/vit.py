@@ -47,6 +47,8 @@ class ViT(ImageEncoder):
         self, *, channels_in: int, window: Sequence[int], stride: Sequence[int], size: str
     ) -> None:
         super().__init__(channels_in=channels_in, window=window, stride=stride, size=size)
+        if size not in SIZES:
+            raise ValueError(f"unknown size {size!r} of the encoder vit; it has {', '.join(SIZES)}")
         widths = SIZES[size]
         ladder = stride_ladder(stride)
         stem_channels = [
