@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import numpy as np
@@ -75,8 +76,8 @@ def augment(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Apply a pipeline to one sample.
 
-    batchgenerators draws from NumPy's global generator; it is seeded from `rng` here and put
-    back afterwards, so that a sample depends on `rng` alone.
+    batchgenerators draws from the global generators of NumPy and Python; both are seeded from
+    `rng` here and put back afterwards, so that a sample depends on `rng` alone.
 
     Args:
         transform: from `make_augmentation`.
@@ -87,12 +88,14 @@ def augment(
     Returns:
         (c, z, y, x) float32 in [0, 255] and (z, y, x) int16.
     """
-    state = np.random.get_state()
+    states = np.random.get_state(), random.getstate()
     np.random.seed(rng.integers(2**32))
+    random.seed(int(rng.integers(2**32)))
     try:
         data = image[None].astype(np.float32) / 255
         sample = transform(data=data, seg=segmentation[None, None].astype(np.float32))
     finally:
-        np.random.set_state(state)
+        np.random.set_state(states[0])
+        random.setstate(states[1])
     augmented = np.clip(sample["data"][0] * 255, 0, 255).astype(np.float32)
     return augmented, np.rint(sample["seg"][0, 0]).astype(np.int16)

@@ -290,7 +290,7 @@ def cut_window(volume, shape: Sequence[int], start: np.ndarray, window: Sequence
     inside = tuple(slice(int(a), int(max(a, b))) for a, b in zip(lower, upper, strict=True))
     leading = (slice(None),) * (len(volume.shape) - 3)
     piece = np.asarray(volume[leading + inside])
-    before = lower - start
+    before = np.minimum(lower - start, window)
     padding = [(0, 0)] * len(leading) + [
         (int(b), int(w - b - n)) for b, w, n in zip(before, window, piece.shape[-3:], strict=True)
     ]

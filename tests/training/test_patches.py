@@ -1,0 +1,231 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from promptseg.experiment_planning.plans import load_plans
+from promptseg.files import read_json
+from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
+from promptseg.prompts.simulated import mask_box
+from promptseg.training.patches import (
+    Sample,
+    TrainingSteps,
+    carry_box,
+    cut_window,
+    draw_window_start,
+    training_queries,
+    zoom_in,
+    zoom_out,
+)
+from promptseg.training.settings import TrainingSettings
+
+LABELS = {"organ": 1, "lesion": 3}
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 9)] * 3),
+    window=st.tuples(*[st.integers(1, 7)] * 3),
+    start=st.tuples(*[st.integers(-6, 8)] * 3),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_cut_window_equals_slicing_a_volume_padded_on_all_sides(shape, window, start):
+    volume = np.arange(1, 1 + 2 * np.prod(shape)).reshape(2, *shape)
+    padded = np.pad(volume, [(0, 0)] + [(20, 20)] * 3)
+    slices = tuple(slice(20 + s, 20 + s + w) for s, w in zip(start, window, strict=True))
+
+    cut = cut_window(volume, shape, np.array(start), window)
+
+    np.testing.assert_array_equal(cut, padded[(slice(None), *slices)])
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 30)] * 3),
+    window=st.tuples(*[st.integers(2, 16)] * 3),
+    seed=st.integers(0, 99),
+    share=st.tuples(*[st.floats(0, 0.99)] * 3),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_drawn_window_holds_its_voxel_and_leaves_the_volume_only_when_larger(
+    shape, window, seed, share
+):
+    rng = np.random.default_rng(seed)
+    voxel = [int(s * n) for s, n in zip(share, shape, strict=True)]
+    for locations in (None, [voxel]):
+        start = draw_window_start(shape, window, locations, rng)
+        for axis, (n, w) in enumerate(zip(shape, window, strict=True)):
+            low, high = min(0, n - w), max(0, n - w)
+            assert low <= start[axis] <= high
+            if locations is not None:
+                assert start[axis] <= voxel[axis] < start[axis] + w
+
+
+def test_a_box_is_carried_with_its_object():
+    # The object moves from z 10..20 to z 30..50: twice as long. The box reached 2 beyond it below
+    # (a fifth of the side, so 4 now) and ended 1 before its end (a tenth, so 2 now).
+    before = np.array([[10, 0, 0], [20, 4, 5.0]])
+    after = np.array([[30, 2, 0], [50, 6, 5.0]])
+    box = np.array([[8, 0, 0], [19, 4, 5.0]])
+    moved = carry_box(box, before, after, window=(64, 64, 64))
+    np.testing.assert_allclose(moved, [[26, 2, 0], [48, 6, 5]])
+
+
+def sample_with(organ: tuple | None, auto: dict | None = None) -> Sample:
+    segmentation = np.zeros((8, 10, 12), np.uint8)
+    if organ:
+        segmentation[organ] = 1
+    return Sample(
+        image=np.zeros((1, 8, 10, 12), np.uint8), segmentation=segmentation, auto_boxes=auto or {}
+    )
+
+
+def test_present_labels_are_asked_twice_and_absent_ones_by_name_alone():
+    sample = sample_with(np.s_[2:5, 3:7, 4:9])
+    rng = np.random.default_rng(0)
+    asked = training_queries(sample, 1, LABELS, TrainingSettings(prompt_dropout=0.0), rng)
+
+    assert [value for _, value in asked] == [1, 1, 3]
+    (by_name, _), (prompted, _), (absent, _) = asked
+    assert by_name.label == 0 and by_name.box is None and not len(by_name.points)
+    assert absent.label == 1 and absent.box is None
+    assert prompted.image == 1 and prompted.label == 0
+    # a side of 3, 4, 5 voxels is off by at most a tenth on each face
+    off = np.abs(prompted.box - [[2, 3, 4], [5, 7, 9]])
+    assert (off <= np.array([0.3, 0.4, 0.5]) + 1e-9).all() and off.max() > 0
+
+
+def test_prompt_dropout_leaves_out_one_type_and_never_all():
+    sample = sample_with(np.s_[2:5, 3:7, 4:9])
+    rng = np.random.default_rng(1)
+    settings_ = TrainingSettings(prompt_dropout=1.0)
+    left_out = {"label": 0, "box": 0, "points": 0}
+    for _ in range(200):
+        query = training_queries(sample, 0, {"organ": 1}, settings_, rng)[1][0]
+        has = {"label": query.label == 0, "box": query.box is not None, "points": len(query.points)}
+        assert has["box"] or has["points"]
+        if not has["label"]:
+            left_out["label"] += 1
+        if not has["box"]:
+            left_out["box"] += 1
+    assert left_out["label"] > 60 and left_out["box"] > 10
+
+
+def test_points_lie_inside_and_outside_as_their_labels_say():
+    sample = sample_with(np.s_[2:5, 3:7, 4:9])
+    mask = sample.segmentation == 1
+    rng = np.random.default_rng(2)
+    seen = 0
+    for _ in range(50):
+        query = training_queries(sample, 0, {"organ": 1}, TrainingSettings(), rng)[1][0]
+        for point, label in zip(query.points, query.point_labels, strict=True):
+            assert mask[tuple(point)] == bool(label)
+            seen += 1
+    assert seen > 30
+
+
+def test_automatic_boxes_are_used_at_their_share():
+    auto = np.array([[0, 0, 0], [8, 10, 12.0]])
+    sample = sample_with(np.s_[2:5, 3:7, 4:9], {"organ": auto})
+    rng = np.random.default_rng(3)
+    for share, expected in ((0.0, 0), (1.0, 100)):
+        chosen = TrainingSettings(auto_box_share=share, prompt_dropout=0.0)
+        boxes = [
+            training_queries(sample, 0, {"organ": 1}, chosen, rng)[1][0].box for _ in range(100)
+        ]
+        assert sum(np.array_equal(box, auto) for box in boxes) == expected
+
+
+@pytest.fixture
+def planned_case(planned):
+    folder = planned.preprocessed / "Dataset007_Boxes"
+    plans = load_plans(folder / "PromptSegPlans.json")
+    auto_boxes = read_json(folder / "PromptSegPlans_auto_prompt_boxes.json")
+    return folder / plans.data_identifier, plans, auto_boxes
+
+
+def test_zoom_in_cuts_image_segmentation_and_boxes_alike(planned_case):
+    folder, plans, _ = planned_case
+    dataset = PreprocessedDataset(folder)
+    shape = dataset.properties("case_1")["shape"]
+    segmentation = np.asarray(dataset.segmentation("case_1")[:])
+    tight = mask_box(segmentation == 1)
+    # raw and preprocessed grids are the same here, so a raw box is a preprocessed one
+    assert list(shape) == dataset.properties("case_1")["raw"]["shape"]
+    start = np.array([2, -3, 1])
+
+    boxes = {"case_1": {"label_1": [tight.tolist()]}}
+    sample = zoom_in(dataset, "case_1", plans, boxes, start)
+
+    np.testing.assert_array_equal(
+        sample.segmentation, cut_window(segmentation, shape, start, plans.window)
+    )
+    expected = np.clip(tight - start, 0, plans.window)
+    np.testing.assert_allclose(sample.auto_boxes["label_1"], expected)
+    np.testing.assert_array_equal(mask_box(sample.segmentation == 1), expected)
+
+
+def test_zoom_out_shows_the_whole_volume_in_one_window(planned_case):
+    folder, plans, _ = planned_case
+    small = dataclasses.replace(plans, window=(8, 8, 8))
+    dataset = PreprocessedDataset(folder)
+    segmentation = np.asarray(dataset.segmentation("case_0")[:])
+    tight = mask_box(segmentation == 2)
+
+    sample = zoom_out(dataset, "case_0", small, {"case_0": {"label_2": [tight.tolist()]}})
+
+    assert sample.image.shape == (1, 8, 8, 8)
+    scaled = tight * (8 / np.array(segmentation.shape))
+    np.testing.assert_allclose(sample.auto_boxes["label_2"], scaled)
+    # resampled labels lie in the scaled box, to within half a voxel of rounding
+    found = mask_box(sample.segmentation == 2)
+    assert np.abs(found - scaled).max() <= 0.75
+
+
+def steps_of(planned_case, **changes) -> TrainingSteps:
+    folder, plans, auto_boxes = planned_case
+    case_ids = PreprocessedDataset(folder).case_ids
+    return TrainingSteps(folder, case_ids, plans, TrainingSettings(**changes), auto_boxes)
+
+
+def same(a, b) -> bool:
+    return torch.equal(a.image, b.image) and torch.equal(a.prompts.boxes, b.prompts.boxes)
+
+
+def test_a_step_depends_on_seed_and_number_alone(planned_case):
+    first, second = steps_of(planned_case), steps_of(planned_case)
+    state = np.random.get_state()[1].copy()
+    late_first = second[5]
+    assert same(first[3], second[3])
+    assert same(first[5], late_first)
+    assert not same(first[3], first[4])
+    assert not same(first[3], steps_of(planned_case, seed=1)[3])
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # global state is put back
+
+
+def test_every_case_comes_once_in_each_round(planned_case):
+    steps = steps_of(planned_case)
+    count = len(steps.case_ids)
+    for round_ in range(3):
+        cases = [steps._case(round_ * count + i) for i in range(count)]
+        assert sorted(cases) == steps.case_ids
+
+
+def test_targets_are_the_voxels_of_the_value_asked_for(planned_case):
+    batch = steps_of(planned_case)[0]
+    targets = batch.targets()
+    for i, (image, value) in enumerate(
+        zip(batch.prompts.image_index.tolist(), batch.values.tolist(), strict=True)
+    ):
+        assert torch.equal(targets[i], batch.segmentation[image] == value)
+    assert targets.any()
+
+
+def test_images_stay_in_range_and_labels_stay_labels_under_augmentation(planned_case):
+    steps = steps_of(planned_case)
+    for step in range(8):
+        batch = steps[step]
+        assert 0 <= batch.image.min() and batch.image.max() <= 255
+        assert set(batch.segmentation.unique().tolist()) <= {0, 1, 2}
+        assert batch.image.shape[2:] == steps.plans.window

@@ -1,0 +1,47 @@
+import json
+import math
+
+import pytest
+
+from promptseg.training.settings import TrainingSettings
+
+
+def test_the_scratch_rate_rises_then_follows_a_cosine_to_zero():
+    settings = TrainingSettings(initial_lr=2.0, warmup=0.1)
+    assert settings.learning_rate(0.05, 0) == pytest.approx(1.0)
+    assert settings.learning_rate(0.1, 0) == pytest.approx(2.0)
+    assert settings.learning_rate(0.55, 0) == pytest.approx(1.0)  # half of the way down
+    quarter = 0.1 + 0.9 / 4
+    assert settings.learning_rate(quarter, 0) == pytest.approx(1 + math.cos(math.pi / 4))
+    assert settings.learning_rate(1.0, 0) == pytest.approx(0.0)
+    assert settings.learning_rate(1.3, 0) == pytest.approx(0.0)  # a run over its time
+
+
+def test_the_papers_rate_halves_every_200_epochs():
+    settings = TrainingSettings(recipe="paper", initial_lr=1e-5)
+    rates = [settings.learning_rate(0.0, epoch) for epoch in (0, 199, 200, 399, 400)]
+    assert rates == [1e-5, 1e-5, 5e-6, 5e-6, 2.5e-6]
+
+
+def test_settings_survive_json():
+    settings = TrainingSettings(epochs=3, mirror_axes=(0, 2), time_budget=5.0)
+    assert TrainingSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+
+
+def test_replace_changes_only_what_is_given():
+    settings = TrainingSettings(epochs=3, seed=4)
+    assert settings.replace(epochs=None, seed=9) == TrainingSettings(epochs=3, seed=9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"recipe": "best"}, "unknown recipe 'best'; there are scratch, paper"),
+        ({"epochs": 0}, "epochs must be positive"),
+        ({"initial_lr": -1.0}, "initial_lr must be positive"),
+        ({"time_budget": 0.0}, "time_budget must be positive"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingSettings(**changes)

@@ -1,0 +1,194 @@
+"""Whole runs on a small synthetic dataset: determinism, resuming, killing, stopping."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from promptseg.pipeline import train
+from promptseg.training.base_trainer import BaseTrainer
+from promptseg.training.checkpoint import load_checkpoint
+from promptseg.training.trainers import TRAINERS
+
+SHORT = {"epochs": 3, "iterations_per_epoch": 3, "seed": 5}
+
+
+def weights(folder, name="final"):
+    return load_checkpoint(folder / f"checkpoint_{name}.pth")["network"]
+
+
+def assert_same_weights(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+def folders_for(planned, tmp_path):
+    import dataclasses
+
+    return dataclasses.replace(planned, results=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(planned, tmp_path_factory):
+    """Fold folder of one run with `SHORT` settings and samples made in the process itself."""
+    results = tmp_path_factory.mktemp("uninterrupted")
+    model = train(7, folders_for(planned, results), fold="0", processes=0, **SHORT)
+    return model / "fold_0"
+
+
+def test_a_run_writes_all_that_it_should(uninterrupted):
+    names = {path.name for path in uninterrupted.iterdir()}
+    assert names == {
+        "checkpoint_best.pth",
+        "checkpoint_final.pth",
+        "checkpoint_latest.pth",
+        "metrics.csv",
+        "progress.png",
+        "training_log.txt",
+        "validation",
+    }
+    beside = {path.name for path in uninterrupted.parent.iterdir()}
+    assert beside == {"fold_0", "plans.json", "dataset.json", "dataset_fingerprint.json"}
+    validation = {path.name for path in (uninterrupted / "validation").iterdir()}
+    assert {"summary.json", "predict_report.json", "prompts_used.json"} <= validation
+    assert sum(name.endswith(".nii.gz") for name in validation) == 2  # 6 cases: folds of 2, 1, ...
+
+
+def test_metrics_have_a_row_for_each_epoch_with_three_ways_of_asking(uninterrupted):
+    with open(uninterrupted / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert [row["step"] for row in rows] == ["3", "6", "9"]
+    for row in rows:
+        for column in ("train_loss", "val_loss", "val_dice_label", "val_dice_box"):
+            assert float(row[column]) >= 0
+
+
+def test_a_run_with_worker_processes_ends_in_the_same_weights(planned, tmp_path, uninterrupted):
+    model = train(7, folders_for(planned, tmp_path), fold="0", processes=2, **SHORT)
+    assert_same_weights(weights(model / "fold_0"), weights(uninterrupted))
+
+
+def test_another_seed_ends_in_other_weights(planned, tmp_path, uninterrupted):
+    changed = {**SHORT, "seed": 6, "epochs": 1}
+    model = train(7, folders_for(planned, tmp_path), fold="0", processes=0, **changed)
+    name = "mask_decoder.mask_token"
+    assert not torch.equal(weights(model / "fold_0")[name], weights(uninterrupted)[name])
+
+
+def test_a_finished_run_can_be_extended_and_only_by_continuing(planned, tmp_path):
+    folders = folders_for(planned, tmp_path)
+    train(7, folders, fold="all", processes=0, **{**SHORT, "epochs": 1})
+    with pytest.raises(FileExistsError, match="continue with --c, or start again"):
+        train(7, folders, fold="all", processes=0, **SHORT)
+
+    model = train(7, folders, fold="all", processes=0, resume=True, epochs=2)
+
+    content = load_checkpoint(model / "fold_all" / "checkpoint_final.pth")
+    assert content["step"] == 6
+    assert [row["epoch"] for row in content["rows"]] == [0, 1]
+    assert content["settings"]["seed"] == 5  # kept from the first run
+
+
+def start_command(planned, results, *arguments):
+    """promptseg_train in a process of its own, as a user would have it."""
+    code = "import sys; from promptseg.cli import train; sys.exit(train())"
+    command = [sys.executable, "-c", code, "-d", "7", "-f", "0", "-np", "0", *arguments]
+    roots = ["--preprocessed", str(planned.preprocessed), "--results", str(results)]
+    # the same number of threads as in this process: sums of floats depend on it
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.Popen(
+        command + roots, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+FLAGS = ("--epochs", "3", "--iterations", "3", "--seed", "5")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_continues_to_the_weights_of_an_uninterrupted_one(
+    planned, tmp_path, uninterrupted, number
+):
+    fold = tmp_path / "Dataset007_Boxes" / "ViTTrainer__PromptSegPlans__3d" / "fold_0"
+    process = start_command(planned, tmp_path, *FLAGS)
+    # the first epoch is in `latest`; the next one has begun when the signal comes
+    wait_for(lambda: (fold / "checkpoint_latest.pth").is_file(), process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 1)
+    if number == signal.SIGTERM:
+        assert "the same command with --c continues" in errors
+    assert not (fold / "checkpoint_final.pth").exists()
+    stopped_at = load_checkpoint(fold / "checkpoint_latest.pth")["step"]
+    assert 3 <= stopped_at < 9
+
+    process = start_command(planned, tmp_path, *FLAGS, "--c")
+    assert process.wait(timeout=120) == 0, process.communicate()
+
+    assert_same_weights(weights(fold), weights(uninterrupted))
+    with open(fold / "metrics.csv", newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["3", "6", "9"]
+
+
+def test_a_time_budget_ends_the_run_and_brings_the_rate_to_zero(planned, tmp_path):
+    started = time.monotonic()
+    model = train(
+        7, folders_for(planned, tmp_path), fold="all", processes=0, time_budget=3.0,
+        iterations_per_epoch=4,
+    )  # fmt: skip
+    content = load_checkpoint(model / "fold_all" / "checkpoint_final.pth")
+    assert content["seconds"] >= 3.0
+    assert time.monotonic() - started < 60
+    rates = [row["learning_rate"] for row in content["rows"]]
+    assert rates[-1] < 0.35 * max(rates)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"dataset": 8}, FileNotFoundError, "run `promptseg_plan -d 8` first"),
+        ({"trainer": "UNetTrainer"}, ValueError, "unknown trainer 'UNetTrainer'; registered: .*V"),
+        ({"fold": "9"}, ValueError, "unknown fold '9'"),
+        ({"recipe": "best"}, ValueError, "unknown recipe 'best'"),
+        ({"epochs": -1}, ValueError, "epochs must be positive"),
+        ({"plans_name": "Other"}, FileNotFoundError, "`promptseg_plan -d ID` writes them"),
+        ({"resume": True}, FileNotFoundError, "no checkpoint there; promptseg_train writes it"),
+    ],
+)
+def test_wrong_requests_are_refused_with_what_to_do(planned, tmp_path, changes, error, message):
+    arguments = {"dataset": 7, "processes": 0, **changes}
+    with pytest.raises(error, match=message):
+        train(arguments.pop("dataset"), folders_for(planned, tmp_path), **arguments)
+
+
+def test_a_checkpoint_of_other_plans_is_not_continued(planned, tmp_path):
+    folders = folders_for(planned, tmp_path)
+    model = train(7, folders, fold="all", processes=0, **{**SHORT, "epochs": 1})
+    path = model / "fold_all" / "checkpoint_latest.pth"
+    content = load_checkpoint(path)
+    content["plans"]["window"] = [8, 8, 8]
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="was trained with other plans"):
+        train(7, folders, fold="all", processes=0, resume=True)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_every_trainer_is_a_leaf(name):
+    trainer = TRAINERS.get(name)
+    assert trainer.__mro__[1] is BaseTrainer
+    assert "__init__" not in vars(trainer)
+    assert isinstance(trainer.encoder, str)
