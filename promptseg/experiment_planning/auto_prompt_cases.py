@@ -45,12 +45,14 @@ class FitCase:
         case_id: case identifier.
         view: channel 0, normalized, on the coarse grid.
         truths: the labels that the case has.
+        described: what each fitted strategy's `describe` said of the view.
         unfitted: boxes of the strategies that need no fit, by strategy.
     """
 
     case_id: str
     view: View
     truths: dict[str, LabelTruth]
+    described: dict[str, np.ndarray]
     unfitted: dict[str, tuple[np.ndarray, ...]]
 
     def sample(self, label: str) -> Sample:
@@ -61,6 +63,7 @@ class FitCase:
             view=self.view,
             mask=truth.view_mask.astype(np.float32) / 255,
             box_mm=truth.box * voxel_mm,
+            described=self.described,
         )
 
 
@@ -68,7 +71,8 @@ def read_fit_case(
     case: RawCase,
     labels: dict[str, int],
     normalization: Normalization,
-    unfitted: tuple[str, ...] = ("intensity",),
+    fitted: tuple[str, ...] = (),
+    unfitted: tuple[str, ...] = (),
 ) -> FitCase:
     """Read one raw case and reduce it.
 
@@ -76,6 +80,7 @@ def read_fit_case(
         case: the case; channel 0 alone is read.
         labels: label values by name.
         normalization: of channel 0.
+        fitted: strategies that will be fitted.
         unfitted: strategies without parameters to run here, where the whole volume is at hand.
 
     Raises:
@@ -84,7 +89,14 @@ def read_fit_case(
     image, geometry = read_image(case.images[0])
     segmentation, _ = read_segmentation(case.label)
     return reduce_case(
-        case.case_id, image[0], segmentation, geometry.spacing, labels, normalization, unfitted
+        case.case_id,
+        image[0],
+        segmentation,
+        geometry.spacing,
+        labels,
+        normalization,
+        fitted,
+        unfitted,
     )
 
 
@@ -95,6 +107,7 @@ def reduce_case(
     spacing: tuple[float, float, float],
     labels: dict[str, int],
     normalization: Normalization,
+    fitted: tuple[str, ...] = (),
     unfitted: tuple[str, ...] = (),
 ) -> FitCase:
     """The same from arrays: (z, y, x) raw intensities and labels, spacing in mm."""
@@ -113,6 +126,7 @@ def reduce_case(
             for name, value in labels.items()
             if (segmentation == value).any()
         },
+        described={name: AUTO_PROMPTERS.get(name).describe(view) for name in fitted},
         unfitted={
             name: AUTO_PROMPTERS.get(name)().propose(normalized, spacing).boxes for name in unfitted
         },

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from promptseg.raw_dataset import RawCase
 
 UNFITTED = ("intensity",)
-FITTED = ("atlas",)
+FITTED = ("atlas", "fitted_intensity")
 USABLE_IOU = 0.3  # below it a box misleads the network more than the label token alone
 WHOLE_VOLUME = 0.9  # share of the volume from which on a box says nothing
 FEWEST_CASES = 3
@@ -90,6 +90,7 @@ def fit_auto_prompts(
         list(cases),
         labels,
         normalizations[0],
+        FITTED,
         UNFITTED,
         processes=processes,
         description="automatic prompts",

@@ -59,11 +59,13 @@ class Sample:
         view: the case.
         mask: (z, y, x) float32 share of each view voxel that the label fills.
         box_mm: (2, 3) mm, the label's bounding box in the volume.
+        described: what each strategy's `describe` said of the view, by strategy.
     """
 
     view: View
     mask: np.ndarray
     box_mm: np.ndarray
+    described: dict[str, np.ndarray]
 
 
 def view_of(image: np.ndarray, spacing: Sequence[float], voxels: int = VIEW_VOXELS) -> View:
@@ -112,12 +114,27 @@ def block_means(array: np.ndarray, step: Sequence[int]) -> np.ndarray:
     return means
 
 
+def box_ious(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes (..., 2, 3) in one frame, broadcast against each other."""
+    sides = np.minimum(first[..., 1, :], second[..., 1, :]) - np.maximum(
+        first[..., 0, :], second[..., 0, :]
+    )
+    shared = sides.clip(0).prod(-1)
+    volumes = [(b[..., 1, :] - b[..., 0, :]).clip(0).prod(-1) for b in (first, second)]
+    return shared / np.maximum(volumes[0] + volumes[1] - shared, 1e-12)
+
+
 class FittedPrompter(AutoPrompter):
     """A strategy whose parameters are fitted per label on the training cases.
 
     A subclass gives `fit` and `locate`; both work on views. `fit` is pure: samples in, plain JSON
     parameters out, and `cls(**parameters)` is the fitted strategy.
     """
+
+    @staticmethod
+    def describe(view: View) -> np.ndarray | None:
+        """What the fit needs of a view and no label changes; computed once a case, in a worker."""
+        return None
 
     @classmethod
     @abstractmethod
