@@ -102,7 +102,7 @@ def box_volume(box: np.ndarray) -> int:
 
 def is_nearly_whole(box: np.ndarray, shape: tuple[int, int, int]) -> bool:
     """Whether the part of a box inside the volume is at least 90 % of the volume."""
-    return box_volume(clip_box(box, shape)) >= NEARLY_WHOLE * np.prod(shape)
+    return bool(box_volume(clip_box(box, shape)) >= NEARLY_WHOLE * np.prod(shape))
 
 
 def _ends(line: np.ndarray) -> tuple[int, int]:

@@ -80,11 +80,10 @@ class IntensityPrompter(AutoPrompter):
             algorithm does not know how good its box is: the score is the share of the box that
             its component fills, times the share of the volume that the box leaves out.
         """
-        if image.min() == image.max():
-            return Proposal(box=None, score=0.0, reason="constant_image")
         found = self._components(self.candidate_mask(image))
         if not found:
-            return Proposal(box=None, score=0.0, reason="no_component")
+            reason = "constant_image" if image.min() == image.max() else "no_component"
+            return Proposal(box=None, score=0.0, reason=reason)
         boxes = [widen_box(box, self.margin) for box, _ in found]
         inside = [clip_box(box, image.shape) for box in boxes]
         filled = found[0][1] / box_volume(found[0][0])

@@ -33,7 +33,7 @@ def smooth(image: np.ndarray, sigma: float | Sequence[float] = 2.0) -> np.ndarra
     smoothed = np.empty(image.shape, np.float32)
 
     def along_z(y: int) -> None:
-        plane = image[:, y].astype(np.float32).astype(np.float64)
+        plane = image[:, y].astype(np.float32, copy=False).astype(np.float64)
         _multiply_from_left(bands_z, plane, smoothed[:, y])
 
     def along_y_then_x(z: int) -> None:
