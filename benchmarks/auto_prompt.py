@@ -1,0 +1,118 @@
+"""How fast is Algorithm 1, and how much memory does it take? Beside SciPy and SimpleITK, in turn.
+
+    python benchmarks/auto_prompt.py --ct totalsegmentator_example_ct.nii.gz
+
+The CT is enlarged to 1, 8 and 52 million voxels, gets noise of 20 HU and the soft tissue window.
+All three run in one process, one after the other, several times; medians and ratios are printed.
+Peak memory is what a fresh process needs beyond the loaded volume (Linux only).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from literal_chain import scipy_box, simpleitk_box
+from scipy import ndimage
+
+from promptseg.image_io import read_image
+from promptseg.preprocessing.normalize import ct_window, normalize
+from promptseg.prompts.automatic import auto_prompt
+
+SHAPES = ((50, 141, 142), (100, 283, 283), (200, 512, 512))
+METHODS: dict[str, Callable] = {
+    "promptseg": lambda image: auto_prompt(image).box,
+    "SciPy": scipy_box,
+    "SimpleITK": simpleitk_box,
+}
+
+
+def ct_like(ct: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """(z, y, x) float32 in [0, 255]: the CT enlarged to `shape`, with noise."""
+    factors = [new / old for new, old in zip(shape, ct.shape, strict=True)]
+    enlarged = ndimage.zoom(ct.astype(np.float32), factors, order=1)
+    noise = np.random.default_rng(0).standard_normal(shape, np.float32)
+    return normalize(enlarged + 20 * noise, ct_window("soft tissue"))
+
+
+def seconds(image: np.ndarray, runs: int) -> dict[str, list[float]]:
+    """Wall time of every run of every method, the methods in turn, after one small warm-up."""
+    taken: dict[str, list[float]] = {name: [] for name in METHODS}
+    for name in METHODS:
+        METHODS[name](image[:20, :60, :60])
+    for _ in range(runs):
+        for name, method in METHODS.items():
+            start = time.perf_counter()
+            method(image)
+            taken[name].append(time.perf_counter() - start)
+    return taken
+
+
+def peak_bytes(name: str, volume: Path) -> int:
+    """Peak resident memory of a fresh process beyond what it held with the volume loaded."""
+    command = [sys.executable, __file__, "--measure", name, "--volume", str(volume)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def measure(name: str, volume: Path) -> int:
+    """In the fresh process: run one method once and return its peak."""
+    image = np.load(volume)
+    METHODS[name](image[:20, :60, :60])  # imports and thread stacks are not the method's
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present
+    before = status_bytes("VmRSS")
+    METHODS[name](image)
+    return status_bytes("VmHWM") - before
+
+
+def status_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--ct", type=Path, help="a CT in HU")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--measure", choices=METHODS, help=argparse.SUPPRESS)
+    parser.add_argument("--volume", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(measure(arguments.measure, arguments.volume))
+        return
+    if arguments.ct is None:
+        parser.error("--ct is required")
+    ct = read_image(arguments.ct)[0][0]
+
+    cores = len(os.sched_getaffinity(0))
+    print(f"{cores} cores, load {os.getloadavg()[0]:.1f}, {arguments.runs} runs each\n")
+    print(
+        "| voxels | method | median s | fastest s | ns a voxel | times promptseg | peak / volume |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for shape in SHAPES:
+        image = ct_like(ct, shape)
+        same = np.array_equal(METHODS["promptseg"](image), METHODS["SciPy"](image))
+        taken = seconds(image, arguments.runs)
+        medians = {name: statistics.median(times) for name, times in taken.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            np.save(volume := Path(folder) / "volume.npy", image)
+            peaks = {name: peak_bytes(name, volume) / image.nbytes for name in METHODS}
+        for name, median in medians.items():
+            print(
+                f"| {image.size / 1e6:.1f} M | {name} | {median:.2f} | {min(taken[name]):.2f} "
+                f"| {1e9 * median / image.size:.0f} | {median / medians['promptseg']:.1f} "
+                f"| {peaks[name]:.2f} |"
+            )
+        print(f"| | box equal to SciPy's: {'yes' if same else 'NO'} | | | | | |")
+
+
+if __name__ == "__main__":
+    main()
