@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from promptseg.boxes import box_iou, enclosing_box, mask_box
 from promptseg.evaluation.inputs import (
     case_id_of,
     label_files,
@@ -17,14 +18,7 @@ from promptseg.evaluation.inputs import (
     read_prompts,
     some,
 )
-from promptseg.evaluation.metrics import (
-    Confusion,
-    bounding_box,
-    box_iou,
-    confusion_counts,
-    enclosing_box,
-    volume_ml,
-)
+from promptseg.evaluation.metrics import Confusion, confusion_counts, volume_ml
 from promptseg.evaluation.report import format_table
 from promptseg.evaluation.summary import summarize, write_csv
 from promptseg.files import write_json
@@ -156,7 +150,7 @@ def _evaluate_case(
         used = prompts.get(case, {}).get(names[label], {})
         metrics[label] = _numbers(counts, geometry.spacing, used.get("source"))
         if (box := enclosing_box(used.get("boxes", []))) is not None:
-            truth = bounding_box(reference == label)
+            truth = mask_box(reference == label)
             metrics[label]["box_iou"] = float("nan") if truth is None else box_iou(truth, box)
     return {
         "case": case,

@@ -1,4 +1,4 @@
-"""Overlap of masks, boxes and label maps: arrays in, numbers out; undefined is NaN."""
+"""Overlap of masks and label maps: arrays in, numbers out; undefined is NaN."""
 
 from __future__ import annotations
 
@@ -85,32 +85,6 @@ def iou(reference: np.ndarray, prediction: np.ndarray) -> float:
     )
 
 
-def box_iou(first: np.ndarray, second: np.ndarray) -> float:
-    """Intersection over union of two half-open (2, 3) boxes; NaN when both are empty."""
-    first, second = np.asarray(first), np.asarray(second)
-    common = _volume(np.stack([np.maximum(first[0], second[0]), np.minimum(first[1], second[1])]))
-    return _ratio(common, _volume(first) + _volume(second) - common)
-
-
-def bounding_box(mask: np.ndarray) -> np.ndarray | None:
-    """The smallest half-open (2, 3) box round a (z, y, x) boolean mask; None when it is empty."""
-    filled = [
-        np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        for axis in range(3)
-    ]
-    if filled[0].size == 0:
-        return None
-    return np.array([[f[0] for f in filled], [f[-1] + 1 for f in filled]])
-
-
-def enclosing_box(boxes: Sequence[np.ndarray]) -> np.ndarray | None:
-    """The smallest box round several half-open (2, 3) boxes; None when there are none."""
-    if len(boxes) == 0:
-        return None
-    boxes = np.asarray(boxes)
-    return np.stack([boxes[:, 0].min(axis=0), boxes[:, 1].max(axis=0)])
-
-
 def volume_ml(voxels: int, spacing: Sequence[float]) -> float:
     """The volume of so many voxels in millilitres; spacing in mm."""
     return float(voxels * np.prod(spacing) / 1000.0)
@@ -123,10 +97,6 @@ def _index_among(known: np.ndarray, values: np.ndarray) -> np.ndarray:
     index = np.searchsorted(known, values)
     index[known[np.minimum(index, known.size - 1)] != values] = known.size
     return index
-
-
-def _volume(box: np.ndarray) -> float:
-    return float(np.prod(np.maximum(box[1] - box[0], 0)))
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from promptseg.boxes import mask_box
 from promptseg.experiment_planning.plans import Plans
 from promptseg.inference.export import LabelMap, resample_region
 from promptseg.inference.sliding_window import Blend, gaussian_weights, meets, window_starts
@@ -21,7 +22,6 @@ from promptseg.preprocessing.preprocess import preprocess_image
 from promptseg.preprocessing.resample import resample_image
 from promptseg.prompts.automatic.propose import propose_boxes
 from promptseg.prompts.prompts import Prompts, make_prompts
-from promptseg.prompts.simulated import mask_box
 from promptseg.training.checkpoint import load_checkpoint
 from promptseg.training.patches import cut_window
 from promptseg.training.settings import TrainingSettings

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from promptseg.boxes import mask_box
 
-def mask_box(mask: np.ndarray) -> np.ndarray | None:
-    """The tight (2, 3) half-open box of a (z, y, x) mask, or None when it is empty."""
-    corners = []
-    for axis in range(mask.ndim):
-        others = tuple(a for a in range(mask.ndim) if a != axis)
-        inside = np.flatnonzero(mask.any(axis=others))
-        if not len(inside):
-            return None
-        corners.append((inside[0], inside[-1] + 1))
-    return np.array(corners).T
+__all__ = ["jitter_box", "mask_box", "sample_points"]
 
 
 def jitter_box(

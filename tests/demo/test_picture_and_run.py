@@ -11,7 +11,7 @@ from promptseg.demo.phantom import LABELS, make_phantom, write_phantom_dataset
 from promptseg.demo.picture import PictureRow, draw_cases, telling_slice
 from promptseg.demo.run import picture_rows, run_demo
 from promptseg.evaluation.evaluate import evaluate_folders
-from promptseg.evaluation.metrics import bounding_box
+from promptseg.boxes import mask_box
 from promptseg.files import write_json
 
 
@@ -41,7 +41,7 @@ def near(picture: np.ndarray, colour: tuple[int, int, int]) -> int:
 def test_a_box_is_drawn_in_its_labels_colour_unless_it_misses_the_slice(tmp_path):
     lesion_colour = (0xFF, 0x4D, 0x6D)
     reference = row().reference
-    box = bounding_box(reference == LABELS["lesion"])
+    box = mask_box(reference == LABELS["lesion"])
     z = telling_slice(reference)
     counts = {}
     for name, boxes in {

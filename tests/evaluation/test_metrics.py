@@ -8,15 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.ndimage import find_objects
 from scipy.spatial import distance
 
 from promptseg.evaluation.metrics import (
-    bounding_box,
-    box_iou,
     confusion_counts,
     dice,
-    enclosing_box,
     iou,
     volume_ml,
 )
@@ -95,35 +91,5 @@ def test_counting_no_label_gives_nothing_and_unequal_shapes_are_refused():
         confusion_counts(zeros, zeros[..., 1:], [1])
 
 
-corners = st.tuples(*(st.integers(0, n) for n in SHAPE))
-
-
-@given(corners, corners, corners, corners)
-def test_box_iou_is_the_iou_of_the_boxes_as_masks(a, b, c, d):
-    first, second = np.sort([a, b], axis=0), np.sort([c, d], axis=0)
-    np.testing.assert_equal(box_iou(first, second), iou(mask_of(first), mask_of(second)))
-
-
-def test_box_iou_takes_lists_and_counts_what_lies_outside_the_volume():
-    # 4x4x4 = 64 voxels against 2x4x4 = 32, half of which (2x2x4 = 16) are in common.
-    assert box_iou([[-2, 0, 0], [2, 4, 4]], [[0, 2, 0], [2, 6, 4]]) == 16 / (64 + 32 - 16)
-    assert box_iou([[0, 0, 0], [2, 2, 2]], [[2, 0, 0], [4, 2, 2]]) == 0.0  # half-open: they touch
-
-
-def test_bounding_box_agrees_with_scipy_and_is_none_for_an_empty_mask():
-    rng = np.random.default_rng(8)
-    for _ in range(20):
-        mask = rng.random(SHAPE) < 0.02
-        expected = find_objects(mask.astype(np.uint8))
-        found = bounding_box(mask)
-        if not expected:
-            assert found is None
-            continue
-        np.testing.assert_array_equal(found, np.transpose([(s.start, s.stop) for s in expected[0]]))
-
-
-def test_enclosing_box_holds_every_box_and_volume_is_in_millilitres():
-    boxes = [[[1, 2, 3], [4, 5, 6]], [[0, 3, 3], [2, 9, 5]]]
-    np.testing.assert_array_equal(enclosing_box(boxes), [[0, 2, 3], [4, 9, 6]])
-    assert enclosing_box([]) is None
+def test_volume_is_in_millilitres():
     assert volume_ml(500, (4.0, 0.5, 1.0)) == pytest.approx(1.0)  # 500 voxels of 2 mm3
