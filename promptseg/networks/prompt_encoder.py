@@ -114,8 +114,9 @@ class PromptEncoder(nn.Module):
     """Every query becomes `3 + k` tokens and one map on the grid of the image embedding.
 
     The tokens are the label, the two corners of the box, and the k points; a learned "none"
-    embedding stands for a label or box that a query does not have. The map tells for each grid cell how much of
-    it lies in the box. Coordinates are relative to the window, each axis by its own length.
+    embedding stands for a label or box that a query does not have. The map tells for each grid
+    cell how much of it lies in the box. Coordinates are relative to the window, each axis by its
+    own length.
 
     Differs from SAM and SegVol: a label token in place of a text embedding (SegVol), the region
     map in place of a mask prompt, and "none" tokens for absent boxes.
