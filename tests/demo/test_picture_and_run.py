@@ -7,11 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
+from promptseg.boxes import mask_box
 from promptseg.demo.phantom import LABELS, make_phantom, write_phantom_dataset
 from promptseg.demo.picture import PictureRow, draw_cases, telling_slice
 from promptseg.demo.run import picture_rows, run_demo
 from promptseg.evaluation.evaluate import evaluate_folders
-from promptseg.boxes import mask_box
 from promptseg.files import write_json
 
 
