@@ -49,19 +49,19 @@ def resample_region(
 class LabelMap:
     """The winning label of every raw voxel, one label's logits at a time.
 
-    A voxel goes to the label with the largest logit above 0, whatever the order in which labels
-    come. Memory: the label map and one float16 volume, however many labels there are.
+    A voxel goes to the label with the largest logit above 0, to the lowest value when several
+    are equal, whatever the order in which labels come. Memory: the label map and one float32
+    volume, however many labels there are.
     """
 
     def __init__(self, raw_shape: Sequence[int], largest_value: int) -> None:
         self.labels = np.zeros(tuple(raw_shape), np.uint8 if largest_value < 256 else np.int16)
-        self._best = np.zeros(tuple(raw_shape), np.float16)
+        self._best = np.zeros(tuple(raw_shape), np.float32)
 
     def add(self, value: int, logits: Tensor, lower: np.ndarray) -> None:
         """Enter the (z, y, x) raw-grid logits of one label's region."""
         region = tuple(slice(int(a), int(a + n)) for a, n in zip(lower, logits.shape, strict=True))
-        # rounding to float16 must not make a weak foreground vanish, nor an infinity
-        new = logits.clamp(-6e4, 6e4).numpy().astype(np.float16)
-        wins = new > self._best[region]
-        self._best[region][wins] = new[wins]
-        self.labels[region][wins] = value
+        new, best, labels = logits.numpy(), self._best[region], self.labels[region]
+        wins = (new > best) | ((new == best) & (labels > value))
+        best[wins] = new[wins]
+        labels[wins] = value
