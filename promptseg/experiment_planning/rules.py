@@ -87,8 +87,8 @@ def window_and_stride(
     spacing = np.asarray(spacing, float)
     window = np.maximum(np.asarray(median_shape, int), 1)
     while window.prod() > budget.window_voxels:
-        axis = int(np.argmax(window * spacing))
-        window[axis] = max(1, int(window[axis] * 0.95))
+        axis = int(np.argmax(np.where(window > 1, window * spacing, 0)))
+        window[axis] = int(window[axis] * 0.95)
     stride = _finest_stride(window, spacing, budget.tokens)
     rounded = _round_to_multiple(window, stride, budget.window_voxels)
     tokens = int((rounded // stride).prod())
