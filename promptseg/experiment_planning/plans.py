@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -81,16 +83,22 @@ class Plans:
         if unknown := sorted(set(content) - names):
             raise ValueError(f"{source}: unknown {', '.join(unknown)}; is it a promptseg plan?")
         values = dict(content)
-        for name, length, number in _NUMBER_TUPLES:
-            values[name] = _numbers(content[name], length, number, f"{source}: {name}")
-        for name in ("channel_names", "modalities"):
-            values[name] = tuple(str(item) for item in content[name])
-        values["labels"] = {str(k): int(v) for k, v in content["labels"].items()}
+        for name, (is_good, expected) in _FORMS.items():
+            if not is_good(content[name]):
+                raise ValueError(f"{source}: {name}: expected {expected}, found {content[name]!r}")
+            if isinstance(content[name], list):
+                values[name] = tuple(content[name])
         try:
             values["normalizations"] = tuple(Normalization(**n) for n in content["normalizations"])
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{source}: normalizations: {error}") from error
         plans = cls(**values)
+        counts = [len(getattr(plans, name)) for name in _OF_EACH_CHANNEL]
+        if len(set(counts)) > 1:
+            raise ValueError(
+                f"{source}: {', '.join(_OF_EACH_CHANNEL)} must be of as many channels, found "
+                f"{', '.join(map(str, counts))}"
+            )
         if any(w % s for w, s in zip(plans.window, plans.stride, strict=True)):
             raise ValueError(
                 f"{source}: window {plans.window} is no multiple of stride {plans.stride} (zyx)"
@@ -98,25 +106,54 @@ class Plans:
         return plans
 
 
-_NUMBER_TUPLES = (
-    ("spacing", 3, float),
-    ("median_shape", 3, int),
-    ("window", 3, int),
-    ("stride", 3, int),
-)
+_OF_EACH_CHANNEL = ("channel_names", "modalities", "normalizations")
 
 
-def _numbers(value: Any, length: int, number: type, where: str) -> tuple:
-    """A tuple of `length` positive numbers of one type, or a ValueError that says where."""
-    allowed = (int,) if number is int else (int, float)
-    good = (
-        isinstance(value, (list, tuple))
-        and len(value) == length
-        and all(isinstance(v, allowed) and not isinstance(v, bool) and v > 0 for v in value)
-    )
-    if not good:
-        raise ValueError(f"{where}: expected {length} positive {number.__name__}s, found {value!r}")
-    return tuple(number(v) for v in value)
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_length(value: Any) -> bool:
+    return _is_count(value) or (isinstance(value, float) and 0 < value < math.inf)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _are(is_item: Callable[[Any], bool], value: Any, length: int | None = None) -> bool:
+    """Whether a value is a list (from JSON) or a tuple of such items, and of that length."""
+    is_list = isinstance(value, (list, tuple)) and len(value) > 0
+    return is_list and length in (None, len(value)) and all(map(is_item, value))
+
+
+def _are_labels(value: Any) -> bool:
+    if not isinstance(value, dict) or not value:
+        return False
+    values = list(value.values())
+    return all(map(_is_count, values)) and len(set(values)) == len(values)
+
+
+_THREE_COUNTS = (lambda v: _are(_is_count, v, 3), "3 positive whole numbers, zyx")
+_NAMES = (lambda v: _are(_is_name, v), "a list of names")
+_NAME = (_is_name, "a name")
+_OBJECT = (lambda v: isinstance(v, dict), "an object")
+_FORMS = {  # field: its check, and what to expect in words
+    "dataset_name": _NAME,
+    "plans_name": _NAME,
+    "size": _NAME,
+    "channel_names": _NAMES,
+    "modalities": _NAMES,
+    "normalizations": (lambda v: isinstance(v, (list, tuple)), "a list of objects"),
+    "spacing": (lambda v: _are(_is_length, v, 3), "3 positive lengths in mm, zyx"),
+    "median_shape": _THREE_COUNTS,
+    "window": _THREE_COUNTS,
+    "stride": _THREE_COUNTS,
+    "batch_size": (_is_count, "a positive whole number"),
+    "labels": (_are_labels, "names with different positive whole numbers"),
+    "auto_prompts": _OBJECT,
+    "reasons": _OBJECT,
+}
 
 
 def save_plans(path: Path, plans: Plans) -> None:
