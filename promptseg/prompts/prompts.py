@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from promptseg.files import read_json, write_json
+from promptseg.preprocessing.resample import scale_coordinates
 
 PROMPTS_FORMAT = 1
 
@@ -46,14 +47,10 @@ class Prompts:
         A voxel i covers [i, i + 1); boxes scale with it and stay continuous, points go through
         their voxel's centre.
         """
-        factor = np.asarray(to_shape, float) / np.asarray(from_shape, float)
-        return Prompts(
-            boxes=self.boxes * factor,
-            points=(self.points + 0.5) * factor - 0.5,
-            point_labels=self.point_labels,
-            source=self.source,
-            score=self.score,
-            reason=self.reason,
+        return replace(
+            self,
+            boxes=scale_coordinates(self.boxes, from_shape, to_shape),
+            points=scale_coordinates(self.points + 0.5, from_shape, to_shape) - 0.5,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -193,7 +190,8 @@ def _numbers(values: Any, item_shape: tuple[int, ...], where: str) -> np.ndarray
     if array.shape == item_shape:
         array = array[None]
     if array.shape[1:] != item_shape:
-        raise ValueError(f"{where}: expected shape (n, {item_shape}), found {array.shape}")
+        wanted = ", ".join(map(str, ("n", *item_shape)))
+        raise ValueError(f"{where}: expected shape ({wanted}), found {array.shape}")
     if not np.isfinite(array).all():
         raise ValueError(f"{where}: must be finite, found {array.tolist()}")
     return array
