@@ -12,12 +12,12 @@ from promptseg.experiment_planning.auto_prompt_cases import FitCase, LabelTruth,
 from promptseg.parallel import map_cases
 from promptseg.preprocessing.normalize import Normalization
 from promptseg.prompts.automatic.base import AUTO_PROMPTERS, Proposal
+from promptseg.prompts.automatic.fitted import FittedPrompter
 
 if TYPE_CHECKING:
     from promptseg.raw_dataset import RawCase
 
-UNFITTED = ("intensity",)
-FITTED = ("atlas", "fitted_intensity")
+UNFITTED = ("intensity",)  # need no fit; every registered FittedPrompter is fitted
 USABLE_IOU = 0.3  # below it a box misleads the network more than the label token alone
 WHOLE_VOLUME = 0.9  # share of the volume from which on a box says nothing
 FEWEST_CASES = 3
@@ -90,7 +90,7 @@ def fit_auto_prompts(
         list(cases),
         labels,
         normalizations[0],
-        FITTED,
+        fitted_strategies(),
         UNFITTED,
         processes=processes,
         description="automatic prompts",
@@ -113,6 +113,11 @@ def fit_labels(cases: Sequence[FitCase], labels: Sequence[str], *, folds: int = 
     return AutoPromptFit(labels=entries, proposals=proposals)
 
 
+def fitted_strategies() -> tuple[str, ...]:
+    """The names of the registered strategies that are fitted."""
+    return tuple(n for n in AUTO_PROMPTERS if issubclass(AUTO_PROMPTERS.get(n), FittedPrompter))
+
+
 def _fit_label(
     cases: Sequence[FitCase], label: str, folds: int
 ) -> tuple[dict[str, Any], list[Boxes]]:
@@ -124,7 +129,7 @@ def _fit_label(
         found = [_proposal_of(case.unfitted[name]) for case in cases]
         candidates[name] = {"parameters": {}, **score(found, cases, label)}
         proposed[name] = found
-    for name in FITTED:
+    for name in fitted_strategies():
         found = cross_validate(name, cases, label, folds)
         parameters = AUTO_PROMPTERS.get(name).fit([case.sample(label) for case in cases])
         candidates[name] = {"parameters": parameters, **score(found, cases, label)}
