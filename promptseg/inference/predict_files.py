@@ -66,7 +66,8 @@ def predict_files(
 
     Raises:
         FileNotFoundError, ValueError: if the model, the inputs or the prompts file as a whole
-            cannot be used, or if both `auto_prompt` and `prompts` are given.
+            cannot be used, if both `auto_prompt` and `prompts` are given, or if a segmentation
+            would overwrite an image.
     """
     if auto_prompt and prompts:
         raise ValueError("give either --auto-prompt or --prompts, not both")
@@ -126,6 +127,9 @@ def predict_cases(
     prompts_file = output / f"prompts_used{suffix}.json"
     entries, used = _earlier(report_file, prompts_file) if continue_prediction else ({}, {})
     run = _Run(predictor, output, from_file, auto_prompt, continue_prediction)
+    for case in cases:
+        if (target := run.target(case).resolve()) in (path.resolve() for path in case.images):
+            raise ValueError(f"{target} is an image to predict; choose another output folder")
     for case_id, entry in run.all(cases):
         if entry["status"] == "kept" and case_id in entries:
             continue
@@ -167,7 +171,7 @@ class _Run:
         """Yield case identifier and report entry, case by case."""
         waiting = []
         for case in cases:
-            if self.continue_prediction and self._target(case).is_file():
+            if self.continue_prediction and self.target(case).is_file():
                 yield case.case_id, {"status": "kept"}
             else:
                 waiting.append(case)
@@ -188,7 +192,7 @@ class _Run:
                     yield case.case_id, _failure(case, error)
                 else:
                     job = writer.submit(
-                        write_image, self._target(case), prediction.segmentation, geometry
+                        write_image, self.target(case), prediction.segmentation, geometry
                     )
                     writing.append((case, job, prediction))
                 bar.update()
@@ -219,12 +223,13 @@ class _Run:
         entry = {
             "status": "done",
             "images": [str(path) for path in case.images],
-            "prediction": str(self._target(case)),
+            "prediction": str(self.target(case)),
             "labels": {name: result.to_json() for name, result in prediction.labels.items()},
         }
         return case.case_id, entry
 
-    def _target(self, case: RawCase) -> Path:
+    def target(self, case: RawCase) -> Path:
+        """The file that a case's segmentation is written to."""
         ending = file_ending(case.images[0])
         single_file = ending if ending in (".nii.gz", ".nii", ".nrrd", ".mha") else ".nii.gz"
         return self.output / f"{case.case_id}{single_file}"
