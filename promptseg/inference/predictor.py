@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 LOW_QUALITY = 0.5  # predicted IoU below which a prediction is flagged
 WHOLE_VOLUME = 0.9  # share of the image above which a box says nothing
+KEPT_VOXELS = 2**23  # of windows whose encodings are kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,7 @@ class Predictor:
         device: str | torch.device = "cpu",
         step_size: float = 0.5,
         mirror_axes: Sequence[int] = (),
-        most_encodings: int = 64,
+        most_encodings: int | None = None,
     ) -> None:
         """Use networks that are in memory; `from_model_folder` loads them.
 
@@ -114,7 +115,8 @@ class Predictor:
             step_size: largest distance of neighbouring windows, as a share of the window.
             mirror_axes: axes 0, 1, 2 of z, y, x for test-time mirroring; logits are averaged
                 over all combinations.
-            most_encodings: window encodings kept for further prompts.
+            most_encodings: window encodings kept for further prompts; by default as many as make
+                up 8 million voxels, of the order of 1 GB.
         """
         if not 0 < step_size <= 1:
             raise ValueError(f"step_size must be in (0, 1], got {step_size}")
@@ -125,7 +127,7 @@ class Predictor:
         self.device = device
         self.step_size = step_size
         self.flips = _flips(mirror_axes)
-        self.most_encodings = most_encodings
+        self.most_encodings = most_encodings or max(1, KEPT_VOXELS // int(np.prod(plans.window)))
         self._weights = gaussian_weights(plans.window)
         self._image: _Image | None = None
 
@@ -186,8 +188,10 @@ class Predictor:
             spacing: mm, zyx.
 
         Raises:
-            ValueError: for a wrong number of channels or axes, or values that are not finite.
+            ValueError: for a wrong number of channels or axes, or values that are not finite; no
+                image is set then.
         """
+        self._image = None
         image = np.asarray(image)
         image = image[None] if image.ndim == 3 else image
         channels = len(self.plans.channel_names)
@@ -263,6 +267,8 @@ class Predictor:
         if unknown := sorted((set(prompts) | set(labels)) - set(self.plans.labels)):
             known = ", ".join(self.plans.labels)
             raise ValueError(f"unknown label(s) {', '.join(unknown)}; the model knows {known}")
+        if unused := sorted(set(prompts) - set(labels)):
+            raise ValueError(f"prompts for {', '.join(unused)}, which is not among `labels`")
         nothing = make_prompts(shape=image.raw_shape, source="label name")
         wanted = {label: prompts.get(label, nothing) for label in labels}
         if auto_prompt:
@@ -285,13 +291,15 @@ class Predictor:
         proposals = propose_boxes(
             image.raw,
             image.spacing,
-            auto_prompts={label: self.plans.auto_prompts[label] for label in labels},
+            auto_prompts={label: self._auto_prompt_plans(label) for label in labels},
             normalizations=self.plans.normalizations,
             strategy=None if strategy == "plans" else strategy,
         )
         found = {}
         for label, proposal in proposals.items():
-            source = strategy if strategy != "plans" else self.plans.auto_prompts[label]["strategy"]
+            source = strategy
+            if strategy == "plans":
+                source = self._auto_prompt_plans(label)["strategy"]
             found[label] = make_prompts(
                 boxes=np.asarray(proposal.boxes, float),
                 shape=image.raw_shape,
@@ -301,6 +309,9 @@ class Predictor:
                 reason=proposal.reason,
             )
         return found
+
+    def _auto_prompt_plans(self, label: str) -> Mapping[str, Any]:
+        return self.plans.auto_prompts.get(label, {"strategy": "none"})
 
     @torch.inference_mode()
     def _segment(
