@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from promptseg.prompts.automatic.base import AUTO_PROMPTERS, AutoPrompter, Proposal
+from promptseg.prompts.automatic.on_device import is_tensor
 from promptseg.registry import import_modules_of
 
 INTENSITY_RANGE = (0.0, 255.0)  # the paper, section 2.3
@@ -23,7 +24,8 @@ def auto_prompt(
 
     Args:
         image: (z, y, x) numbers in [0, 255], of any real type; see
-            `promptseg.preprocessing.normalize` for raw intensities.
+            `promptseg.preprocessing.normalize` for raw intensities. Of a torch tensor on a CUDA
+            device, `intensity` smooths, thresholds and closes there.
         strategy: a name in `AUTO_PROMPTERS`; `intensity` is the paper's Algorithm 1.
         spacing: mm, zyx; Algorithm 1 works in voxels and does not look at it.
         parameters: of the strategy, by name.
@@ -38,9 +40,10 @@ def auto_prompt(
     Source:
         Paper, section 2.3 and Algorithm 1.
     """
-    image = check_image(image)
-    spacing = check_spacing(spacing)
-    return make_prompter(strategy, parameters).propose(image, spacing)
+    prompter = make_prompter(strategy, parameters)
+    if is_tensor(image) and not (image.is_cuda and strategy == "intensity"):
+        image = image.detach().cpu().numpy()
+    return prompter.propose(check_image(image), check_spacing(spacing))
 
 
 def make_prompter(strategy: str, parameters: dict[str, Any]) -> AutoPrompter:
@@ -67,24 +70,27 @@ def make_prompter(strategy: str, parameters: dict[str, Any]) -> AutoPrompter:
     return cls(**parameters)
 
 
-def check_image(image: Any) -> np.ndarray:
-    """The image as an array, or a ValueError that says why it cannot be prompted."""
-    image = np.asarray(image)
-    if image.dtype != bool and not np.issubdtype(image.dtype, np.integer):
-        if not np.issubdtype(image.dtype, np.floating):
-            raise ValueError(f"the image must hold real numbers, found {image.dtype}")
-    if image.ndim != 3:
+def check_image(image: Any) -> Any:
+    """The image as an array, or as the tensor it is; a ValueError if it cannot be prompted."""
+    if not is_tensor(image):
+        image = np.asarray(image)
+    real = not image.is_complex() if is_tensor(image) else image.dtype.kind in "buif"
+    if not real:
+        raise ValueError(f"the image must hold real numbers, found {image.dtype}")
+    shape = tuple(image.shape)
+    if len(shape) != 3:
         raise ValueError(
-            f"the image must be three-dimensional (z, y, x), found shape {image.shape}; "
+            f"the image must be three-dimensional (z, y, x), found shape {shape}; "
             f"prompt one channel at a time, and give a single slice as (1, y, x)"
         )
-    if image.size == 0:
-        raise ValueError(f"the image is empty: shape {image.shape}")
+    if 0 in shape:
+        raise ValueError(f"the image is empty: shape {shape}")
     lowest, highest = float(image.min()), float(image.max())
     if not np.isfinite([lowest, highest]).all():
+        values = image.cpu().numpy() if is_tensor(image) else image
         raise ValueError(
-            f"the image has {np.count_nonzero(~np.isfinite(image))} voxels that are NaN or "
-            f"infinite, of {image.size}; replace them first"
+            f"the image has {np.count_nonzero(~np.isfinite(values))} voxels that are NaN or "
+            f"infinite, of {values.size}; replace them first"
         )
     if lowest < INTENSITY_RANGE[0] or highest > INTENSITY_RANGE[1]:
         raise ValueError(

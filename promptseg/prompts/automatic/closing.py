@@ -40,7 +40,7 @@ def close_with_ellipsoid(
         The structuring element is a stack of runs along x. The mask widened along x by each
         half-width of a run, as bits, is combined with OR over the runs' places in z and y.
     """
-    runs = _half_widths(radius_mm, spacing)
+    runs = half_widths(radius_mm, spacing)
     reach_z, reach_y, reach_x = (runs.shape[0] // 2, runs.shape[1] // 2, int(runs.max()))
     if reach_z == reach_y == reach_x == 0:
         return mask.copy()
@@ -50,7 +50,7 @@ def close_with_ellipsoid(
     return _unpacked(closed_bits, mask.shape, reach_x)
 
 
-def _half_widths(radius: float, spacing: tuple[float, float, float]) -> np.ndarray:
+def half_widths(radius: float, spacing: tuple[float, float, float]) -> np.ndarray:
     """(2 rz + 1, 2 ry + 1) half-width in voxels of the ball's run at each z and y; -1 for none."""
     reaches = [int(radius / step + 1e-9) for step in spacing]
     axes = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from promptseg.prompts.automatic.base import AUTO_PROMPTERS, AutoPrompter, Proposal
+from promptseg.prompts.automatic.on_device import candidate_mask_on_device, is_tensor
 from promptseg.prompts.automatic.steps import (
     between,
     box_volume,
@@ -71,7 +72,8 @@ class IntensityPrompter(AutoPrompter):
         """Propose a box, or several, for whatever is brighter than average.
 
         Args:
-            image: (z, y, x) finite numbers in [0, 255], of any real type.
+            image: (z, y, x) finite numbers in [0, 255], of any real type; of a torch tensor, the
+                heavy steps run on its device.
             spacing: not used; Algorithm 1 works in voxels.
 
         Returns:
@@ -90,12 +92,16 @@ class IntensityPrompter(AutoPrompter):
         return Proposal(
             box=(inside if self.clip else boxes)[0],
             boxes=tuple(inside if self.clip else boxes),
-            score=filled * (1 - box_volume(inside[0]) / image.size),
+            score=float(filled * (1 - box_volume(inside[0]) / np.prod(image.shape))),
             reason="box_is_whole_volume" if is_nearly_whole(boxes[0], image.shape) else "ok",
         )
 
     def candidate_mask(self, image: np.ndarray) -> np.ndarray:
         """(z, y, x) bool: the closed mask whose components are proposed; lines 1 to 7."""
+        if is_tensor(image):
+            return candidate_mask_on_device(
+                image, sigma=self.sigma, low=self.low, high=self.high, radius=self.radius
+            )
         smoothed = smooth(image, self.sigma)
         mean, deviation = mean_and_deviation(smoothed)
         mask = between(smoothed, mean + self.low * deviation, mean + self.high * deviation)

@@ -69,6 +69,14 @@ def gaussian_kernel(sigma: float) -> np.ndarray:
     return np.asarray(weights / np.sum(weights))
 
 
+def smoothing_matrix(length: int, sigma: float) -> np.ndarray:
+    """(length, length) float64 matrix that smooths an axis of that length."""
+    matrix = np.zeros((length, length))
+    for outputs, inputs, band in _bands(length, sigma):
+        matrix[outputs, inputs] = band
+    return matrix
+
+
 def _bands(length: int, sigma: float) -> list[tuple[slice, slice, np.ndarray]]:
     """Smoothing along an axis as (outputs, inputs, matrix from inputs to outputs) pieces.
 
