@@ -99,7 +99,7 @@ class MaskDecoder(nn.Module):
         """
         n = len(tokens)
         own = torch.stack([self.iou_token, self.mask_token]).expand(n, 2, -1)
-        source = embedding[image_index] + regions
+        source = embedding.index_select(0, image_index) + regions
         places = positions.expand_as(source)
         tokens, token_counts = torch.cat([own, tokens], dim=1), token_counts + own.shape[1]
         iou_token, mask_token, keys = self._attend(source, places, tokens, token_counts)

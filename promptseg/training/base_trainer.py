@@ -144,6 +144,8 @@ class BaseTrainer(ABC):
                 f"--overwrite"
             )
         seed_everything(self.settings.seed)
+        # sums of parallel threads in a fixed order: the same seed gives the same weights
+        torch.use_deterministic_algorithms(self.options.device == "cpu")
         self.network = build_network(self.plans, self.encoder)
         # channels last is 1.5 times as fast for 3D convolutions on a CPU
         self.network.to(self.options.device, memory_format=torch.channels_last_3d)
@@ -200,7 +202,7 @@ class BaseTrainer(ABC):
                     self._save("latest")
                     saved = time.monotonic()
                 bar.update(min(100 * self.progress, 100) - bar.n)
-                bar.set_postfix_str(f"step {self.step}, loss {self.losses_mean():.3f}")
+                bar.set_postfix_str(f"step {self.step}, loss {self.recent_loss():.3f}")
         if self.losses and not self.stop_requested:
             self._finish_epoch(windows, bar)
         self._save("latest")
@@ -242,9 +244,11 @@ class BaseTrainer(ABC):
             )
         return value
 
-    def losses_mean(self) -> float:
-        """Mean training loss of the epoch under way, or NaN."""
-        return float(np.mean(self.losses)) if self.losses else float("nan")
+    def recent_loss(self) -> float:
+        """Mean training loss of the epoch under way, or of the last one when it just began."""
+        if self.losses:
+            return float(np.mean(self.losses))
+        return self.rows[-1]["train_loss"] if self.rows else float("nan")
 
     def _finish_epoch(self, windows: Sequence, bar: tqdm) -> None:
         row = {
@@ -252,7 +256,7 @@ class BaseTrainer(ABC):
             "step": self.step,
             "seconds": round(self.seconds, 2),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "train_loss": self.losses_mean(),
+            "train_loss": self.recent_loss(),
             **validate(self.network, windows, self.loss, self.options.device),
         }
         self.rows.append(row)
@@ -263,7 +267,7 @@ class BaseTrainer(ABC):
             self._save("best")
         write_metrics_csv(self.folder / "metrics.csv", self.rows)
         draw_progress(self.folder / "progress.png", self.rows, self._title())
-        bar.set_description(f"training, epoch {self.epoch}")
+        bar.set_description_str(f"training, epoch {self.epoch}")
         log.info(
             "epoch %d: %s",
             row["epoch"],

@@ -154,7 +154,7 @@ def test_a_time_budget_ends_the_run_and_brings_the_rate_to_zero(planned, tmp_pat
     assert content["seconds"] >= 3.0
     assert time.monotonic() - started < 60
     rates = [row["learning_rate"] for row in content["rows"]]
-    assert rates[-1] < 0.35 * max(rates)
+    assert rates[-1] < 0.5 * content["settings"]["initial_lr"]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_checkpoint_of_other_plans_is_not_continued(planned, tmp_path):
         train(7, folders, fold="all", processes=0, resume=True)
 
 
-@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("name", list(TRAINERS))
 def test_every_trainer_is_a_leaf(name):
     trainer = TRAINERS.get(name)
     assert trainer.__mro__[1] is BaseTrainer
