@@ -40,7 +40,7 @@ def window_starts(
             axes.append([int(np.clip((lower + upper - w) // 2, 0, n - w))])
         else:
             first, last = int(lower), int(min(upper, n) - w)
-            count = int(np.ceil((last - first) / (step_size * w))) + 1
+            count = int(np.ceil((last - first) / max(step_size * w, 1))) + 1
             axes.append(np.round(np.linspace(first, last, count)).astype(int).tolist())
     return np.array(np.meshgrid(*axes, indexing="ij")).reshape(3, -1).T
 
