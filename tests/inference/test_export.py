@@ -1,0 +1,78 @@
+"""Regions to the raw grid against PyTorch on the whole volume; labels against argmax."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from promptseg.inference.export import LabelMap, resample_region
+
+
+@st.composite
+def regions(draw):
+    shape = [draw(st.integers(1, 12)) for _ in range(3)]
+    lower = [draw(st.integers(0, n - 1)) for n in shape]
+    upper = [draw(st.integers(low + 1, n)) for low, n in zip(lower, shape, strict=True)]
+    raw = [draw(st.integers(1, 15)) for _ in range(3)]
+    return shape, lower, upper, raw
+
+
+@settings(deadline=None)
+@given(regions(), st.integers(0, 99))
+def test_a_region_is_resampled_as_the_whole_volume_is(case, seed):
+    shape, lower, upper, raw = case
+    extent = [b - a for a, b in zip(lower, upper, strict=True)]
+    logits = torch.randn(extent, generator=torch.Generator().manual_seed(seed))
+
+    found, first = resample_region(logits, lower, shape, raw)
+
+    # Outside the region nothing is known: its border voxels continue there.
+    sides = [(a, n - b) for a, b, n in zip(lower, upper, shape, strict=True)]
+    whole = F.pad(logits[None, None], [n for pair in sides[::-1] for n in pair], mode="replicate")
+    whole = F.interpolate(whole.double(), raw, mode="trilinear", align_corners=False)[0, 0]
+    inside = []
+    for a, b, n, m in zip(lower, upper, shape, raw, strict=True):
+        centres = (np.arange(m) * 2 + 1) * n  # times 2 m: whole numbers, compared exactly
+        inside.append(np.flatnonzero((centres >= 2 * m * a) & (centres <= 2 * m * b)))
+    expected = whole[np.ix_(*inside)]
+    if tuple(shape) == tuple(raw):
+        assert first.tolist() == list(lower)
+        torch.testing.assert_close(found, logits)
+    elif expected.numel():
+        assert found.shape == expected.shape
+        assert first.tolist() == [int(i[0]) for i in inside]
+        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+    else:
+        assert found.numel() == 0
+
+
+def test_labels_are_the_argmax_over_background_whatever_their_order():
+    rng = np.random.default_rng(0)
+    shape = (4, 5, 7)
+    values = [5, 1, 300]
+    # Whole numbers, so that ties between labels and with the background's 0 are frequent.
+    logits = {value: rng.integers(-3, 4, shape).astype(np.float32) for value in values}
+    ordered = sorted(values)
+    stacked = np.stack([np.zeros(shape), *(logits[value] for value in ordered)])
+    expected = np.array([0, *ordered])[stacked.argmax(axis=0)]
+    for order in itertools.permutations(values):
+        label_map = LabelMap(shape, 300)
+        for value in order:
+            label_map.add(value, torch.from_numpy(logits[value]), np.zeros(3, int))
+        np.testing.assert_array_equal(label_map.labels, expected)
+        assert label_map.labels.dtype == np.int16
+
+
+def test_a_region_enters_at_its_place_and_weak_foreground_and_huge_logits_count():
+    label_map = LabelMap((3, 4, 5), 2)
+    logits = torch.tensor([1e-30, -1.0, float("inf"), 1e30]).view(1, 1, 4)
+    label_map.add(2, logits, np.array([1, 2, 1]))
+    expected = np.zeros((3, 4, 5), np.uint8)
+    expected[1, 2, 1:5] = [2, 0, 2, 2]
+    np.testing.assert_array_equal(label_map.labels, expected)
+    assert label_map.labels.dtype == np.uint8

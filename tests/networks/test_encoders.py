@@ -1,0 +1,159 @@
+"""The contract that every registered image encoder keeps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from promptseg.networks.blocks import stride_ladder
+from promptseg.networks.encoders import ENCODERS, ImageEmbedding, ImageEncoder
+from promptseg.networks.prompt_encoder import Query, batch_queries
+from promptseg.networks.promptable import build_network
+from tests.small_plans import small_plans
+
+CONFIGURATIONS = {  # channels, window, stride
+    "anisotropic": (1, (4, 24, 16), (2, 8, 8)),
+    "isotropic, two channels": (2, (12, 8, 16), (4, 4, 4)),
+    "flat": (1, (1, 24, 32), (1, 8, 8)),
+    "thin, uneven": (2, (3, 16, 24), (1, 4, 8)),
+    "no stride": (1, (3, 4, 6), (1, 1, 1)),
+}
+
+
+@pytest.fixture(params=list(ENCODERS))
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=CONFIGURATIONS.values(), ids=CONFIGURATIONS)
+def configuration(request):
+    return request.param
+
+
+def make_encoder(name, channels, window, stride) -> ImageEncoder:
+    torch.manual_seed(1)
+    encoder = ENCODERS.get(name)(channels_in=channels, window=window, stride=stride, size="tiny")
+    return encoder.eval()
+
+
+def random_images(channels, window, count=2) -> torch.Tensor:
+    return torch.rand(count, channels, *window, generator=torch.Generator().manual_seed(2)) * 2 - 1
+
+
+def check_shapes(encoder, images, stride):
+    window = images.shape[2:]
+    with torch.inference_mode():
+        encoded = encoder(images)
+    grid = tuple(w // s for w, s in zip(window, stride, strict=True))
+    assert encoded.embedding.shape == (len(images), encoder.channels, *grid)
+    assert tuple(f.shape[1] for f in encoded.features) == encoder.feature_channels
+    steps = stride_ladder(stride)[: len(encoded.features)]
+    for feature, step in zip(encoded.features, steps, strict=True):
+        assert tuple(feature.shape[2:]) == tuple(w // s for w, s in zip(window, step, strict=True))
+
+
+def test_the_embedding_is_the_window_by_the_stride_and_features_follow_the_ladder(
+    name, configuration
+):
+    channels, window, stride = configuration
+    encoder = make_encoder(name, channels, window, stride)
+    check_shapes(encoder, random_images(channels, window), stride)
+
+
+def test_windows_other_than_the_planned_one_are_encoded_too(name):
+    encoder = make_encoder(name, 1, (4, 24, 16), (2, 8, 8))
+    check_shapes(encoder, random_images(1, (8, 16, 32)), (2, 8, 8))
+
+
+def spread_of_responses(encoder, channels, window, stride) -> float:
+    """How much the place where the embedding changes depends on where the image changed.
+
+    Up to twelve tokens' voxels are changed, one at a time. Each gives a map over the tokens of
+    how much they change, of sum 1; the mean total variation distance of two such maps, 0 to 1.
+    """
+    image = random_images(channels, window, 1)
+    grid = [w // s for w, s in zip(window, stride, strict=True)]
+    tokens = torch.cartesian_prod(*(torch.arange(n) for n in grid))
+    tokens = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(5))[:12]]
+    changed = image.repeat(len(tokens), 1, 1, 1, 1)
+    for one, token in zip(changed, tokens.tolist(), strict=True):
+        z, y, x = (slice(t * s, (t + 1) * s) for t, s in zip(token, stride, strict=True))
+        one[:, z, y, x] *= -0.5
+    with torch.inference_mode():
+        change = (encoder(changed).embedding - encoder(image).embedding).norm(dim=1).flatten(1)
+    maps = change / change.sum(dim=1, keepdim=True)
+    return float(torch.pdist(maps, p=1).mean() / 2)
+
+
+class Pooled(torch.nn.Module):
+    """What must not happen: an encoder that forgets where things are."""
+
+    def __init__(self, encoder: ImageEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, image: torch.Tensor) -> ImageEmbedding:
+        encoded = self.encoder(image)
+        pooled = encoded.embedding.mean(dim=(2, 3, 4), keepdim=True).expand_as(encoded.embedding)
+        return ImageEmbedding(embedding=pooled, features=encoded.features)
+
+
+def test_moving_the_input_moves_the_output_and_pooling_would_be_noticed(name, configuration):
+    encoder = make_encoder(name, *configuration)
+    assert spread_of_responses(encoder, *configuration) > 0.05
+    assert spread_of_responses(Pooled(encoder), *configuration) < 1e-3
+
+
+def test_images_of_a_batch_do_not_know_of_each_other_and_eval_is_deterministic(name, configuration):
+    channels, window, stride = configuration
+    encoder = make_encoder(name, channels, window, stride)
+    images = random_images(channels, window, 3)
+    order = torch.tensor([2, 0, 1])
+    with torch.inference_mode():
+        encoded, again, permuted = encoder(images), encoder(images), encoder(images[order])
+        alone = encoder(images[:1])
+    torch.testing.assert_close(encoded.embedding, again.embedding, rtol=0, atol=0)
+    torch.testing.assert_close(permuted.embedding, encoded.embedding[order])
+    torch.testing.assert_close(alone.embedding, encoded.embedding[:1])
+    for feature, other in zip(encoded.features, permuted.features, strict=True):
+        torch.testing.assert_close(other, feature[order])
+
+
+def test_gradients_reach_every_parameter(name, configuration):
+    channels, window, stride = configuration
+    encoder = make_encoder(name, channels, window, stride).train()
+    encoded = encoder(random_images(channels, window))
+    weigh = torch.Generator().manual_seed(3)
+    total = sum(
+        (out * torch.randn(out.shape, generator=weigh)).sum()
+        for out in (encoded.embedding, *encoded.features)
+    )
+    total.backward()
+    without = [n for n, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+def test_a_ball_is_learnt(name):
+    plans = small_plans(window=(4, 12, 16))
+    torch.manual_seed(4)
+    network = build_network(plans, name).train()
+    z, y, x = torch.meshgrid(*(torch.arange(n) for n in plans.window), indexing="ij")
+    target = (((z - 2) * 2) ** 2 + (y - 5) ** 2 + (x - 9) ** 2 <= 12).float()[None]
+    image = (60 + 120 * target + 20 * torch.randn(1, *plans.window))[None]
+    prompts = batch_queries([Query(label=1)])
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(12):
+        logits, _ = network(image, prompts)
+        loss = F.binary_cross_entropy_with_logits(logits, target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_an_unknown_size_is_refused(name):
+    with pytest.raises(ValueError, match=rf"unknown size 'giant' of the encoder {name}; it has .*"):
+        ENCODERS.get(name)(channels_in=1, window=(4, 8, 8), stride=(2, 4, 4), size="giant")
