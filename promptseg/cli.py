@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import logging
 import os
 import re
@@ -181,6 +182,51 @@ def _predict(args: argparse.Namespace) -> int:
     return 1 if report["failed"] else 0
 
 
+def auto_prompt(arguments: Sequence[str] | None = None) -> int:
+    """promptseg_auto_prompt: propose boxes for any images, without model or dataset."""
+    parser = _parser(auto_prompt)
+    parser.add_argument("-i", "--input", type=Path, required=True, help="image file or folder")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="boxes.json to write")
+    parser.add_argument("--strategy", default="intensity", help="the paper's by default")
+    parser.add_argument("--modality", help="CT, MRI, PET or US; guessed when not given")
+    parser.add_argument("--window", help="CT window: soft tissue, lung, brain or bone")
+    parser.add_argument("--png", action="store_true", help="draw the boxes beside the output")
+    parser.add_argument("-np", "--processes", type=_count, default=0, help="worker processes")
+    parser.add_argument(
+        "--set",
+        dest="parameters",
+        type=_parameter,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a parameter of the strategy, such as sigma=1.5 or margin=0",
+    )
+    return _run(parser, arguments, _auto_prompt)
+
+
+def _auto_prompt(args: argparse.Namespace) -> int:
+    from promptseg.prompts.automatic.files import auto_prompt_files
+
+    content = auto_prompt_files(
+        args.input,
+        args.output,
+        strategy=args.strategy,
+        modality=args.modality,
+        window=args.window,
+        png=args.png,
+        processes=args.processes,
+        parameters=dict(args.parameters),
+    )
+    for case_id, labels in content["cases"].items():
+        for prompts in labels.values():
+            boxes = [[list(map(int, corner)) for corner in box] for box in prompts["boxes"]]
+            print(f"{case_id}: {boxes or 'no box'} ({prompts['reason']})")
+    for case_id, message in content["failed"].items():
+        print(f"failed: {case_id}: {message}")
+    print(f"boxes are lower and upper corners, zyx, upper exclusive; written to {args.output}")
+    return 1 if content["failed"] else 0
+
+
 def evaluate(arguments: Sequence[str] | None = None) -> int:
     """promptseg_evaluate: compare predictions with the ground truth."""
     parser = _parser(evaluate)
@@ -304,6 +350,17 @@ def _seconds(text: str) -> float:
     if not match or not float(match[1]) > 0:
         raise argparse.ArgumentTypeError(f"expected a time such as 90s, 30m or 2h, got {text!r}")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _parameter(text: str) -> tuple[str, object]:
+    """`name=value`; the value is JSON if it can be, else text."""
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 def _short(values: Sequence[float]) -> str:

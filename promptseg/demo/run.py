@@ -82,6 +82,8 @@ def run_demo(
             processes=processes,
             seed=seed,
         )
+    if model_folder is None:
+        raise RuntimeError(f"the demo was stopped in its training; what it made is in {folder}")
     with _timed("predict", seconds):
         predict_files(
             model_folder,
