@@ -33,13 +33,15 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
 
 def write_json(path: Path | str, content: Any) -> None:
-    """Write `content` as indented JSON in one step; NaN becomes null, so any reader accepts it.
+    """Write `content` as JSON for people to read, in one step; NaN becomes null.
+
+    Objects are indented; whatever fits on a line (a box, a shape) stays on one.
 
     Raises:
         ValueError: naming the file if the content has no JSON form (infinity, an odd type).
     """
     try:
-        text = json.dumps(_without_nan(content), indent=2, allow_nan=False)
+        text = _indented(_without_nan(content))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: content cannot be written as JSON: {error}") from error
     with replacing(path) as temporary:
@@ -61,6 +63,24 @@ def read_json(path: Path | str) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def _indented(content: Any, indent: int = 0, width: int = 100) -> str:
+    """JSON of plain types: one line where it fits and holds no object, else one item a line."""
+    line = json.dumps(content, allow_nan=False)
+    if not isinstance(content, (dict, list)) or not content:
+        return line
+    if "{" not in line and len(line) + indent <= width:
+        return line
+    inner = " " * (indent + 2)
+    if isinstance(content, dict):
+        items = [f"{json.dumps(k)}: {_indented(v, indent + 2)}" for k, v in content.items()]
+        opening, closing = "{", "}"
+    else:
+        items = [_indented(value, indent + 2) for value in content]
+        opening, closing = "[", "]"
+    body = ",\n".join(inner + item for item in items)
+    return f"{opening}\n{body}\n{' ' * indent}{closing}"
 
 
 def _without_nan(content: Any) -> Any:

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from promptseg.files import read_json, replacing, write_json
 
@@ -82,3 +84,26 @@ def test_a_missing_json_file_and_a_folder_are_named(tmp_path):
     for path in (tmp_path / "gone.json", tmp_path):
         with pytest.raises(FileNotFoundError, match=f"{path.name}: no such file"):
             read_json(path)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+        max_leaves=20,
+    )
+)  # fmt: skip
+@settings(deadline=None, max_examples=100)
+def test_json_for_people_is_the_same_json(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    write_json(path, content)
+    assert read_json(path) == content
+
+
+def test_a_box_stays_on_one_line(tmp_path):
+    write_json(tmp_path / "a.json", {"case": {"boxes": [[[1, 2, 3], [4, 5, 6]]], "reason": "ok"}})
+    expected = (
+        '{\n  "case": {\n    "boxes": [[[1, 2, 3], [4, 5, 6]]],\n    "reason": "ok"\n  }\n}\n'
+    )
+    assert (tmp_path / "a.json").read_text() == expected

@@ -55,8 +55,8 @@ class Prompts:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "boxes": self.boxes.tolist(),
-            "points": self.points.tolist(),
+            "boxes": _readable(self.boxes),
+            "points": _readable(self.points),
             "point_labels": self.point_labels.tolist(),
             "source": self.source,
             "score": self.score,
@@ -177,6 +177,12 @@ def prompts_from_json(content: Mapping[str, Any], shape: Sequence[int], where: s
         score=content.get("score"),
         reason=str(content.get("reason", "ok")),
     )
+
+
+def _readable(array: np.ndarray) -> list:
+    """Nested lists; whole numbers without a decimal point."""
+    whole = np.array_equal(array, np.rint(array))
+    return (array.astype(int) if whole else array).tolist()
 
 
 def _numbers(values: Any, item_shape: tuple[int, ...], where: str) -> np.ndarray:
