@@ -11,6 +11,7 @@ from promptseg.image_io import read_image, read_segmentation
 from promptseg.preprocessing.normalize import Normalization, normalize
 from promptseg.prompts.automatic.base import AUTO_PROMPTERS
 from promptseg.prompts.automatic.fitted import Sample, View, block_means, view_of
+from promptseg.prompts.simulated import mask_box
 
 if TYPE_CHECKING:
     from promptseg.raw_dataset import RawCase
@@ -61,7 +62,7 @@ class FitCase:
         voxel_mm = np.asarray(self.view.spacing) / self.view.step
         return Sample(
             view=self.view,
-            mask=truth.view_mask.astype(np.float32) / 255,
+            mask=truth.view_mask,
             box_mm=truth.box * voxel_mm,
             described=self.described,
         )
@@ -134,17 +135,7 @@ def reduce_case(
 
 
 def _truth(mask: np.ndarray, view: View) -> LabelTruth:
-    box = bounding_box(mask)
+    box = mask_box(mask)
     inside = mask[tuple(slice(a, b) for a, b in box.T)]
     share = np.rint(block_means(mask, view.step) * 255).astype(np.uint8)
     return LabelTruth(box=box, bits=np.packbits(inside), view_mask=share)
-
-
-def bounding_box(mask: np.ndarray) -> np.ndarray:
-    """(2, 3) half-open bounding box of a (z, y, x) mask that is not empty."""
-    box = np.empty((2, 3), int)
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        filled = np.flatnonzero(mask.any(axis=others))
-        box[:, axis] = filled[0], filled[-1] + 1
-    return box

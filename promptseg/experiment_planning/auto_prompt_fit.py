@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from promptseg.experiment_planning.auto_prompt_cases import FitCase, LabelTruth, read_fit_case
+from promptseg.experiment_planning.auto_prompt_cases import FitCase, read_fit_case
+from promptseg.experiment_planning.auto_prompt_scores import (
+    assign_folds,
+    cross_validate,
+    figures,
+    fit_score,
+    ious_of,
+)
 from promptseg.parallel import map_cases
 from promptseg.preprocessing.normalize import Normalization
 from promptseg.prompts.automatic.base import AUTO_PROMPTERS, Proposal
@@ -17,12 +24,9 @@ from promptseg.prompts.automatic.fitted import FittedPrompter
 if TYPE_CHECKING:
     from promptseg.raw_dataset import RawCase
 
-UNFITTED = ("intensity",)  # need no fit; every registered FittedPrompter is fitted
-USABLE_IOU = 0.3  # below it a box misleads the network more than the label token alone
-WHOLE_VOLUME = 0.9  # share of the volume from which on a box says nothing
+UNFITTED = ("intensity",)  # needs no fit; every registered FittedPrompter is fitted
+USABLE_IOU = 0.3  # below it a box misleads the network more than the label's name alone
 FEWEST_CASES = 3
-
-Boxes = tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,19 +45,21 @@ class AutoPromptFit:
 
     def table(self) -> str:
         """One line for each label and candidate, the winner marked."""
+        width = max([len(label) for label in self.labels] + [len("label")])
         lines = [
-            f"{'label':<16} {'automatic prompt':<20} {'box IoU':>13} {'recall':>7} "
-            f"{'empty':>6} {'whole':>6} {'score rank':>10}"
+            f"{'label':<{width}}   {'automatic prompt':<18} {'box IoU':>14} {'recall':>7} "
+            f"{'empty':>6} {'whole':>6} {'score rank':>11}"
         ]
         for label, entry in self.labels.items():
             for name, c in entry["candidates"].items():
                 mark = "*" if name == entry["strategy"] else " "
+                rank = c["score_correlation"]
                 lines.append(
-                    f"{label:<16} {mark + name:<20} {c['iou_mean']:>6.3f}+-{c['iou_std']:.3f} "
-                    f"{c['recall_mean']:>7.2f} {c['empty_share']:>6.0%} {c['whole_share']:>6.0%} "
-                    f"{_number(c['score_correlation']):>10}"
+                    f"{label:<{width}} {mark} {name:<18} {c['iou_mean']:>5.3f} +- "
+                    f"{c['iou_std']:.3f} {c['recall_mean']:>7.2f} {c['empty_share']:>6.0%} "
+                    f"{c['whole_share']:>6.0%} {'-' if rank is None else f'{rank:.2f}':>11}"
                 )
-            lines.append(f"{label:<16} -> {entry['strategy']}: {entry['reason']}")
+            lines.append(f"{label:<{width}} -> {entry['strategy']}: {entry['reason']}")
         return "\n".join(lines)
 
 
@@ -66,17 +72,18 @@ def fit_auto_prompts(
     processes: int,
     folds: int = 5,
 ) -> AutoPromptFit:
-    """Read every training case once, fit every strategy for every label, choose by score.
+    """Read every training case once, fit every strategy for every label, choose by box IoU.
 
-    A strategy is never scored on a case that it was fitted on: 5 folds, leave-one-out below 10
-    cases. Cases without the label are left out of its fit and its box IoU.
+    A strategy is never scored on a case that it was fitted on, nor is anything that it selects
+    while fitting: 5 folds, leave-one-out below 10 cases. Cases without the label are left out
+    of its fit and its box IoU, and counted when a box is proposed nevertheless.
 
     Args:
         cases: training cases with labels.
         labels: foreground label values by name.
-        modality: of channel 0, for the reason given.
+        modality: of channel 0, as the fingerprint has it.
         normalizations: of the channels; prompts look at channel 0.
-        processes: worker processes that read.
+        processes: worker processes; 0 works in this one.
         folds: of the cross-validation, at least 5.
 
     Raises:
@@ -93,23 +100,45 @@ def fit_auto_prompts(
         fitted_strategies(),
         UNFITTED,
         processes=processes,
-        description="automatic prompts",
+        description=f"reading {modality} for automatic prompts",
     )
     for case, fit_case, error in outcomes:
         if error is not None:
             raise ValueError(f"case {case.case_id!r}: {error}") from error
         read[case.case_id] = fit_case
-    return fit_labels([read[case_id] for case_id in sorted(read)], list(labels), folds=folds)
+    in_order = [read[case_id] for case_id in sorted(read)]
+    return fit_labels(in_order, list(labels), folds=folds, processes=processes)
 
 
-def fit_labels(cases: Sequence[FitCase], labels: Sequence[str], *, folds: int = 5) -> AutoPromptFit:
+def fit_labels(
+    cases: Sequence[FitCase], labels: Sequence[str], *, folds: int = 5, processes: int = 0
+) -> AutoPromptFit:
     """The fit proper, on cases already read and reduced."""
+    names = (*UNFITTED, *fitted_strategies())
+    present = {label: [case for case in cases if label in case.truths] for label in labels}
+    tasks = [(x, name) for x in labels if len(present[x]) >= FEWEST_CASES for name in names]
+    results = {}
+    outcomes = map_cases(
+        _candidate,
+        tasks,
+        cases,
+        folds,
+        processes=processes,
+        description="fitting automatic prompts",
+    )
+    for task, result, error in outcomes:
+        if error is not None:
+            raise error
+        results[task] = result
     entries, proposals = {}, {case.case_id: {} for case in cases}
     for label in labels:
-        present = [case for case in cases if label in case.truths]
-        entries[label], boxes = _fit_label(present, label, folds)
-        for case, case_boxes in zip(present, boxes, strict=True):
-            proposals[case.case_id][label] = [box.tolist() for box in case_boxes]
+        fold_of = assign_folds(len(present[label]), folds)
+        of_label = {name: results[label, name] for name in names if (label, name) in results}
+        entries[label] = choose(of_label, present[label], label, fold_of)
+        chosen = of_label.get(entries[label]["strategy"])
+        for i, case in enumerate(present[label]):
+            boxes = chosen[1][i].boxes if chosen else ()
+            proposals[case.case_id][label] = [box.tolist() for box in boxes]
     return AutoPromptFit(labels=entries, proposals=proposals)
 
 
@@ -118,112 +147,74 @@ def fitted_strategies() -> tuple[str, ...]:
     return tuple(n for n in AUTO_PROMPTERS if issubclass(AUTO_PROMPTERS.get(n), FittedPrompter))
 
 
-def _fit_label(
-    cases: Sequence[FitCase], label: str, folds: int
-) -> tuple[dict[str, Any], list[Boxes]]:
-    if len(cases) < FEWEST_CASES:
+def choose(
+    candidates: dict[str, tuple[dict[str, Any], list[Proposal]]],
+    cases: Sequence[FitCase],
+    label: str,
+    fold_of: np.ndarray,
+) -> dict[str, Any]:
+    """The label's entry in the plans: the candidate with the highest mean box IoU, or `none`.
+
+    The winner of several is a little lucky, so the reason also states the box IoU of choosing
+    without each fold in turn; that figure has seen nothing of the cases that it counts.
+    """
+    if not candidates:
         reason = f"only {len(cases)} training cases have the label; {FEWEST_CASES} are needed"
-        return {"strategy": "none", "reason": reason, "candidates": {}}, [() for _ in cases]
-    candidates, proposed = {}, {}
-    for name in UNFITTED:
-        found = [_proposal_of(case.unfitted[name]) for case in cases]
-        candidates[name] = {"parameters": {}, **score(found, cases, label)}
-        proposed[name] = found
-    for name in fitted_strategies():
-        found = cross_validate(name, cases, label, folds)
-        parameters = AUTO_PROMPTERS.get(name).fit([case.sample(label) for case in cases])
-        candidates[name] = {"parameters": parameters, **score(found, cases, label)}
-        proposed[name] = found
-    best = max(candidates, key=lambda name: candidates[name]["iou_mean"])
-    reached = candidates[best]["iou_mean"]
+        return {"strategy": "none", "reason": reason, "candidates": {}}
+    ious = {name: ious_of(found, cases, label) for name, (_, found) in candidates.items()}
+    best = max(ious, key=lambda name: ious[name].mean())
+    reached = ious[best].mean()
+    unseen = np.concatenate(
+        [
+            ious[max(ious, key=lambda n: ious[n][fold_of != fold].mean())][fold_of == fold]  # noqa: B023
+            for fold in np.unique(fold_of)
+        ]
+    ).mean()
     if reached < USABLE_IOU:
-        strategy = "none"
-        reason = f"best is {best} with box IoU {reached:.2f}, below the usable {USABLE_IOU:.2f}"
+        best, reason = "none", f"{best} is best with box IoU {reached:.2f}, below {USABLE_IOU:.2f}"
     else:
-        strategy, reason = best, f"highest cross-validated box IoU, {reached:.2f}"
-    entry = {"strategy": strategy, "reason": reason, "candidates": candidates}
-    return entry, [p.boxes for p in proposed[best]] if strategy != "none" else [() for _ in cases]
-
-
-def cross_validate(name: str, cases: Sequence[FitCase], label: str, folds: int) -> list[Proposal]:
-    """A fitted strategy's proposal for every case, from a fit that did not see it."""
-    strategy = AUTO_PROMPTERS.get(name)
-    fold_of = assign_folds(len(cases), folds)
-    proposals = [None] * len(cases)
-    for fold in np.unique(fold_of):
-        training = [case.sample(label) for case, f in zip(cases, fold_of, strict=True) if f != fold]
-        prompter = strategy(**strategy.fit(training))
-        for i in np.flatnonzero(fold_of == fold):
-            proposals[i] = prompter.propose(cases[i].view)
-    return proposals
-
-
-def assign_folds(count: int, folds: int = 5) -> np.ndarray:
-    """(count,) fold numbers: at least 5 even folds, drawn once; leave-one-out below 10 cases."""
-    if count < 10:
-        return np.arange(count)
-    return np.random.default_rng(12345).permutation(np.arange(count) % max(folds, 5))
-
-
-def score(proposals: Sequence[Proposal], cases: Sequence[FitCase], label: str) -> dict[str, Any]:
-    """Figures of one candidate over the cases that have the label; no box counts as IoU 0."""
-    truths = [case.truths[label] for case in cases]
-    ious = np.array([_iou(p, t) for p, t in zip(proposals, truths, strict=True)])
-    recalls = [_recall(p, t) for p, t in zip(proposals, truths, strict=True)]
-    whole = [
-        p.box is not None and np.prod(p.box[1] - p.box[0]) >= WHOLE_VOLUME * np.prod(c.view.shape)
-        for p, c in zip(proposals, cases, strict=True)
-    ]
+        reason = f"highest box IoU, {reached:.3f} ({unseen:.3f} with the choice cross-validated)"
     return {
-        "iou_mean": float(ious.mean()),
-        "iou_std": float(ious.std()),
-        "recall_mean": float(np.mean(recalls)),
-        "empty_share": float(np.mean([p.box is None for p in proposals])),
-        "whole_share": float(np.mean(whole)),
-        "score_correlation": rank_correlation([p.score for p in proposals], ious),
+        "strategy": best,
+        "reason": reason,
+        "candidates": {name: entry for name, (entry, _) in candidates.items()},
     }
 
 
-def box_iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two boxes (2, 3), half-open."""
-    sides = np.minimum(a[1], b[1]) - np.maximum(a[0], b[0])
-    shared = np.prod(sides.clip(0))
-    return float(shared / (np.prod(a[1] - a[0]) + np.prod(b[1] - b[0]) - shared))
+def _candidate(
+    task: tuple[str, str], cases: Sequence[FitCase], folds: int
+) -> tuple[dict[str, Any], list[Proposal]]:
+    """One strategy for one label: its entry in the plans and its out-of-fold proposals."""
+    label, name = task
+    present = [case for case in cases if label in case.truths]
+    absent = [case for case in cases if label not in case.truths]
+    fold_of = assign_folds(len(present), folds)
+    if name in UNFITTED:
+        parameters = {}
+        found = [_proposal(case.unfitted[name]) for case in present]
+        needless = [_proposal(case.unfitted[name]) for case in absent]
+    else:
+        strategy = AUTO_PROMPTERS.get(name)
+        found = cross_validate(name, present, label, fold_of)
+        parameters = strategy.fit([case.sample(label) for case in present])
+        needless = [strategy(**parameters).propose(case.view) for case in absent]
+    score, correlation = fit_score(found, present, label, fold_of)
+    entry = {
+        "parameters": parameters,
+        **figures(found, present, label),
+        "score": score,
+        "score_correlation": correlation,
+        "proposed_without_label": sum(p.box is not None for p in needless),
+        "cases_without_label": len(absent),
+    }
+    return entry, found
 
 
-def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Spearman's, None when either is constant."""
-    ranks = [_ranks(np.asarray(values, float)) for values in (a, b)]
-    if min(np.ptp(r) for r in ranks) == 0:
-        return None
-    return float(np.corrcoef(*ranks)[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks with ties averaged."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-
-def _iou(proposal: Proposal, truth: LabelTruth) -> float:
-    return 0.0 if proposal.box is None else box_iou(proposal.box, truth.box)
-
-
-def _recall(proposal: Proposal, truth: LabelTruth) -> float:
-    """Share of the label's voxels inside any of the proposed boxes."""
-    mask = truth.mask
-    left = mask.copy()
-    for box in proposal.boxes:
-        inside = (box - truth.box[0]).clip(0, mask.shape)
-        left[tuple(slice(a, b) for a, b in inside.T)] = False
-    return 1 - np.count_nonzero(left) / np.count_nonzero(mask)
-
-
-def _proposal_of(boxes: Boxes) -> Proposal:
-    if not boxes:
-        return Proposal(box=None, score=0.0, reason="nothing_found")
-    return Proposal(box=boxes[0], boxes=tuple(boxes), score=1.0, reason="ok")
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _proposal(boxes: tuple[np.ndarray, ...]) -> Proposal:
+    """The proposal that had these boxes."""
+    return Proposal(
+        box=boxes[0] if boxes else None,
+        boxes=tuple(boxes),
+        score=0.0,
+        reason="ok" if boxes else "nothing_found",
+    )

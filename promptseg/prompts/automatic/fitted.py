@@ -11,6 +11,7 @@ import numpy as np
 
 from promptseg.prompts.automatic.base import AutoPrompter, Proposal
 
+UNKNOWN_SCORE = 0.5  # of a strategy alone; `propose_boxes` puts the expected box IoU in its place
 VIEW_VOXELS = 100_000  # about 46 voxels an axis: fitting 200 cases takes seconds
 
 
@@ -57,7 +58,7 @@ class Sample:
 
     Attributes:
         view: the case.
-        mask: (z, y, x) float32 share of each view voxel that the label fills.
+        mask: (z, y, x) uint8 share of each view voxel that the label fills, 255 for all of it.
         box_mm: (2, 3) mm, the label's bounding box in the volume.
         described: what each strategy's `describe` said of the view, by strategy.
     """
@@ -154,4 +155,4 @@ class FittedPrompter(AutoPrompter):
         box = None if box_mm is None else view.voxel_box(box_mm)
         if box is None:
             return Proposal(box=None, score=0.0, reason="nothing_found")
-        return Proposal(box=box, score=1.0, reason="ok")
+        return Proposal(box=box, score=UNKNOWN_SCORE, reason="ok")

@@ -10,7 +10,7 @@ import numpy as np
 
 from promptseg.prompts.automatic.base import AUTO_PROMPTERS
 from promptseg.prompts.automatic.fitted import FittedPrompter, Sample, View, box_ious
-from promptseg.prompts.automatic.steps import components, smooth
+from promptseg.prompts.automatic.steps import between, components, smooth
 
 SIGMA = 0.7  # view voxels, which are already means; more smoothing scored lower on every modality
 BANDS: tuple[tuple[str, float, float], ...] = (
@@ -71,7 +71,9 @@ class FittedIntensityPrompter(FittedPrompter):
     def describe(view: View) -> np.ndarray:
         """(bands, rules, 2, 3) mm: the box of every choice, NaN where a band is empty."""
         smoothed = smooth(view.image, SIGMA)
-        return np.stack([component_boxes(_band_mask(smoothed, band), view) for band in BANDS])
+        scales = _scales(smoothed)
+        masks = (_band_mask(smoothed, band, scales) for band in BANDS)
+        return np.stack([component_boxes(mask, view) for mask in masks])
 
     @classmethod
     def fit(cls, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -102,7 +104,8 @@ class FittedIntensityPrompter(FittedPrompter):
 
     def locate(self, view: View) -> np.ndarray | None:
         """The component's box drawn towards the usual one; None where the band is empty."""
-        mask = _band_mask(smooth(view.image, SIGMA), self.band)
+        smoothed = smooth(view.image, SIGMA)
+        mask = _band_mask(smoothed, self.band, _scales(smoothed))
         found = component_boxes(mask, view)[RULES.index(self.rule)]
         if np.isnan(found).any():
             return None
@@ -126,16 +129,24 @@ def component_boxes(mask: np.ndarray, view: View) -> np.ndarray:
     return np.minimum(ends[chosen].transpose(0, 2, 1), view.extent) * view.spacing
 
 
-def _band_mask(smoothed: np.ndarray, band: tuple[str, float, float]) -> np.ndarray:
+def _scales(smoothed: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Zero and unit of each scale that a band can be given on."""
+    start, end = np.percentile(smoothed, (2, 98))
+    return {
+        "percentiles": (start, end - start),
+        "deviations": (smoothed.mean(), smoothed.std()),
+        "absolute": (0.0, 1.0),
+    }
+
+
+def _band_mask(
+    smoothed: np.ndarray,
+    band: tuple[str, float, float],
+    scales: dict[str, tuple[float, float]],
+) -> np.ndarray:
     scale, low, high = band
-    if scale == "percentiles":
-        start, end = np.percentile(smoothed, (2, 98))
-        zero, unit = start, end - start
-    elif scale == "deviations":
-        zero, unit = smoothed.mean(), smoothed.std()
-    else:
-        zero, unit = 0.0, 1.0
-    return (smoothed > zero + unit * low) & (smoothed < zero + unit * high)
+    zero, unit = scales[scale]
+    return between(smoothed, zero + unit * low, zero + unit * high)
 
 
 def _fit_faces(

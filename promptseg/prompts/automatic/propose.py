@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from promptseg.preprocessing.normalize import Normalization, normalize
 from promptseg.prompts.automatic.base import AUTO_PROMPTERS, Proposal
-from promptseg.prompts.automatic.fitted import FittedPrompter, view_of
+from promptseg.prompts.automatic.expected_iou import evidence, expected_iou
+from promptseg.prompts.automatic.fitted import FittedPrompter, View, view_of
 
 
 def propose_boxes(
@@ -56,7 +58,17 @@ def propose_boxes(
             if name not in shared:
                 shared[name] = prompters[label].propose(normalized, spacing)
             proposals[label] = shared[name]
+        proposals[label] = _with_score(proposals[label], name, auto_prompts[label], view)
     return proposals
+
+
+def _with_score(proposal: Proposal, name: str, entry: dict[str, Any], view: View) -> Proposal:
+    """The same with the box IoU that the training cases let one expect, where they do."""
+    model = entry.get("candidates", {}).get(name, {}).get("score")
+    if proposal.box is None or not model:
+        return proposal
+    row = evidence(view, proposal.box, np.asarray(model["usual"]))
+    return replace(proposal, score=expected_iou(model, row))
 
 
 def _prompter(name: str, label: str, entry: dict[str, Any]) -> Any:

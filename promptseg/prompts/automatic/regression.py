@@ -45,6 +45,12 @@ class RegressionPrompter(FittedPrompter):
         self.start = AtlasPrompter(**start)
         self.steps = [_unpack(step) for step in steps]
 
+    @staticmethod
+    def describe(view: View) -> np.ndarray:
+        """(z, y, x) float16 the view smoothed, with mean 0 and standard deviation 1."""
+        image = smooth(view.image, SIGMA)
+        return ((image - image.mean()) / max(float(image.std()), 1e-3)).astype(np.float16)
+
     @classmethod
     def fit(cls, samples: Sequence[Sample]) -> dict[str, Any]:
         """One ridge regression a step; its penalty is chosen by holding out thirds of the cases."""
@@ -53,7 +59,7 @@ class RegressionPrompter(FittedPrompter):
         truth = np.stack([sample.box_mm for sample in samples])
         starts = np.stack([atlas.locate(sample.view) for sample in samples])
         error = np.maximum((starts - truth).std(axis=0), 0.05 * (truth[:, 1] - truth[:, 0]).mean(0))
-        images = [_standardized(sample.view) for sample in samples]
+        images = [sample.described[cls.name].astype(np.float32) for sample in samples]
         repeats = max(4, -(-ROWS // len(samples)))
         owners = np.repeat(np.arange(len(samples)), repeats)
         rng = np.random.default_rng(20)
@@ -72,7 +78,7 @@ class RegressionPrompter(FittedPrompter):
 
     def locate(self, view: View) -> np.ndarray | None:
         """The atlas's box after both steps."""
-        image = _standardized(view)
+        image = self.describe(view).astype(np.float32)
         box = self.start.locate(view)
         box = _proper(box, view.extent_mm * [[0.0], [0.5]])
         for weights in self.steps:
@@ -81,12 +87,6 @@ class RegressionPrompter(FittedPrompter):
             box = box + shift.clip(-MOST_MOVED, MOST_MOVED) * (box[1] - box[0])
             box = _proper(box, view.spacing * np.array([[0.0], [2.0]]))
         return box
-
-
-def _standardized(view: View) -> np.ndarray:
-    """The view smoothed, with mean 0 and standard deviation 1, as float32."""
-    image = smooth(view.image, SIGMA)
-    return (image - image.mean()) / max(float(image.std()), 1e-3)
 
 
 def _proper(boxes: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -100,7 +100,7 @@ def _features(image: np.ndarray, view: View, boxes: np.ndarray) -> np.ndarray:
     """(n, features) intensities on the grid of each box, and how far the volume's sides are.
 
     Args:
-        image: (z, y, x) standardized view.
+        image: (z, y, x) the view as described.
         view: it.
         boxes: (n, 2, 3) mm.
     """

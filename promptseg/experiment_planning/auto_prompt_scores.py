@@ -1,0 +1,118 @@
+"""How well the boxes of one automatic prompt meet the truth, over cross-validated cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from promptseg.experiment_planning.auto_prompt_cases import FitCase, LabelTruth
+from promptseg.prompts.automatic.base import AUTO_PROMPTERS, Proposal
+from promptseg.prompts.automatic.expected_iou import evidence, expected_iou, fit_expected_iou
+from promptseg.prompts.automatic.fitted import box_ious
+from promptseg.prompts.automatic.steps import is_nearly_whole
+
+
+def assign_folds(count: int, folds: int = 5) -> np.ndarray:
+    """(count,) fold numbers: at least 5 even folds, drawn once; leave-one-out below 10 cases."""
+    if count < 10:
+        return np.arange(count)
+    return np.random.default_rng(12345).permutation(np.arange(count) % max(folds, 5))
+
+
+def cross_validate(
+    name: str, cases: Sequence[FitCase], label: str, fold_of: np.ndarray
+) -> list[Proposal]:
+    """A fitted strategy's proposal for every case, from a fit that did not see its fold."""
+    strategy = AUTO_PROMPTERS.get(name)
+    samples = [case.sample(label) for case in cases]
+    proposals: list[Proposal] = [None] * len(cases)
+    for fold in np.unique(fold_of):
+        prompter = strategy(**strategy.fit([samples[i] for i in np.flatnonzero(fold_of != fold)]))
+        for i in np.flatnonzero(fold_of == fold):
+            proposals[i] = prompter.propose(cases[i].view)
+    return proposals
+
+
+def ious_of(proposals: Sequence[Proposal], cases: Sequence[FitCase], label: str) -> np.ndarray:
+    """(n,) box IoU with the truth; no box counts as 0, of several the first counts."""
+    return np.array(
+        [
+            0.0 if p.box is None else box_ious(p.box.astype(float), case.truths[label].box)
+            for p, case in zip(proposals, cases, strict=True)
+        ]
+    )
+
+
+def figures(proposals: Sequence[Proposal], cases: Sequence[FitCase], label: str) -> dict[str, Any]:
+    """What the plans say of a candidate: box IoU, recall, empty and nearly whole boxes."""
+    ious = ious_of(proposals, cases, label)
+    pairs = list(zip(proposals, cases, strict=True))
+    whole = [p.box is not None and is_nearly_whole(p.box, c.view.shape) for p, c in pairs]
+    return {
+        "iou_mean": float(ious.mean()),
+        "iou_std": float(ious.std()),
+        "recall_mean": float(np.mean([_recall(p, c.truths[label]) for p, c in pairs])),
+        "empty_share": float(np.mean([p.box is None for p in proposals])),
+        "whole_share": float(np.mean(whole)),
+    }
+
+
+def fit_score(
+    proposals: Sequence[Proposal], cases: Sequence[FitCase], label: str, fold_of: np.ndarray
+) -> tuple[dict[str, Any], float | None]:
+    """The model that predicts a proposal's box IoU, and how well it ranks cases it has not seen.
+
+    Args:
+        proposals: from fits without their case.
+        cases: theirs, all with the label.
+        label: which.
+        fold_of: (n,) fold of each case.
+
+    Returns:
+        Plain JSON for `propose_boxes`, and Spearman's correlation of predicted and true IoU with
+        the folds held out in turn (None where it is undefined).
+    """
+    boxes = [case.truths[label].box / case.view.shape for case in cases]
+    usual = np.median(boxes, axis=0)
+    ious = ious_of(proposals, cases, label)
+    found = [i for i, p in enumerate(proposals) if p.box is not None]
+    rows = {i: evidence(cases[i].view, proposals[i].box, usual) for i in found}
+    predicted = np.zeros(len(cases))
+    for fold in np.unique(fold_of):
+        seen = [i for i in found if fold_of[i] != fold]
+        if not seen:
+            continue
+        model = fit_expected_iou([rows[i] for i in seen], ious[seen])
+        for i in found:
+            if fold_of[i] == fold:
+                predicted[i] = expected_iou(model, rows[i])
+    if not found:
+        return {}, None
+    model = fit_expected_iou([rows[i] for i in found], ious[found])
+    return {**model, "usual": usual.tolist()}, rank_correlation(predicted, ious)
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Spearman's, None when either is constant."""
+    ranks = [_ranks(np.asarray(values, float)) for values in (a, b)]
+    if min(np.ptp(r) for r in ranks) == 0:
+        return None
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks with ties averaged."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def _recall(proposal: Proposal, truth: LabelTruth) -> float:
+    """Share of the label's voxels inside any of the proposed boxes."""
+    mask = truth.mask
+    missed = mask.copy()
+    for box in proposal.boxes:
+        inside = (box - truth.box[0]).clip(0, mask.shape)
+        missed[tuple(slice(a, b) for a, b in inside.T)] = False
+    return 1 - np.count_nonzero(missed) / np.count_nonzero(mask)

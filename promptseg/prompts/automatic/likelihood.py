@@ -1,0 +1,152 @@
+"""`likelihood`: how likely each voxel is the label, by its intensity and by its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.ndimage import gaussian_filter1d, map_coordinates
+
+from promptseg.prompts.automatic.base import AUTO_PROMPTERS
+from promptseg.prompts.automatic.fitted import FittedPrompter, Sample, View, box_ious
+from promptseg.prompts.automatic.steps import smooth
+
+TABLE_SIGMA = 6.0  # grey values over which the table is smoothed
+TABLE_BOUND = 3.0  # of the log-ratio of one voxel
+MAP_SIGMA = 1.5  # view voxels
+PLACES = 12  # cells of the spatial prior along each axis
+PRIOR_SIGMA = 0.5  # cells
+TRUSTS = (0.25, 0.5, 1.0, 2.0)  # of the intensity against the place
+LEVELS = (0.2, 0.3, 0.4, 0.5)  # probability from which on a voxel belongs in the box
+JUDGED = 24  # training cases on which trust and level are chosen
+
+
+@AUTO_PROMPTERS.register("likelihood")
+class LikelihoodPrompter(FittedPrompter):
+    """A table of log-likelihood ratios by intensity plus a prior by place; the best box of it.
+
+    The box is the one whose voxels' probabilities, less `level` each, have the largest sum: no
+    threshold decides about single voxels and no component has to hold together. Algorithm 1's
+    band is the special case of a two-step table and a flat prior.
+
+    Args:
+        table: (256,) log-likelihood ratio of each grey value, label against the rest.
+        prior: (12, 12, 12) log-odds of the label's box in relative coordinates.
+        trust: factor of the table.
+        level: probability that a voxel of the box should exceed.
+    """
+
+    def __init__(
+        self, *, table: list[float], prior: list[list[list[float]]], trust: float, level: float
+    ) -> None:
+        self.table = np.asarray(table, np.float32)
+        self.prior = np.asarray(prior, np.float32)
+        self.trust, self.level = float(trust), float(level)
+
+    @classmethod
+    def fit(cls, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Count grey values and places; choose trust and level by the boxes they give."""
+        table, prior = _table(samples), _prior(samples)
+        judged = samples[:: -(-len(samples) // JUDGED)]
+        truth = np.stack([sample.box_mm for sample in judged])
+        evidence = [
+            (_by_intensity(sample.view, table), _by_place(sample.view, prior)) for sample in judged
+        ]
+        best, best_iou = None, -1.0
+        for trust in TRUSTS:
+            sums = [box_sums(_probability(trust * grey + place)) for grey, place in evidence]
+            for level in LEVELS:
+                boxes = [
+                    densest_box(p, level) * sample.view.spacing
+                    for p, sample in zip(sums, judged, strict=True)
+                ]
+                iou = box_ious(np.stack(boxes), truth).mean()
+                if iou > best_iou:
+                    best, best_iou = (trust, level), iou
+        return {
+            "table": table.round(3).tolist(),
+            "prior": prior.round(2).tolist(),
+            "trust": best[0],
+            "level": best[1],
+        }
+
+    def locate(self, view: View) -> np.ndarray | None:
+        """The densest box; None where no voxel is likely enough."""
+        evidence = self.trust * _by_intensity(view, self.table) + _by_place(view, self.prior)
+        probability = _probability(evidence)
+        if probability.max() <= self.level:
+            return None
+        return densest_box(box_sums(probability), self.level) * view.spacing
+
+
+def box_sums(values: np.ndarray) -> np.ndarray:
+    """(z + 1, y + 1, x + 1) sums of (z, y, x) values from the first corner on (a summed table)."""
+    return np.pad(values.cumsum(0, dtype=float).cumsum(1).cumsum(2), ((1, 0),) * 3)
+
+
+def densest_box(sums: np.ndarray, level: float, rounds: int = 10) -> np.ndarray:
+    """(2, 3) the half-open box with about the largest sum of values less `level` a voxel.
+
+    Starts from the whole volume and finds, along one axis after the other, the best interval
+    given the other two (the largest sum of consecutive numbers), until nothing changes.
+
+    Args:
+        sums: of the values, from `box_sums`.
+        level: what a voxel costs.
+    """
+    box = np.array([[0, 0, 0], sums.shape]) - [[0], [1]]
+    for _ in range(rounds):
+        before = box.copy()
+        for axis in range(3):
+            (a, b), (c, d) = (box[:, other] for other in range(3) if other != axis)
+            lines = np.moveaxis(sums, axis, 0)
+            running = lines[:, b, d] - lines[:, a, d] - lines[:, b, c] + lines[:, a, c]
+            running -= level * (b - a) * (d - c) * np.arange(len(running))
+            end = int(np.argmax(running[1:] - np.minimum.accumulate(running[:-1]))) + 1
+            box[:, axis] = np.argmin(running[:end]), end
+        if (box == before).all():
+            break
+    return box
+
+
+def _table(samples: Sequence[Sample]) -> np.ndarray:
+    inside, everything = np.zeros(256), np.zeros(256)
+    for sample in samples:
+        grey = sample.view.image.ravel()
+        share = sample.mask.ravel()
+        inside += np.bincount(grey, share, 256) / max(share.sum(dtype=float), 1)
+        everything += np.bincount(grey, minlength=256) / grey.size
+    inside, everything = (
+        gaussian_filter1d(counts, TABLE_SIGMA, mode="nearest") + 1e-4 * len(samples)
+        for counts in (inside, everything)
+    )
+    return np.log(inside / everything).clip(-TABLE_BOUND, TABLE_BOUND)
+
+
+def _prior(samples: Sequence[Sample]) -> np.ndarray:
+    """How often the relative place was in the label's box, cell by cell, as log-odds."""
+    boxes = np.stack([sample.box_mm / sample.view.extent_mm for sample in samples]) * PLACES
+    cells = np.arange(PLACES)
+    filled = np.minimum(boxes[:, 1, :, None], cells + 1) - np.maximum(boxes[:, 0, :, None], cells)
+    z, y, x = filled.clip(0, 1).swapaxes(0, 1)  # (n, places) share of each cell, axis by axis
+    share = smooth(np.einsum("nz,ny,nx->zyx", z, y, x) / len(samples), PRIOR_SIGMA)
+    share = share.clip(1e-3, 1 - 1e-3)
+    return np.log(share / (1 - share))
+
+
+def _by_intensity(view: View, table: np.ndarray) -> np.ndarray:
+    return smooth(table[view.image], MAP_SIGMA)
+
+
+def _by_place(view: View, prior: np.ndarray) -> np.ndarray:
+    lines = [
+        (np.arange(n) + 0.5) / extent * PLACES - 0.5
+        for n, extent in zip(view.image.shape, view.extent, strict=True)
+    ]
+    points = np.meshgrid(*lines, indexing="ij")
+    return map_coordinates(prior, points, order=1, mode="nearest", output=np.float32)
+
+
+def _probability(log_odds: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-log_odds))
