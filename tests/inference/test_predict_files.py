@@ -1,0 +1,227 @@
+"""Folders of good and bad images to segmentations, the prompts used and a report."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from promptseg.files import read_json, write_json
+from promptseg.image_io import Geometry, read_image, write_image
+from promptseg.inference.predict_files import predict_cases, predict_files
+from promptseg.inference.predictor import Predictor
+from promptseg.prompts.prompts import read_prompts_file, write_prompts_file
+from promptseg.raw_dataset import RawCase
+from tests.inference.fakes import LevelNetwork
+from tests.inference.test_predictor import SMALL, SPACING, blocks, save_fold
+from tests.small_plans import small_plans
+
+# Turned about two axes by 3-4-5 and 5-12-13 triangles: oblique, and orthonormal in float64.
+OBLIQUE = (
+    np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
+    @ np.array([[1, 0, 0], [0, 5 / 13, -12 / 13], [0, 12 / 13, 5 / 13]])
+).ravel()
+GEOMETRY = Geometry(
+    shape=SMALL, spacing=SPACING, origin=(-120.5, 33.25, 7.125), direction=tuple(OBLIQUE)
+)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "fold_0").mkdir()
+    save_fold(folder, "0", small_plans())
+    write_json(folder / "dataset.json", {"labels": {"background": 0, "liver": 1}})
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Three good images, with and without channel number."""
+    folder = tmp_path / "images"
+    for name, factor in (("a_0000.nii.gz", 1.0), ("b_0000.nii.gz", 0.9), ("c.nrrd", 1.05)):
+        write_image(folder / name, blocks(SMALL)[0] * np.float32(factor), GEOMETRY)
+    return folder
+
+
+def cases_of(folder) -> list[RawCase]:
+    names = {path: path.name.split(".")[0].removesuffix("_0000") for path in folder.iterdir()}
+    return [RawCase(case_id=n, images=(p,), label=None) for p, n in sorted(names.items())]
+
+
+def predictor(**options) -> Predictor:
+    return Predictor([LevelNetwork(inside_box=False)], small_plans(), **options)
+
+
+def damage(folder) -> set[str]:
+    """Put bad images beside the good ones; returns their case identifiers."""
+    whole = (folder / "a_0000.nii.gz").read_bytes()
+    (folder / "truncated_0000.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty_0000.nii.gz").write_bytes(b"")
+    (folder / "text_0000.nii.gz").write_text("patient,age\n1,50\n")
+    (folder / "zipped_text_0000.nii.gz").write_bytes(gzip.compress(b"no image either"))
+    with_nan = blocks(SMALL)[0].copy()
+    with_nan[2, 3, 4] = np.nan
+    write_image(folder / "nan_0000.nii.gz", with_nan, GEOMETRY)
+    rgb = sitk.GetImageFromArray(np.zeros((*SMALL, 3), np.uint8), isVector=True)
+    sitk.WriteImage(rgb, str(folder / "rgb_0000.nii.gz"))
+    four = sitk.GetImageFromArray(np.zeros((2, *SMALL), np.float32), isVector=False)
+    sitk.WriteImage(four, str(folder / "time_0000.nii.gz"))
+    flat = sitk.GetImageFromArray(np.zeros(SMALL[1:], np.float32))
+    sitk.WriteImage(flat, str(folder / "flat_0000.mha"))
+    return {"truncated", "empty", "text", "zipped_text", "nan", "rgb", "time", "flat"}
+
+
+def test_bad_images_are_reported_and_stop_no_other(images, tmp_path):
+    bad = damage(images)
+    output = tmp_path / "predictions"
+    report = predict_cases(predictor(), cases_of(images), output)
+
+    assert report["failed"] == len(bad)
+    status = {name: entry["status"] for name, entry in report["cases"].items()}
+    assert status == {name: "failed" if name in bad else "done" for name in bad | {"a", "b", "c"}}
+    assert {path.name for path in output.iterdir()} == {
+        "a.nii.gz", "b.nii.gz", "c.nrrd", "predict_report.json", "prompts_used.json",
+    }  # fmt: skip
+    assert json.loads((output / "predict_report.json").read_text()) == report
+    for name in bad:
+        assert len(report["cases"][name]["error"]) > 10
+    assert "NaN" in report["cases"]["nan"]["error"]
+    assert "1 channel" in report["cases"]["rgb"]["error"]
+    for name in ("truncated", "empty", "text", "zipped_text"):
+        assert f"{name}_0000.nii.gz" in report["cases"][name]["error"]
+    assert set(read_prompts_file(output / "prompts_used.json")) == {"a", "b", "c"}
+
+
+def test_segmentations_are_right_and_lie_exactly_where_the_images_lie(images, tmp_path):
+    report = predict_cases(predictor(), cases_of(images), tmp_path / "out")
+    for name in ("a.nii.gz", "b.nii.gz", "c.nrrd"):
+        array, geometry = read_image(tmp_path / "out" / name)
+        np.testing.assert_array_equal(array[0], blocks(SMALL)[1])
+        assert array.dtype == np.uint8
+        for field in ("spacing", "origin", "direction"):
+            expected = getattr(GEOMETRY, field)
+            np.testing.assert_allclose(getattr(geometry, field), expected, rtol=0, atol=1e-6)
+    entry = report["cases"]["a"]
+    assert entry["prediction"] == str(tmp_path / "out" / "a.nii.gz")
+    assert entry["images"] == [str(images / "a_0000.nii.gz")]
+    assert set(entry["labels"]) == {"liver", "spleen", "lesion"}
+    assert entry["labels"]["liver"]["flags"] == ["no_box"]
+    assert entry["labels"]["liver"]["voxels"] == int((blocks(SMALL)[1] == 1).sum())
+
+
+def test_the_prompts_used_given_back_make_the_same_segmentations(model_folder, images, tmp_path):
+    prompts = {
+        "a": {
+            "liver": {"boxes": [[[1, 2, 1], [4, 8, 7]], [[0, 0, 5], [5, 3, 9.5]]]},
+            "lesion": {"points": [[2, 3, 4], [4, 8, 10]], "point_labels": [1, 0]},
+        },
+        "b": {"spleen": {}},
+        "c": {"spleen": {"boxes": [[[-3, 2, 1], [4, 99, 7]]]}},
+    }
+    write_prompts_file(tmp_path / "prompts.json", prompts)
+    first, second = tmp_path / "first", tmp_path / "second"
+    report = predict_files(model_folder, images, first, prompts=tmp_path / "prompts.json")
+    again = predict_files(model_folder, images, second, prompts=first / "prompts_used.json")
+    assert report["failed"] == again["failed"] == 0
+    assert list(report["cases"]["a"]["labels"]) == ["liver", "lesion"]
+    used = read_prompts_file(first / "prompts_used.json")
+    assert used["c"]["spleen"]["boxes"] == [[[0, 2, 1], [4, 9, 7]]]  # clipped to the image
+    assert used == read_prompts_file(second / "prompts_used.json")
+    for name in ("a.nii.gz", "b.nii.gz", "c.nrrd"):
+        np.testing.assert_array_equal(read_image(first / name)[0], read_image(second / name)[0])
+    assert read_json(first / "dataset.json") == read_json(model_folder / "dataset.json")
+
+
+def test_automatic_prompts_are_written_as_prompts(model_folder, images, tmp_path):
+    output = tmp_path / "out"
+    report = predict_files(model_folder, images / "c.nrrd", output, auto_prompt="intensity")
+    assert report["auto_prompt"] == "intensity" and list(report["cases"]) == ["c"]
+    used = read_prompts_file(output / "prompts_used.json")["c"]
+    assert {entry["source"] for entry in used.values()} == {"intensity"}
+    again = predict_files(
+        model_folder, images / "c.nrrd", tmp_path / "again", prompts=output / "prompts_used.json"
+    )
+    assert again["failed"] == 0
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "again" / "c.nrrd")[0], read_image(output / "c.nrrd")[0]
+    )
+
+
+def test_continuing_keeps_what_is_there_and_does_the_rest(images, tmp_path):
+    output = tmp_path / "out"
+    cases = cases_of(images)
+    before = predict_cases(predictor(), cases[:2], output)
+    marked = output / "a.nii.gz"
+    write_image(marked, np.full(SMALL, 7, np.uint8), GEOMETRY)
+    model = predictor()
+    report = predict_cases(model, cases, output, continue_prediction=True)
+    assert model.networks[0].encoded == 1
+    assert (read_image(marked)[0] == 7).all()
+    assert report["cases"]["a"] == before["cases"]["a"]  # of the earlier run, prompts and all
+    assert report["cases"]["c"]["status"] == "done" and report["failed"] == 0
+    assert set(read_prompts_file(output / "prompts_used.json")) == {"a", "b", "c"}
+
+    (output / "predict_report.json").unlink()
+    report = predict_cases(predictor(), cases, output, continue_prediction=True)
+    assert {entry["status"] for entry in report["cases"].values()} == {"kept"}
+    predict_cases(predictor(), cases, output)
+    np.testing.assert_array_equal(read_image(marked)[0][0], blocks(SMALL)[1])  # all anew
+
+
+def test_parts_share_the_cases_and_write_reports_of_their_own(model_folder, images, tmp_path):
+    output, done = tmp_path / "out", []
+    for part in range(2):
+        report = predict_files(model_folder, images, output, parts=2, part=part, tta=False)
+        done.append(list(report["cases"]))
+        assert read_json(output / f"predict_report_part{part}.json") == report
+    assert done == [["a", "c"], ["b"]]
+    assert {p.name for p in output.glob("prompts_used*")} == {
+        "prompts_used_part0.json", "prompts_used_part1.json",
+    }  # fmt: skip
+
+
+def test_errors_in_prompts_of_one_case_are_that_cases_failure(model_folder, images, tmp_path):
+    prompts = {
+        "a": {"kidney": {}},
+        "b": {"liver": {"boxes": [[[0, 0, 0], [2, 2, 2]]], "colour": "red"}},
+        "elsewhere": {"liver": {}},
+    }
+    write_prompts_file(tmp_path / "prompts.json", prompts)
+    report = predict_files(
+        model_folder, images, tmp_path / "out", prompts=tmp_path / "prompts.json"
+    )
+    assert report["failed"] == 3
+    errors = {name: entry["error"] for name, entry in report["cases"].items()}
+    assert "unknown label(s) kidney" in errors["a"]
+    assert "label 'liver': unknown colour" in errors["b"]
+    assert errors["c"] == "the prompts file has nothing for this case"
+
+
+def test_calls_that_cannot_work_at_all_are_refused_before_anything_is_written(
+    model_folder, images, tmp_path
+):
+    output = tmp_path / "out"
+    with pytest.raises(ValueError, match="either --auto-prompt or --prompts, not both"):
+        predict_files(model_folder, images, output, auto_prompt="plans", prompts="p.json")
+    with pytest.raises(ValueError, match=r"part must be in 0 to 1 for 2 part\(s\), got 2"):
+        predict_files(model_folder, images, output, parts=2, part=2)
+    with pytest.raises(FileNotFoundError, match="no such model folder"):
+        predict_files(tmp_path / "nothing", images, output)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        predict_files(model_folder, tmp_path / "nowhere", output)
+    write_prompts_file(tmp_path / "prompts.json", {"z": {"liver": {}}})
+    with pytest.raises(ValueError, match="has prompts for z, none of which is among .*: a, b, c"):
+        predict_files(model_folder, images, output, prompts=tmp_path / "prompts.json")
+    assert not output.exists()
+
+
+def test_images_are_never_written_over(images):
+    before = (images / "c.nrrd").read_bytes()
+    with pytest.raises(ValueError, match=r"c.nrrd is an image to predict; choose another output"):
+        predict_cases(predictor(), cases_of(images), images)
+    assert (images / "c.nrrd").read_bytes() == before
+    assert not (images / "a.nii.gz").exists()

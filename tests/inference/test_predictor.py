@@ -1,0 +1,345 @@
+"""The predictor with a network that labels by intensity, so that the right answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from promptseg.inference.predictor import Predictor
+from promptseg.networks.promptable import build_network
+from promptseg.training.checkpoint import save_checkpoint
+from promptseg.training.settings import TrainingSettings
+from tests.inference.fakes import LEVELS, LevelNetwork
+from tests.small_plans import small_plans
+
+SPACING = (2.5, 1.0, 0.75)  # the plans'
+SMALL, MIXED, LARGE = (5, 9, 11), (5, 30, 9), (11, 30, 41)  # window 8x12x16
+
+
+def predictor(network=None, **options) -> Predictor:
+    return Predictor([network or LevelNetwork()], small_plans(), **options)
+
+
+def blocks(shape) -> tuple[np.ndarray, np.ndarray]:
+    """An image of three blocks with a margin round each, and its labels 1, 2, 5."""
+    labels = np.zeros(shape, np.uint8)
+    z, y, x = shape
+    third = x // 3
+    labels[1 : z - 1, 2 : y - 2, 1 : third - 1] = 1
+    labels[1 : z - 1, 1 : y - 3, third + 1 : 2 * third] = 2
+    labels[2 : z - 1, 3 : y - 1, 2 * third + 1 : x - 1] = 5
+    return paint(labels), labels
+
+
+def paint(labels: np.ndarray) -> np.ndarray:
+    image = np.zeros(labels.shape, np.float32)
+    for value, level in zip((1, 2, 5), LEVELS, strict=True):
+        image[labels == value] = level
+    return image
+
+
+@pytest.mark.parametrize("shape", [SMALL, MIXED, LARGE, (8, 12, 16), (1, 40, 9)])
+def test_label_names_alone_segment_what_is_there_on_the_same_grid(shape):
+    image, labels = blocks(shape)
+    if shape[0] == 1:
+        image, labels = (np.moveaxis(a, 0, 1)[:1] for a in blocks((9, 40, 12)))
+        labels = np.ascontiguousarray(labels)
+        image[0, 4:30, 2:7], labels[0, 4:30, 2:7] = LEVELS[1], 2
+    model = predictor(LevelNetwork(inside_box=False))
+    model.set_image(image, SPACING)
+    prediction = model.predict()
+    np.testing.assert_array_equal(prediction.segmentation, labels)
+    assert prediction.segmentation.dtype == np.uint8
+    for name, value in (("liver", 1), ("spleen", 2), ("lesion", 5)):
+        assert prediction.labels[name].voxels == (labels == value).sum()
+
+
+@pytest.mark.parametrize("spacing", [(5.0, 1.4, 0.75), (1.3, 0.9, 1.1), (2.5, 0.5, 0.4)])
+def test_another_spacing_changes_nothing_but_the_border(spacing):
+    shape = (12, 34, 45)
+    labels = np.zeros(shape, np.uint8)
+    labels[3:9, 8:26, 10:33] = 5
+    model = predictor(LevelNetwork(inside_box=False))
+    model.set_image(paint(labels), spacing)
+    box = [[3, 8, 10], [9, 26, 33]]
+    found = model.predict(boxes={"lesion": box}).segmentation
+    assert found.shape == shape
+    # A voxel of the coarser of both grids on either side of the border.
+    reach = [int(np.ceil(max(1, p / s))) for p, s in zip(SPACING, spacing, strict=True)]
+    element = np.ones([2 * r + 1 for r in reach])
+    mask = labels == 5
+    assert (found[ndimage.binary_erosion(mask, element)] == 5).all()
+    assert (found[~ndimage.binary_dilation(mask, element)] == 0).all()
+
+
+def test_several_boxes_of_a_label_are_several_objects():
+    labels = np.zeros(LARGE, np.uint8)
+    boxes = np.array([[[1, 2, 2], [4, 8, 9]], [[6, 20, 30], [10, 28, 39]]])
+    for (z0, y0, x0), (z1, y1, x1) in boxes:
+        labels[z0:z1, y0:y1, x0:x1] = 1
+    image = paint(labels)
+    image[1:4, 20:28, 2:9] = LEVELS[0]  # alike, but in no box
+    model = predictor()
+    model.set_image(image, SPACING)
+    np.testing.assert_array_equal(model.predict(boxes={"liver": boxes}).segmentation, labels)
+    one = model.predict(boxes={"liver": boxes[1]})
+    np.testing.assert_array_equal(one.segmentation[6:], labels[6:])
+    assert not one.segmentation[:6].any() and list(one.labels) == ["liver"]
+
+
+@pytest.mark.parametrize("mirror_axes", [(), (0, 2)])
+def test_a_box_across_many_windows_is_filled_without_seams(mirror_axes):
+    labels = np.full(LARGE, 2, np.uint8)
+    labels[0, 0, 0] = 0  # a constant volume would be normalized to 0
+    model = predictor(mirror_axes=mirror_axes)
+    model.set_image(paint(labels), SPACING)
+    found = model.predict(boxes={"spleen": [[1, 3, 2], [10, 27, 40]]}).segmentation
+    expected = np.zeros(LARGE, np.uint8)
+    expected[1:10, 3:27, 2:40] = 2
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("shape", [SMALL, LARGE])
+def test_mirroring_moves_boxes_and_points_with_the_image(shape):
+    rng = np.random.default_rng(0)
+    image = rng.uniform(0, 255, shape).astype(np.float32)
+    given = {
+        "boxes": {"liver": [[1, 2, 1], [4, 8, 6]], "spleen": [[0, 1, 3], [5, 9, 10]]},
+        "points": {"spleen": [[2, 3, 4], [3, 7.4, 8]], "lesion": [[1, 2, 9], [4, 8, 1]]},
+        "point_labels": {"spleen": [1, 1], "lesion": [1, 0]},
+    }
+    plain, mirrored = LevelNetwork(radius=2.5), LevelNetwork(radius=2.5)
+    results = []
+    for network, axes in ((plain, ()), (mirrored, (0, 1, 2))):
+        model = predictor(network, mirror_axes=axes)
+        model.set_image(image, SPACING)
+        results.append(model.predict(**given).segmentation)
+    np.testing.assert_array_equal(results[1], results[0])
+    assert set(np.unique(results[0])) == {0, 1, 2, 5}
+    assert mirrored.encoded == 8 * plain.encoded
+
+
+def test_points_are_spheres_round_their_voxels_on_the_raw_grid():
+    model = predictor(LevelNetwork(radius=2.1))
+    model.set_image(np.zeros(SMALL, np.float32), SPACING)
+    found = model.predict(points={"liver": [2, 4, 6]}).segmentation
+    z, y, x = np.indices(SMALL)
+    expected = (z - 2) ** 2 + (y - 4) ** 2 + (x - 6) ** 2 < 2.1**2
+    np.testing.assert_array_equal(found, expected)
+    assert found[2, 4, 6] == 1 and found.sum() == expected.sum() > 30
+
+
+def test_windows_are_encoded_once_for_all_labels_and_prompts():
+    network = LevelNetwork()
+    model = predictor(network)
+    model.set_image(blocks(SMALL)[0], SPACING)
+    model.predict()
+    assert network.encoded == 1 and network.decoded == 3
+    model.predict(boxes={"liver": [[0, 0, 0], [3, 3, 3]]})
+    assert network.encoded == 1 and network.decoded == 4
+    model.set_image(blocks(SMALL)[0], SPACING)
+    model.predict(labels=["liver"])
+    assert network.encoded == 2
+
+
+def test_keeping_few_encodings_changes_the_work_and_not_the_answer():
+    image, labels = blocks(LARGE)
+    answers = []
+    for most in (1, None):
+        network = LevelNetwork()
+        model = predictor(network, most_encodings=most)
+        model.set_image(image, SPACING)
+        box = [[0, 0, 0], LARGE]
+        answers.append(model.predict(boxes={"liver": box, "lesion": box}).segmentation)
+        first = network.encoded
+        model.predict(boxes={"liver": box})
+        assert network.encoded == (2 * first if most else first)
+    np.testing.assert_array_equal(*answers)
+    np.testing.assert_array_equal(answers[0], np.where(labels == 2, 0, labels))
+
+
+def test_windows_that_do_not_meet_a_box_are_not_computed():
+    network = LevelNetwork()
+    model = predictor(network)
+    model.set_image(np.zeros((40, 60, 80), np.float32), SPACING)
+    model.predict(boxes={"liver": [[20, 20, 20], [26, 30, 34]]})  # fits into 8x12x16
+    assert network.encoded == 1
+    # Two far boxes share a grid of 9x9x9 windows, in steps of 4x6x8: each meets two on every axis.
+    corners = [[[0, 0, 0], [6, 8, 10]], [[34, 52, 70], [40, 60, 80]]]
+    model.predict(boxes={"spleen": corners})
+    assert network.encoded == 1 + 2 * 8
+    # The answer of one label costs no decoding in the other's windows.
+    decoded = network.decoded
+    model.predict(boxes={"liver": corners[0], "lesion": corners[1]})
+    assert network.decoded - decoded == network.encoded - 1
+
+
+def test_a_large_volume_is_first_looked_at_as_a_whole():
+    labels = np.zeros((24, 48, 64), np.uint8)
+    labels[4:10, 8:20, 12:28] = 2
+    network = LevelNetwork(inside_box=False)
+    model = predictor(network)
+    model.set_image(paint(labels), SPACING)
+    prediction = model.predict(labels=["spleen", "lesion"])
+    np.testing.assert_array_equal(prediction.segmentation, labels)
+    every_window = 5 * 7 * 7
+    assert 2 <= network.encoded < every_window / 4
+    absent = prediction.labels["lesion"]
+    assert absent.voxels == 0 and absent.predicted_iou is None
+    assert absent.flags == ("no_box", "empty")
+    assert prediction.labels["spleen"].flags == ("no_box",)
+
+
+def test_points_in_a_large_volume_are_carried_to_the_whole_and_into_the_windows():
+    shape = (24, 48, 64)
+    model = predictor(LevelNetwork(radius=3.0))
+    model.set_image(np.zeros(shape, np.float32), SPACING)
+    found = model.predict(points={"liver": [[17, 40, 50]]}).segmentation
+    z, y, x = np.indices(shape)
+    sphere = (z - 17) ** 2 + (y - 40) ** 2 + (x - 50) ** 2 < 9
+    # The whole is shrunk 3 to 4 times, so there the sphere is larger and its box contains it.
+    # Windows without the point say background, so a little of the sphere's rim may be lost.
+    assert not found[~sphere].any()
+    assert found.sum() > 0.8 * sphere.sum() and found[17, 40, 50] == 1
+
+
+def test_flags_and_quality_tell_what_to_look_at():
+    image, _ = blocks(SMALL)
+    model = predictor(LevelNetwork(iou=-1.0))
+    model.set_image(image, SPACING)
+    result = model.predict(boxes={"liver": [[0, 0, 0], SMALL], "lesion": [[0, 0, 0], [2, 2, 2]]})
+    liver, lesion = result.labels["liver"], result.labels["lesion"]
+    assert liver.flags == ("box_is_whole_volume", "low_predicted_quality")
+    assert lesion.flags == ("low_predicted_quality", "empty")
+    assert liver.predicted_iou == pytest.approx(1 / (1 + np.e))
+    content = liver.to_json()
+    assert content["boxes"] == [[[0, 0, 0], list(SMALL)]] and content["flags"] == list(liver.flags)
+
+
+def test_automatic_prompts_are_used_where_no_prompt_is_given():
+    candidates = {"atlas": {"parameters": {"box": [[0.2, 0.2, 0.3], [0.8, 0.9, 0.7]]}}}
+    image, _ = blocks((8, 12, 16))
+    plans = small_plans(auto_prompts={"liver": {"strategy": "none", "candidates": candidates}})
+    model = Predictor([LevelNetwork()], plans)
+    model.set_image(image, SPACING)
+    result = model.predict(boxes={"spleen": [[0, 0, 0], [8, 12, 9]]}, auto_prompt="plans")
+    assert list(result.labels) == ["liver", "spleen", "lesion"]
+    assert result.labels["spleen"].prompts.source == "user"
+    liver = result.labels["liver"]
+    assert liver.prompts.source == "label name" and "no_usable_strategy" in liver.flags
+    assert result.labels["lesion"].prompts.reason == "no_usable_strategy"  # plans say nothing
+
+    forced = model.predict(auto_prompt="intensity", labels=["liver"]).labels["liver"].prompts
+    assert forced.source == "intensity" and len(forced.boxes) == 1
+    with pytest.raises(ValueError, match=r"unknown automatic prompt 'guess'; registered: .*atlas"):
+        model.predict(auto_prompt="guess")
+
+
+BOX = [[0, 0, 0], [2, 2, 2]]
+BAD = [
+    ({"boxes": {"heart": BOX}}, r"unknown label\(s\) heart; the model knows liver, spleen, lesion"),
+    ({"labels": ["liver", "kidney"]}, r"unknown label\(s\) kidney"),
+    ({"labels": "liver"}, r"unknown label\(s\) e, i, l, r, v"),
+    ({"boxes": {"liver": BOX}, "labels": ["spleen"]}, "prompts for liver, which is not among"),
+    ({"boxes": {"liver": [0, 0, 0, 2, 2, 2]}}, r"label 'liver': boxes: expected shape \(n, 2, 3\)"),
+    ({"boxes": {"liver": [[2, 2, 2], [0, 0, 0]]}}, r"label 'liver': box .* is empty"),
+    ({"boxes": {"liver": [[0, 0, 9], [2, 2, 2]]}}, "is empty"),
+    (
+        {"boxes": {"liver": [[9, 0, 0], [12, 2, 2]]}},
+        r"lies outside the image of shape \(5, 9, 11\)",
+    ),
+    ({"boxes": {"liver": [[0, 0, 0], [2, 2, np.nan]]}}, "label 'liver': boxes: must be finite"),
+    ({"boxes": {"liver": [BOX, [[0, 0], [1, 1]]]}}, "label 'liver': boxes: expected numbers"),
+    ({"boxes": {"liver": "all"}}, "label 'liver': boxes: expected numbers"),
+    ({"points": {"liver": [[0, 0]]}}, r"label 'liver': points: expected shape \(n, 3\)"),
+    ({"points": {"liver": [[0, 0, 11]]}}, "1 of 1 point prompts lie outside the image"),
+    ({"points": {"liver": [[1, 1, 1]]}, "point_labels": {"liver": [2]}}, "1 points need as many"),
+    ({"points": {"liver": [[1, 1, 1]]}, "point_labels": {"liver": [1, 0]}}, "need as many labels"),
+    ({"point_labels": {"liver": [1]}}, "0 points need as many labels"),
+]
+
+
+@pytest.mark.parametrize(("prompts", "message"), BAD)
+def test_wrong_prompts_are_refused(prompts, message):
+    model = predictor()
+    model.set_image(blocks(SMALL)[0], SPACING)
+    with pytest.raises(ValueError, match=message):
+        model.predict(**prompts)
+
+
+@pytest.mark.parametrize(
+    ("image", "spacing", "message"),
+    [
+        (np.zeros((9, 11)), SPACING, r"expected an image of 1 channel\(s\) \(CT\), .*\(9, 11\)"),
+        (np.zeros((2, *SMALL)), SPACING, r"found \(2, 5, 9, 11\)"),
+        (np.zeros((1, 1, *SMALL)), SPACING, r"found \(1, 1, 5, 9, 11\)"),
+        (np.zeros((5, 0, 11)), SPACING, r"found \(1, 5, 0, 11\)"),
+        (np.full(SMALL, np.nan), SPACING, "495 of 495 voxels are NaN or infinite"),
+        (np.where(np.arange(11) == 3, np.inf, 0) * np.ones(SMALL), SPACING, "NaN or infinite"),
+        (np.zeros(SMALL), (1.0, 0.0, 1.0), "spacing must be three positive lengths"),
+        (np.zeros(SMALL), (1.0, 1.0), "spacing must be three positive lengths"),
+        (np.zeros(SMALL), (1.0, -2.0, 1.0), "spacing must be three positive lengths"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_wrong_images_are_refused_and_leave_none_set(image, spacing, message):
+    model = predictor()
+    model.set_image(blocks(SMALL)[0], SPACING)
+    with pytest.raises(ValueError, match=message):
+        model.set_image(image, spacing)
+    with pytest.raises(RuntimeError, match="no image is set; call set_image first"):
+        model.predict()
+
+
+def test_prompting_before_an_image_is_set_is_refused():
+    with pytest.raises(RuntimeError, match="no image is set; call set_image first"):
+        predictor().predict()
+
+
+@pytest.mark.parametrize("step_size", [0, -0.5, 1.01])
+def test_a_step_outside_0_to_1_is_refused(step_size):
+    with pytest.raises(ValueError, match=r"step_size must be in \(0, 1\], got"):
+        predictor(step_size=step_size)
+
+
+def save_fold(folder, fold, plans, seed=0):
+    torch.manual_seed(seed)
+    network = build_network(plans, "vit")
+    settings = TrainingSettings(mirror_axes=(2,))
+    content = {
+        "plans": plans.to_json(),
+        "encoder": "vit",
+        "settings": settings.to_json(),
+        "network": network.state_dict(),
+    }
+    save_checkpoint(folder / f"fold_{fold}" / "checkpoint_final.pth", content)
+
+
+def test_a_model_folder_gives_all_its_folds_and_their_mean(tmp_path):
+    plans = small_plans()
+    for fold in ("0", "1"):
+        (tmp_path / f"fold_{fold}").mkdir()
+        save_fold(tmp_path, fold, plans, seed=int(fold))
+    both = Predictor.from_model_folder(tmp_path)
+    assert len(both.networks) == 2 and both.flips == [(), (2,)] and both.plans == plans
+    assert Predictor.from_model_folder(tmp_path, tta=False).flips == [()]
+    image = np.random.default_rng(0).uniform(0, 255, SMALL)
+    ious = []
+    for folds in (["0"], ["1"], None):
+        model = Predictor.from_model_folder(tmp_path, folds=folds)
+        model.set_image(image, SPACING)
+        ious.append(model.predict(labels=["liver"]).labels["liver"].predicted_iou)
+    assert ious[2] == pytest.approx((ious[0] + ious[1]) / 2, abs=1e-6) and ious[0] != ious[1]
+
+    with pytest.raises(FileNotFoundError, match=r"fold_3.*folds with a .*: fold_0, fold_1"):
+        Predictor.from_model_folder(tmp_path, folds=["3"])
+    with pytest.raises(FileNotFoundError, match=r"no fold with a checkpoint_best.pth.*-chk"):
+        Predictor.from_model_folder(tmp_path, checkpoint="checkpoint_best.pth")
+    with pytest.raises(FileNotFoundError, match="nowhere: no such model folder"):
+        Predictor.from_model_folder(tmp_path / "nowhere")
+    (tmp_path / "fold_2").mkdir()
+    save_fold(tmp_path, "2", small_plans(spacing=(2.0, 1.0, 1.0)))
+    with pytest.raises(ValueError, match=r"fold_2.* was trained with other plans than .*fold_0"):
+        Predictor.from_model_folder(tmp_path)
