@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -112,3 +113,11 @@ def test_a_missing_or_damaged_file_is_named(tmp_path):
     write_json(tmp_path / "other.json", {"labels": {}})
     with pytest.raises(ValueError, match=r"other\.json: plans format None"):
         load_plans(tmp_path / "other.json")
+
+
+def test_the_documentation_names_every_field_and_its_example_is_read():
+    text = (Path(__file__).parents[2] / "documentation" / "plans.md").read_text()
+    for field in PLANS.to_json():
+        assert f"| `{field}` |" in text
+    example = text.split("```json\n")[1].split("```")[0]
+    assert Plans.from_json(json.loads(example)).window == (40, 56, 40)
