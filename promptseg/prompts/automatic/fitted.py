@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -123,6 +124,16 @@ def box_ious(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     shared = sides.clip(0).prod(-1)
     volumes = [(b[..., 1, :] - b[..., 0, :]).clip(0).prod(-1) for b in (first, second)]
     return shared / np.maximum(volumes[0] + volumes[1] - shared, 1e-12)
+
+
+def pack(numbers: np.ndarray) -> str:
+    """Many fitted numbers as one line of JSON: base64 of little-endian float32."""
+    return base64.b64encode(np.ascontiguousarray(numbers, "<f4").tobytes()).decode("ascii")
+
+
+def unpack(text: str) -> np.ndarray:
+    """The (n,) float32 numbers of `pack`."""
+    return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)
 
 
 class FittedPrompter(AutoPrompter):

@@ -6,10 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import gaussian_filter1d, map_coordinates
+from scipy.ndimage import gaussian_filter1d
 
 from promptseg.prompts.automatic.base import AUTO_PROMPTERS
-from promptseg.prompts.automatic.fitted import FittedPrompter, Sample, View, box_ious
+from promptseg.prompts.automatic.fitted import (
+    FittedPrompter,
+    Sample,
+    View,
+    box_ious,
+    pack,
+    unpack,
+)
 from promptseg.prompts.automatic.steps import smooth
 
 TABLE_SIGMA = 6.0  # grey values over which the table is smoothed
@@ -31,17 +38,15 @@ class LikelihoodPrompter(FittedPrompter):
     band is the special case of a two-step table and a flat prior.
 
     Args:
-        table: (256,) log-likelihood ratio of each grey value, label against the rest.
-        prior: (12, 12, 12) log-odds of the label's box in relative coordinates.
+        table: packed (256,) log-likelihood ratio of each grey value, label against the rest.
+        prior: packed (12, 12, 12) log-odds of the label's box in relative coordinates.
         trust: factor of the table.
         level: probability that a voxel of the box should exceed.
     """
 
-    def __init__(
-        self, *, table: list[float], prior: list[list[list[float]]], trust: float, level: float
-    ) -> None:
-        self.table = np.asarray(table, np.float32)
-        self.prior = np.asarray(prior, np.float32)
+    def __init__(self, *, table: str, prior: str, trust: float, level: float) -> None:
+        self.table = unpack(table)
+        self.prior = unpack(prior).reshape((PLACES,) * 3)
         self.trust, self.level = float(trust), float(level)
 
     @classmethod
@@ -65,8 +70,8 @@ class LikelihoodPrompter(FittedPrompter):
                 if iou > best_iou:
                     best, best_iou = (trust, level), iou
         return {
-            "table": table.round(3).tolist(),
-            "prior": prior.round(2).tolist(),
+            "table": pack(table),
+            "prior": pack(prior),
             "trust": best[0],
             "level": best[1],
         }
@@ -140,12 +145,12 @@ def _by_intensity(view: View, table: np.ndarray) -> np.ndarray:
 
 
 def _by_place(view: View, prior: np.ndarray) -> np.ndarray:
-    lines = [
-        (np.arange(n) + 0.5) / extent * PLACES - 0.5
-        for n, extent in zip(view.image.shape, view.extent, strict=True)
-    ]
-    points = np.meshgrid(*lines, indexing="ij")
-    return map_coordinates(prior, points, order=1, mode="nearest", output=np.float32)
+    """The prior on the view's grid, interpolated linearly along one axis after the other."""
+    for axis, (n, extent) in enumerate(zip(view.image.shape, view.extent, strict=True)):
+        at = ((np.arange(n) + 0.5) / extent * PLACES - 0.5).clip(0, PLACES - 1)
+        weights = (1 - np.abs(at[:, None] - np.arange(PLACES))).clip(0).astype(np.float32)
+        prior = np.moveaxis(np.tensordot(weights, prior, axes=(1, axis)), 0, axis)
+    return prior
 
 
 def _probability(log_odds: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from scipy.ndimage import map_coordinates
 
 from promptseg.prompts.automatic.atlas import AtlasPrompter
 from promptseg.prompts.automatic.base import AUTO_PROMPTERS
-from promptseg.prompts.automatic.fitted import FittedPrompter, Sample, View
+from promptseg.prompts.automatic.fitted import FittedPrompter, Sample, View, pack, unpack
 from promptseg.prompts.automatic.steps import smooth
 
 GRID = 7  # points along each axis of the box
@@ -33,8 +32,7 @@ class RegressionPrompter(FittedPrompter):
 
     Args:
         start: parameters of the atlas.
-        steps: of each step, base64 of little-endian float32: (features + 1, 6) weights and
-            constant.
+        steps: packed (features + 1, 6) weights and constant of each step.
 
     Source:
         Cascaded regression: Dollar et al. 2010, "Cascaded pose regression", and Criminisi et al.
@@ -43,7 +41,7 @@ class RegressionPrompter(FittedPrompter):
 
     def __init__(self, *, start: dict[str, Any], steps: list[str]) -> None:
         self.start = AtlasPrompter(**start)
-        self.steps = [_unpack(step) for step in steps]
+        self.steps = [unpack(step).reshape(-1, 6).astype(float) for step in steps]
 
     @staticmethod
     def describe(view: View) -> np.ndarray:
@@ -73,7 +71,7 @@ class RegressionPrompter(FittedPrompter):
                 features.append(_features(image, sample.view, boxes))
                 shifts.append((sample.box_mm - boxes) / sides[:, None])
             shifts = np.concatenate(shifts).reshape(-1, 6)
-            steps.append(_pack(_ridge(np.concatenate(features), shifts, owners)))
+            steps.append(pack(_ridge(np.concatenate(features), shifts, owners)))
         return {"start": start, "steps": steps}
 
     def locate(self, view: View) -> np.ndarray | None:
@@ -152,11 +150,3 @@ class _Ridge:
     def __call__(self, penalty: float) -> np.ndarray:
         damped = self.values.clip(0) + penalty * self.rows
         return self.vectors @ (self.product / damped[:, None])
-
-
-def _pack(weights: np.ndarray) -> str:
-    return base64.b64encode(weights.astype("<f4").tobytes()).decode("ascii")
-
-
-def _unpack(text: str) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(text), "<f4").astype(float).reshape(-1, 6)
