@@ -14,6 +14,7 @@ from tqdm import tqdm
 from promptseg.files import read_json, replacing, write_json
 from promptseg.image_io import Geometry, file_ending, read_image, write_image
 from promptseg.inference.predictor import Prediction, Predictor
+from promptseg.prompts.automatic.base import AUTO_PROMPTERS
 from promptseg.prompts.prompts import (
     Prompts,
     prompts_from_json,
@@ -66,11 +67,13 @@ def predict_files(
 
     Raises:
         FileNotFoundError, ValueError: if the model, the inputs or the prompts file as a whole
-            cannot be used, if both `auto_prompt` and `prompts` are given, or if a segmentation
-            would overwrite an image.
+            cannot be used, if `auto_prompt` is unknown, if it and `prompts` are given, or if a
+            segmentation would overwrite an image.
     """
     if auto_prompt and prompts:
         raise ValueError("give either --auto-prompt or --prompts, not both")
+    if auto_prompt not in (None, "plans"):
+        AUTO_PROMPTERS.get(auto_prompt)  # a wrong name fails here, once
     if not 0 <= part < parts:
         raise ValueError(f"part must be in 0 to {parts - 1} for {parts} part(s), got {part}")
     from_file = None if prompts is None else read_prompts_file(prompts)

@@ -207,6 +207,10 @@ def test_calls_that_cannot_work_at_all_are_refused_before_anything_is_written(
     output = tmp_path / "out"
     with pytest.raises(ValueError, match="either --auto-prompt or --prompts, not both"):
         predict_files(model_folder, images, output, auto_prompt="plans", prompts="p.json")
+    with pytest.raises(
+        ValueError, match="unknown automatic prompt 'intense'; registered: .*intens"
+    ):
+        predict_files(model_folder, images, output, auto_prompt="intense")
     with pytest.raises(ValueError, match=r"part must be in 0 to 1 for 2 part\(s\), got 2"):
         predict_files(model_folder, images, output, parts=2, part=2)
     with pytest.raises(FileNotFoundError, match="no such model folder"):
