@@ -144,9 +144,10 @@ def _band_mask(
     band: tuple[str, float, float],
     scales: dict[str, tuple[float, float]],
 ) -> np.ndarray:
-    scale, low, high = band
+    scale, *ends = band
     zero, unit = scales[scale]
-    return between(smoothed, zero + unit * low, zero + unit * high)
+    low, high = (end if np.isinf(end) else zero + unit * end for end in ends)
+    return between(smoothed, low, high)
 
 
 def _fit_faces(

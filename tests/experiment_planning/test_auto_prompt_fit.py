@@ -1,0 +1,210 @@
+import json
+
+import numpy as np
+import pytest
+
+from promptseg.experiment_planning.auto_prompt_cases import read_fit_case, reduce_case
+from promptseg.experiment_planning.auto_prompt_fit import (
+    choose,
+    fit_auto_prompts,
+    fit_labels,
+    fitted_strategies,
+)
+from promptseg.experiment_planning.auto_prompt_scores import (
+    assign_folds,
+    cross_validate,
+    figures,
+    fit_score,
+    rank_correlation,
+)
+from promptseg.preprocessing.normalize import percentile_clipping
+from promptseg.prompts.automatic.base import AUTO_PROMPTERS, Proposal
+from promptseg.raw_dataset import read_raw_dataset
+from tests.prompts.automatic.fitted_cases import AS_IT_IS, SPACING, block_case, block_cases
+from tests.real_data import raw_folder
+
+
+def proposal(box):
+    box = None if box is None else np.array(box)
+    return Proposal(box=box, score=0.0, reason="ok")
+
+
+def test_below_ten_cases_each_is_left_out_alone_and_above_folds_are_even():
+    np.testing.assert_array_equal(assign_folds(7), np.arange(7))
+    assert sorted(np.bincount(assign_folds(23))) == [4, 4, 5, 5, 5]
+    assert len(np.unique(assign_folds(23, folds=2))) == 5
+    np.testing.assert_array_equal(assign_folds(40), assign_folds(40))
+
+
+@pytest.mark.parametrize("count", [5, 12])
+def test_no_proposal_comes_from_a_fit_that_saw_its_case(count, monkeypatch):
+    cases = block_cases(count)
+    truth_of = {case.view.image.tobytes(): case.sample("block").box_mm for case in cases}
+    cls = AUTO_PROMPTERS.get("atlas")
+    original_fit, original_locate, checked = cls.fit.__func__, cls.locate, []
+
+    def fit(c, samples):
+        seen = [sample.box_mm.tobytes() for sample in samples]
+        images = {sample.view.image.tobytes() for sample in samples}
+        parameters = original_fit(c, samples)
+        monkeypatch.setattr(
+            c,
+            "locate",
+            lambda self, view: (
+                checked.append(view.image.tobytes() not in images) or original_locate(self, view)
+            ),
+        )
+        assert len(seen) < count
+        return parameters
+
+    monkeypatch.setattr(cls, "fit", classmethod(fit))
+    found = cross_validate("atlas", cases, "block", assign_folds(count))
+    assert len(found) == count == len(checked) == len(truth_of)
+    assert all(checked)
+
+
+def test_figures_of_known_boxes():
+    cases = block_cases(4, scatter=0)  # the truth is (6, 14, 9) to (14, 26, 19), 960 voxels
+    truth = cases[0].truths["block"].box
+    half = [[6, 14, 9], [10, 26, 19]]
+    whole = [[0, 0, 0], [20, 36, 28]]
+    found = figures([proposal(b) for b in (truth, half, None, whole)], cases, "block")
+    ious = np.array([1, 0.5, 0, 960 / 20160])
+    assert found["iou_mean"] == pytest.approx(ious.mean())
+    assert found["iou_std"] == pytest.approx(ious.std())
+    assert found["recall_mean"] == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+    assert found["empty_share"] == 0.25 and found["whole_share"] == 0.25
+
+
+def test_rank_correlation_of_known_orders():
+    assert rank_correlation([1, 2, 3], [10, 20, 90]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3], [5, 4, -7]) == pytest.approx(-1)
+    assert rank_correlation([1, 1, 1], [1, 2, 3]) is None
+    # Ranks 1.5 1.5 3 and 1 2 3: covariance 0.5, variances 0.5 and 2/3.
+    assert rank_correlation([1, 1, 2], [1, 2, 3]) == pytest.approx(0.5 / np.sqrt(0.5 * 2 / 3))
+
+
+def test_the_highest_box_iou_wins_and_every_candidate_is_kept():
+    fit = fit_labels(block_cases(12, unfitted=("intensity",)), ["block"])
+    entry = fit.labels["block"]
+    assert set(entry["candidates"]) == {"intensity", *fitted_strategies()}
+    means = {name: c["iou_mean"] for name, c in entry["candidates"].items()}
+    assert entry["strategy"] == max(means, key=means.get)
+    assert max(means.values()) > 0.6
+    assert json.loads(json.dumps(fit.labels, allow_nan=False)) == fit.labels
+    assert f"* {entry['strategy']}" in fit.table() and "with the choice cross-val" in fit.table()
+    for candidate in entry["candidates"].values():
+        assert {
+            "parameters",
+            "iou_mean",
+            "iou_std",
+            "recall_mean",
+            "empty_share",
+            "whole_share",
+            "score_correlation",
+        } <= set(candidate)
+
+
+def test_proposals_are_the_winners_out_of_fold_boxes():
+    cases = block_cases(10, unfitted=("intensity",))
+    fit = fit_labels(cases, ["block"])
+    again = cross_validate(fit.labels["block"]["strategy"], cases, "block", assign_folds(10))
+    for case, found in zip(cases, again, strict=True):
+        assert fit.proposals[case.case_id] == {"block": [found.box.tolist()]}
+
+
+def test_worker_processes_change_nothing():
+    cases = block_cases(6, unfitted=("intensity",))
+    assert fit_labels(cases, ["block"], processes=2).labels == fit_labels(cases, ["block"]).labels
+
+
+def test_when_no_candidate_is_usable_the_plans_say_none_and_why():
+    cases = block_cases(10)
+    wrong = [proposal([[0, 0, 0], [2, 2, 2]])] * 10
+    entry = choose({"atlas": ({}, wrong)}, cases, "block", assign_folds(10))
+    assert entry["strategy"] == "none"
+    assert "atlas is best with box IoU 0.00, below 0.30" in entry["reason"]
+
+
+def test_the_choice_itself_is_cross_validated():
+    # In the first half of the folds one candidate is right, in the rest the other; choosing
+    # without a fold always picks the one that is wrong on it as soon as they are even.
+    cases = block_cases(4, scatter=0)
+    truth, nowhere = cases[0].truths["block"].box, [[0, 0, 0], [1, 1, 1]]
+    a = [proposal(truth), proposal(truth), proposal(nowhere), proposal(nowhere)]
+    b = a[::-1]
+    entry = choose({"a": ({}, a), "b": ({}, b)}, cases, "block", np.arange(4))
+    assert "0.500 (0.000 with the choice cross-validated)" in entry["reason"]
+
+
+def test_cases_without_the_label_are_left_out_and_counted():
+    with_label = block_cases(6, unfitted=("intensity",))
+    without = [block_case(90 + i, value=2, unfitted=("intensity",)) for i in range(2)]
+    alone, mixed = fit_labels(with_label, ["block"]), fit_labels(with_label + without, ["block"])
+    for name, candidate in mixed.labels["block"]["candidates"].items():
+        assert candidate["iou_mean"] == alone.labels["block"]["candidates"][name]["iou_mean"]
+        assert candidate["cases_without_label"] == 2
+        assert candidate["proposed_without_label"] == 2
+    assert mixed.proposals["case_90"] == {}
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_too_few_cases_with_a_label_are_named_in_the_reason(count):
+    cases = block_cases(count) + [block_case(90, value=2)]
+    entry = fit_labels(cases, ["block"]).labels["block"]
+    assert entry["strategy"] == "none" and entry["candidates"] == {}
+    assert f"only {count} training cases have the label; 3 are needed" in entry["reason"]
+
+
+def test_no_case_at_all_is_an_error():
+    with pytest.raises(ValueError, match="fitted on training cases, and there is none"):
+        fit_auto_prompts([], {"a": 1}, modality="CT", normalizations=(AS_IT_IS,), processes=0)
+
+
+def test_image_and_label_of_different_shape_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"case 'x': the image has shape \(3, 4, 5\).*\(3, 4, 6\)"):
+        reduce_case("x", np.zeros((3, 4, 5)), np.zeros((3, 4, 6), int), SPACING, {}, AS_IT_IS)
+
+
+def test_the_score_of_unseen_cases_follows_their_iou():
+    # Proposals that drift further from the usual place case by case: place alone tells the IoU.
+    cases = block_cases(20, scatter=0)
+    truth = cases[0].truths["block"].box
+    found = [proposal(truth + [0, shift // 2, 0]) for shift in range(20)]
+    model, correlation = fit_score(found, cases, "block", assign_folds(20))
+    assert correlation > 0.9
+    assert set(model) == {"weights", "constant", "usual"}
+
+
+def test_a_truth_keeps_box_mask_and_share():
+    case = block_case(3)
+    truth = case.truths["block"]
+    np.testing.assert_array_equal(truth.box[1] - truth.box[0], (8, 12, 10))
+    assert truth.mask.shape == (8, 12, 10) and truth.mask.all()
+    np.testing.assert_allclose(case.sample("block").box_mm, truth.box * SPACING)
+    assert case.sample("block").mask.sum() == 255 * 960
+
+
+def test_real_pet_is_read_reduced_and_found():
+    raw = read_raw_dataset(raw_folder() / "Dataset010_SarcomaPET")
+    some = raw.cases[:12]
+    fit = fit_auto_prompts(
+        some, raw.labels, modality="PET", normalizations=(percentile_clipping(),), processes=0
+    )
+    (entry,) = fit.labels.values()
+    assert entry["candidates"][entry["strategy"]]["iou_mean"] > 0.66
+    assert entry["candidates"]["intensity"]["iou_mean"] < 0.3
+    assert sorted(fit.proposals) == sorted(case.case_id for case in some)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    raw = read_raw_dataset(raw_folder() / "Dataset010_SarcomaPET")
+    broken = tmp_path / "broken_0000.nii.gz"
+    broken.write_bytes(b"no image")
+    case = type(raw.cases[0])(case_id="broken", images=(broken,), label=raw.cases[0].label)
+    with pytest.raises(ValueError, match="broken_0000.nii.gz"):
+        read_fit_case(case, raw.labels, percentile_clipping())
+    with pytest.raises(ValueError, match="case 'broken'"):
+        fit_auto_prompts(
+            [case], raw.labels, modality="PET", normalizations=(AS_IT_IS,), processes=0
+        )
