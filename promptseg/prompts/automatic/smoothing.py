@@ -28,17 +28,15 @@ def smooth(image: np.ndarray, sigma: float | Sequence[float] = 2.0) -> np.ndarra
     Returns:
         (z, y, x) float32. Beside it, no more than a few slices are allocated.
     """
-    sigmas = np.broadcast_to(np.asarray(sigma, float), 3)
-    bands_z, bands_y, bands_x = map(_bands, image.shape, sigmas)
+    kernels = [gaussian_kernel(one) for one in np.broadcast_to(np.asarray(sigma, float), 3)]
     smoothed = np.empty(image.shape, np.float32)
 
     def along_z(y: int) -> None:
-        plane = image[:, y].astype(np.float32, copy=False).astype(np.float64)
-        _multiply_from_left(bands_z, plane, smoothed[:, y])
+        _smooth_columns(image[:, y].astype(np.float32, copy=False), kernels[0], smoothed[:, y])
 
     def along_y_then_x(z: int) -> None:
-        _multiply_from_left(bands_y, smoothed[z].astype(np.float64), smoothed[z])
-        _multiply_from_right(bands_x, smoothed[z].astype(np.float64), smoothed[z])
+        _smooth_columns(smoothed[z], kernels[1], smoothed[z])
+        _smooth_rows(smoothed[z], kernels[2], smoothed[z])
 
     map_pieces(along_z, range(image.shape[1]), image.size)
     map_pieces(along_y_then_x, range(image.shape[0]), image.size)
@@ -71,42 +69,65 @@ def gaussian_kernel(sigma: float) -> np.ndarray:
 
 def smoothing_matrix(length: int, sigma: float) -> np.ndarray:
     """(length, length) float64 matrix that smooths an axis of that length."""
+    kernel = gaussian_kernel(sigma)
+    source = _reflected(length, len(kernel) // 2)
     matrix = np.zeros((length, length))
-    for outputs, inputs, band in _bands(length, sigma):
-        matrix[outputs, inputs] = band
+    for row in range(length):
+        np.add.at(matrix[row], source[row : row + len(kernel)], kernel)
     return matrix
 
 
-def _bands(length: int, sigma: float) -> list[tuple[slice, slice, np.ndarray]]:
-    """Smoothing along an axis as (outputs, inputs, matrix from inputs to outputs) pieces.
+def _reflected(length: int, radius: int) -> np.ndarray:
+    """Indices along an axis with `radius` more at each end: 2 1 0 | 0 1 2 3 | 3 2 1."""
+    return np.pad(np.arange(length), radius, mode="symmetric")
 
-    Reflection folds the weights beyond a border back inside, however short the axis is.
+
+def _smooth_columns(plane: np.ndarray, kernel: np.ndarray, target: np.ndarray) -> None:
+    """Smooth (n, m) float32 along its first axis into `target`, which may be the plane itself."""
+    length, width = plane.shape
+    windows, band = _windows(plane, kernel, "C")
+    step = max(1, _MOST_PRODUCTS // band.size)
+    for start in range(0, width, step):
+        columns = slice(start, start + step)
+        product = band @ windows[:, :, columns]  # one call for all blocks: one release of the lock
+        target[:, columns] = product.reshape(-1, product.shape[2])[:length]
+
+
+def _smooth_rows(plane: np.ndarray, kernel: np.ndarray, target: np.ndarray) -> None:
+    """Smooth (m, n) float32 along its last axis into `target`, which may be the plane itself."""
+    height, length = plane.shape
+    windows, band = _windows(plane.T, kernel, "F")
+    step = max(1, _MOST_PRODUCTS // band.size)
+    for start in range(0, height, step):
+        rows = slice(start, start + step)
+        product = windows[:, :, rows].transpose(0, 2, 1) @ band.T
+        target[rows] = product.transpose(1, 0, 2).reshape(product.shape[1], -1)[:, :length]
+
+
+def _windows(plane: np.ndarray, kernel: np.ndarray, order: str) -> tuple[np.ndarray, np.ndarray]:
+    """Overlapping blocks of a plane in double precision, and the matrix that smooths each.
+
+    Args:
+        plane: (n, m) float32, to be smoothed along the first axis.
+        kernel: (2 r + 1,) weights.
+        order: of the blocks in memory, `C` or `F`; the plane's own is the fastest.
+
+    Returns:
+        (blocks, rows + 2 r, m) view of the plane with its reflection at both ends, the last block
+        filled up with zeros; (rows, rows + 2 r) banded matrix.
     """
-    weights = gaussian_kernel(sigma)
-    source = np.pad(np.arange(length), len(weights) // 2, mode="symmetric")
-    bands = []
-    for start in range(0, length, _ROWS):
-        rows = np.arange(start, min(start + _ROWS, length))
-        inputs = source[start : rows[-1] + len(weights)]
-        low, high = inputs.min(), inputs.max() + 1
-        matrix = np.zeros((len(rows), high - low))
-        for offset, weight in enumerate(weights):
-            matrix[rows - start, source[rows + offset] - low] += weight
-        bands.append((slice(start, rows[-1] + 1), slice(low, high), matrix))
-    return bands
-
-
-def _multiply_from_left(bands: list, plane: np.ndarray, target: np.ndarray) -> None:
-    for rows, inputs, matrix in bands:
-        step = max(1, _MOST_PRODUCTS // matrix.size)
-        for start in range(0, plane.shape[1], step):
-            columns = slice(start, start + step)
-            target[rows, columns] = matrix @ plane[inputs, columns]
-
-
-def _multiply_from_right(bands: list, plane: np.ndarray, target: np.ndarray) -> None:
-    for columns, inputs, matrix in bands:
-        step = max(1, _MOST_PRODUCTS // matrix.size)
-        for start in range(0, len(plane), step):
-            rows = slice(start, start + step)
-            target[rows, columns] = plane[rows, inputs] @ matrix.T
+    length, width = plane.shape
+    reach, radius = len(kernel) - 1, len(kernel) // 2
+    blocks = -(-length // _ROWS)
+    extended = np.zeros((blocks * _ROWS + reach, width), order=order)
+    source = _reflected(length, radius)
+    extended[:radius] = plane[source[:radius]]
+    extended[radius : radius + length] = plane
+    extended[radius + length : reach + length] = plane[source[radius + length :]]
+    step, along = extended.strides
+    shape, strides = (blocks, _ROWS + reach, width), (_ROWS * step, step, along)
+    windows = np.lib.stride_tricks.as_strided(extended, shape, strides, writeable=False)
+    band = np.zeros((_ROWS, _ROWS + reach))
+    for row in range(_ROWS):
+        band[row, row : row + len(kernel)] = kernel
+    return windows, band
