@@ -28,6 +28,9 @@ UNFITTED = ("intensity",)  # needs no fit; every registered FittedPrompter is fi
 USABLE_IOU = 0.3  # below it a box misleads the network more than the label's name alone
 FEWEST_CASES = 3
 
+Candidate = tuple[dict[str, Any], list[Proposal], list[Proposal]]
+"""Entry in the plans; out-of-fold proposals where the label is; proposals where it is not."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AutoPromptFit:
@@ -114,7 +117,8 @@ def fit_labels(
     cases: Sequence[FitCase], labels: Sequence[str], *, folds: int = 5, processes: int = 0
 ) -> AutoPromptFit:
     """The fit proper, on cases already read and reduced."""
-    names = (*UNFITTED, *fitted_strategies())
+    combined = [n for n in fitted_strategies() if AUTO_PROMPTERS.get(n).members]
+    names = [*UNFITTED, *(n for n in fitted_strategies() if n not in combined)]
     present = {label: [case for case in cases if label in case.truths] for label in labels}
     tasks = [(x, name) for x in labels if len(present[x]) >= FEWEST_CASES for name in names]
     results = {}
@@ -130,10 +134,17 @@ def fit_labels(
         if error is not None:
             raise error
         results[task] = result
+    for label in {label for label, _ in tasks}:
+        for name in combined:
+            results[label, name] = _combination(name, label, cases, folds, results)
     entries, proposals = {}, {case.case_id: {} for case in cases}
     for label in labels:
         fold_of = assign_folds(len(present[label]), folds)
-        of_label = {name: results[label, name] for name in names if (label, name) in results}
+        of_label = {
+            name: results[label, name]
+            for name in sorted(names + combined)
+            if (label, name) in results
+        }
         entries[label] = choose(of_label, present[label], label, fold_of)
         chosen = of_label.get(entries[label]["strategy"])
         for i, case in enumerate(present[label]):
@@ -148,7 +159,7 @@ def fitted_strategies() -> tuple[str, ...]:
 
 
 def choose(
-    candidates: dict[str, tuple[dict[str, Any], list[Proposal]]],
+    candidates: dict[str, Candidate],
     cases: Sequence[FitCase],
     label: str,
     fold_of: np.ndarray,
@@ -161,7 +172,7 @@ def choose(
     if not candidates:
         reason = f"only {len(cases)} training cases have the label; {FEWEST_CASES} are needed"
         return {"strategy": "none", "reason": reason, "candidates": {}}
-    ious = {name: ious_of(found, cases, label) for name, (_, found) in candidates.items()}
+    ious = {name: ious_of(found, cases, label) for name, (_, found, _) in candidates.items()}
     best = max(ious, key=lambda name: ious[name].mean())
     reached = ious[best].mean()
     unseen = np.concatenate(
@@ -174,40 +185,80 @@ def choose(
         best, reason = "none", f"{best} is best with box IoU {reached:.2f}, below {USABLE_IOU:.2f}"
     else:
         reason = f"highest box IoU, {reached:.3f} ({unseen:.3f} with the choice cross-validated)"
+        if best == "atlas":
+            reason += "; by position alone, so only for volumes cropped as the training volumes are"
     return {
         "strategy": best,
         "reason": reason,
-        "candidates": {name: entry for name, (entry, _) in candidates.items()},
+        "candidates": {name: entry for name, (entry, *_) in candidates.items()},
     }
 
 
-def _candidate(
-    task: tuple[str, str], cases: Sequence[FitCase], folds: int
-) -> tuple[dict[str, Any], list[Proposal]]:
-    """One strategy for one label: its entry in the plans and its out-of-fold proposals."""
+def _candidate(task: tuple[str, str], cases: Sequence[FitCase], folds: int) -> Candidate:
+    """One strategy for one label, fitted and cross-validated."""
     label, name = task
-    present = [case for case in cases if label in case.truths]
-    absent = [case for case in cases if label not in case.truths]
-    fold_of = assign_folds(len(present), folds)
+    present, absent = _by_presence(cases, label)
     if name in UNFITTED:
         parameters = {}
         found = [_proposal(case.unfitted[name]) for case in present]
         needless = [_proposal(case.unfitted[name]) for case in absent]
     else:
         strategy = AUTO_PROMPTERS.get(name)
-        found = cross_validate(name, present, label, fold_of)
+        found = cross_validate(name, present, label, assign_folds(len(present), folds))
         parameters = strategy.fit([case.sample(label) for case in present])
         needless = [strategy(**parameters).propose(case.view) for case in absent]
-    score, correlation = fit_score(found, present, label, fold_of)
+    return _judged(parameters, found, needless, present, label, folds)
+
+
+def _combination(
+    name: str,
+    label: str,
+    cases: Sequence[FitCase],
+    folds: int,
+    results: dict[tuple[str, str], Candidate],
+) -> Candidate:
+    """The same for a strategy that combines others, from what these proposed."""
+    strategy = AUTO_PROMPTERS.get(name)
+    members = {member: results[label, member] for member in strategy.members}
+    found, needless = (
+        [
+            _proposal(() if box is None else (box,))
+            for box in (
+                strategy.combine([proposal.box for proposal in of_case])
+                for of_case in zip(*(member[which] for member in members.values()), strict=True)
+            )
+        ]
+        for which in (1, 2)
+    )
+    parameters = {"members": {m: entry["parameters"] for m, (entry, *_) in members.items()}}
+    present, _ = _by_presence(cases, label)
+    return _judged(parameters, found, needless, present, label, folds)
+
+
+def _judged(
+    parameters: dict[str, Any],
+    found: list[Proposal],
+    needless: list[Proposal],
+    cases: Sequence[FitCase],
+    label: str,
+    folds: int,
+) -> Candidate:
+    score, correlation = fit_score(found, cases, label, assign_folds(len(cases), folds))
     entry = {
         "parameters": parameters,
-        **figures(found, present, label),
+        **figures(found, cases, label),
         "score": score,
         "score_correlation": correlation,
         "proposed_without_label": sum(p.box is not None for p in needless),
-        "cases_without_label": len(absent),
+        "cases_without_label": len(needless),
     }
-    return entry, found
+    return entry, found, needless
+
+
+def _by_presence(cases: Sequence[FitCase], label: str) -> tuple[list[FitCase], list[FitCase]]:
+    """The cases that have the label, and the others."""
+    present = [case for case in cases if label in case.truths]
+    return present, [case for case in cases if label not in case.truths]
 
 
 def _proposal(boxes: tuple[np.ndarray, ...]) -> Proposal:

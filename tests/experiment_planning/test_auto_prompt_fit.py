@@ -121,7 +121,7 @@ def test_worker_processes_change_nothing():
 def test_when_no_candidate_is_usable_the_plans_say_none_and_why():
     cases = block_cases(10)
     wrong = [proposal([[0, 0, 0], [2, 2, 2]])] * 10
-    entry = choose({"atlas": ({}, wrong)}, cases, "block", assign_folds(10))
+    entry = choose({"atlas": ({}, wrong, [])}, cases, "block", assign_folds(10))
     assert entry["strategy"] == "none"
     assert "atlas is best with box IoU 0.00, below 0.30" in entry["reason"]
 
@@ -133,7 +133,7 @@ def test_the_choice_itself_is_cross_validated():
     truth, nowhere = cases[0].truths["block"].box, [[0, 0, 0], [1, 1, 1]]
     a = [proposal(truth), proposal(truth), proposal(nowhere), proposal(nowhere)]
     b = a[::-1]
-    entry = choose({"a": ({}, a), "b": ({}, b)}, cases, "block", np.arange(4))
+    entry = choose({"a": ({}, a, []), "b": ({}, b, [])}, cases, "block", np.arange(4))
     assert "0.500 (0.000 with the choice cross-validated)" in entry["reason"]
 
 

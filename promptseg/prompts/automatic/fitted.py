@@ -141,7 +141,13 @@ class FittedPrompter(AutoPrompter):
 
     A subclass gives `fit` and `locate`; both work on views. `fit` is pure: samples in, plain JSON
     parameters out, and `cls(**parameters)` is the fitted strategy.
+
+    Attributes:
+        members: strategies whose boxes this one only combines (`consensus`); then the planner
+            combines what they proposed and need not fit them again.
     """
+
+    members: tuple[str, ...] = ()
 
     @staticmethod
     def describe(view: View) -> np.ndarray | None:

@@ -26,7 +26,7 @@ PLACES = 12  # cells of the spatial prior along each axis
 PRIOR_SIGMA = 0.5  # cells
 TRUSTS = (0.25, 0.5, 1.0, 2.0)  # of the intensity against the place
 LEVELS = (0.2, 0.3, 0.4, 0.5)  # probability from which on a voxel belongs in the box
-JUDGED = 24  # training cases on which trust and level are chosen
+JUDGED = 30  # training cases on which trust and level are chosen
 
 
 @AUTO_PROMPTERS.register("likelihood")
@@ -53,7 +53,8 @@ class LikelihoodPrompter(FittedPrompter):
     def fit(cls, samples: Sequence[Sample]) -> dict[str, Any]:
         """Count grey values and places; choose trust and level by the boxes they give."""
         table, prior = _table(samples), _prior(samples)
-        judged = samples[:: -(-len(samples) // JUDGED)]
+        evenly = np.linspace(0, len(samples) - 1, min(len(samples), JUDGED)).round().astype(int)
+        judged = [samples[i] for i in evenly]
         truth = np.stack([sample.box_mm for sample in judged])
         evidence = [
             (_by_intensity(sample.view, table), _by_place(sample.view, prior)) for sample in judged
