@@ -27,6 +27,7 @@ from promptseg.experiment_planning.auto_prompt_fit import UNFITTED, fit_labels, 
 from promptseg.image_io import read_image, read_segmentation
 from promptseg.parallel import map_cases
 from promptseg.preprocessing.normalize import Normalization, default_normalization
+from promptseg.prompts.automatic.base import AUTO_PROMPTERS
 from promptseg.prompts.simulated import mask_box
 from promptseg.raw_dataset import RawCase, read_raw_dataset
 
@@ -98,8 +99,8 @@ def read_case(
         geometry.spacing,
         labels,
         normalization,
-        fitted_strategies(),
-        UNFITTED,
+        tuple(AUTO_PROMPTERS.get(name) for name in fitted_strategies()),
+        tuple(AUTO_PROMPTERS.get(name) for name in UNFITTED),
     )
 
 

@@ -9,8 +9,13 @@ import numpy as np
 
 from promptseg.image_io import read_image, read_segmentation
 from promptseg.preprocessing.normalize import Normalization, normalize
-from promptseg.prompts.automatic.base import AUTO_PROMPTERS
-from promptseg.prompts.automatic.fitted import Sample, View, block_means, view_of
+from promptseg.prompts.automatic.fitted import (
+    FittedPrompter,
+    Sample,
+    View,
+    block_means,
+    view_of,
+)
 from promptseg.prompts.simulated import mask_box
 
 if TYPE_CHECKING:
@@ -72,8 +77,8 @@ def read_fit_case(
     case: RawCase,
     labels: dict[str, int],
     normalization: Normalization,
-    fitted: tuple[str, ...] = (),
-    unfitted: tuple[str, ...] = (),
+    fitted: tuple[type[FittedPrompter], ...] = (),
+    unfitted: tuple[type[FittedPrompter], ...] = (),
 ) -> FitCase:
     """Read one raw case and reduce it.
 
@@ -108,8 +113,8 @@ def reduce_case(
     spacing: tuple[float, float, float],
     labels: dict[str, int],
     normalization: Normalization,
-    fitted: tuple[str, ...] = (),
-    unfitted: tuple[str, ...] = (),
+    fitted: tuple[type[FittedPrompter], ...] = (),
+    unfitted: tuple[type[FittedPrompter], ...] = (),
 ) -> FitCase:
     """The same from arrays: (z, y, x) raw intensities and labels, spacing in mm."""
     if image.shape != segmentation.shape:
@@ -127,9 +132,9 @@ def reduce_case(
             for name, value in labels.items()
             if (segmentation == value).any()
         },
-        described={name: AUTO_PROMPTERS.get(name).describe(view) for name in fitted},
+        described={strategy.name: strategy.describe(view) for strategy in fitted},
         unfitted={
-            name: AUTO_PROMPTERS.get(name)().propose(normalized, spacing).boxes for name in unfitted
+            strategy.name: strategy().propose(normalized, spacing).boxes for strategy in unfitted
         },
     )
 

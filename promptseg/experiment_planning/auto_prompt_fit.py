@@ -100,8 +100,8 @@ def fit_auto_prompts(
         list(cases),
         labels,
         normalizations[0],
-        fitted_strategies(),
-        UNFITTED,
+        tuple(AUTO_PROMPTERS.get(name) for name in fitted_strategies()),
+        tuple(AUTO_PROMPTERS.get(name) for name in UNFITTED),
         processes=processes,
         description=f"reading {modality} for automatic prompts",
     )
@@ -120,7 +120,9 @@ def fit_labels(
     combined = [n for n in fitted_strategies() if AUTO_PROMPTERS.get(n).members]
     names = [*UNFITTED, *(n for n in fitted_strategies() if n not in combined)]
     present = {label: [case for case in cases if label in case.truths] for label in labels}
-    tasks = [(x, name) for x in labels if len(present[x]) >= FEWEST_CASES for name in names]
+    fitted = [label for label in labels if len(present[label]) >= FEWEST_CASES]
+    # Classes, not names: pickling one imports its module in the worker, wherever it comes from.
+    tasks = [(label, AUTO_PROMPTERS.get(name)) for name in names for label in fitted]
     results = {}
     outcomes = map_cases(
         _candidate,
@@ -130,11 +132,11 @@ def fit_labels(
         processes=processes,
         description="fitting automatic prompts",
     )
-    for task, result, error in outcomes:
+    for (label, strategy), result, error in outcomes:
         if error is not None:
             raise error
-        results[task] = result
-    for label in {label for label, _ in tasks}:
+        results[label, strategy.name] = result
+    for label in fitted:
         for name in combined:
             results[label, name] = _combination(name, label, cases, folds, results)
     entries, proposals = {}, {case.case_id: {} for case in cases}
@@ -194,17 +196,17 @@ def choose(
     }
 
 
-def _candidate(task: tuple[str, str], cases: Sequence[FitCase], folds: int) -> Candidate:
+def _candidate(task: tuple[str, type], cases: Sequence[FitCase], folds: int) -> Candidate:
     """One strategy for one label, fitted and cross-validated."""
-    label, name = task
+    label, strategy = task
+    name = strategy.name
     present, absent = _by_presence(cases, label)
     if name in UNFITTED:
         parameters = {}
         found = [_proposal(case.unfitted[name]) for case in present]
         needless = [_proposal(case.unfitted[name]) for case in absent]
     else:
-        strategy = AUTO_PROMPTERS.get(name)
-        found = cross_validate(name, present, label, assign_folds(len(present), folds))
+        found = cross_validate(strategy, present, label, assign_folds(len(present), folds))
         parameters = strategy.fit([case.sample(label) for case in present])
         needless = [strategy(**parameters).propose(case.view) for case in absent]
     return _judged(parameters, found, needless, present, label, folds)

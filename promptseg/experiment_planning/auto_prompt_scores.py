@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from promptseg.experiment_planning.auto_prompt_cases import FitCase, LabelTruth
-from promptseg.prompts.automatic.base import AUTO_PROMPTERS, Proposal
+from promptseg.prompts.automatic.base import Proposal
 from promptseg.prompts.automatic.expected_iou import evidence, expected_iou, fit_expected_iou
-from promptseg.prompts.automatic.fitted import box_ious
+from promptseg.prompts.automatic.fitted import FittedPrompter, box_ious
 from promptseg.prompts.automatic.steps import is_nearly_whole
 
 
@@ -22,10 +22,9 @@ def assign_folds(count: int, folds: int = 5) -> np.ndarray:
 
 
 def cross_validate(
-    name: str, cases: Sequence[FitCase], label: str, fold_of: np.ndarray
+    strategy: type[FittedPrompter], cases: Sequence[FitCase], label: str, fold_of: np.ndarray
 ) -> list[Proposal]:
     """A fitted strategy's proposal for every case, from a fit that did not see its fold."""
-    strategy = AUTO_PROMPTERS.get(name)
     samples = [case.sample(label) for case in cases]
     proposals: list[Proposal] = [None] * len(cases)
     for fold in np.unique(fold_of):

@@ -58,7 +58,7 @@ def test_no_proposal_comes_from_a_fit_that_saw_its_case(count, monkeypatch):
         return parameters
 
     monkeypatch.setattr(cls, "fit", classmethod(fit))
-    found = cross_validate("atlas", cases, "block", assign_folds(count))
+    found = cross_validate(cls, cases, "block", assign_folds(count))
     assert len(found) == count == len(checked) == len(truth_of)
     assert all(checked)
 
@@ -108,7 +108,8 @@ def test_the_highest_box_iou_wins_and_every_candidate_is_kept():
 def test_proposals_are_the_winners_out_of_fold_boxes():
     cases = block_cases(10, unfitted=("intensity",))
     fit = fit_labels(cases, ["block"])
-    again = cross_validate(fit.labels["block"]["strategy"], cases, "block", assign_folds(10))
+    chosen = fit.labels["block"]["strategy"]
+    again = cross_validate(AUTO_PROMPTERS.get(chosen), cases, "block", assign_folds(10))
     for case, found in zip(cases, again, strict=True):
         assert fit.proposals[case.case_id] == {"block": [found.box.tolist()]}
 

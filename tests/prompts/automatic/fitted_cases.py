@@ -7,6 +7,7 @@ import numpy as np
 from promptseg.experiment_planning.auto_prompt_cases import FitCase, reduce_case
 from promptseg.experiment_planning.auto_prompt_fit import fitted_strategies
 from promptseg.preprocessing.normalize import Normalization
+from promptseg.prompts.automatic.base import AUTO_PROMPTERS
 
 SPACING = (3.0, 1.0, 1.5)
 AS_IT_IS = Normalization(kind="window", lower=0, upper=255)
@@ -36,8 +37,8 @@ def block_case(
         SPACING,
         {"block": 1},
         AS_IT_IS,
-        fitted_strategies(),
-        unfitted,
+        tuple(AUTO_PROMPTERS.get(name) for name in fitted_strategies()),
+        tuple(AUTO_PROMPTERS.get(name) for name in unfitted),
     )
 
 
