@@ -23,14 +23,8 @@ BANDS: tuple[tuple[str, float, float], ...] = (
     ("percentiles", -np.inf, 0.35),
     # standard deviations from the mean, as in the paper
     ("deviations", 0.5, 2.0),
-    ("deviations", 0.0, np.inf),
-    ("deviations", 1.0, np.inf),
     ("deviations", -0.5, 1.0),
     ("deviations", -np.inf, -0.5),
-    # of [0, 255]: in the soft tissue window 10 to 40, 25 to 75 and above 20 HU
-    ("absolute", 108.0, 128.0),
-    ("absolute", 118.0, 150.0),
-    ("absolute", 115.0, 255.5),
 )
 RULES = ("largest", "central")
 CENTRAL_SHARE = 0.25  # of the extent: the distance at which a component counts exp(-1/2)
@@ -135,7 +129,6 @@ def _scales(smoothed: np.ndarray) -> dict[str, tuple[float, float]]:
     return {
         "percentiles": (start, end - start),
         "deviations": (smoothed.mean(), smoothed.std()),
-        "absolute": (0.0, 1.0),
     }
 
 
