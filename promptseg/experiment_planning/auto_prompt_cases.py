@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from promptseg.boxes import mask_box
 from promptseg.image_io import read_image, read_segmentation
 from promptseg.preprocessing.normalize import Normalization, normalize
 from promptseg.prompts.automatic.fitted import (
@@ -16,7 +17,6 @@ from promptseg.prompts.automatic.fitted import (
     block_means,
     view_of,
 )
-from promptseg.prompts.simulated import mask_box
 
 if TYPE_CHECKING:
     from promptseg.raw_dataset import RawCase

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,8 @@ from promptseg.prompts.prompts import (
 from promptseg.raw_dataset import RawCase, cases_in_folder
 
 log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_REPORTS = 10.0
 
 
 def predict_files(
@@ -128,28 +131,50 @@ def predict_cases(
     output.mkdir(parents=True, exist_ok=True)
     report_file = output / f"predict_report{suffix}.json"
     prompts_file = output / f"prompts_used{suffix}.json"
-    entries, used = _earlier(report_file, prompts_file) if continue_prediction else ({}, {})
+    entries = {}
+    if continue_prediction and report_file.is_file():
+        entries = read_json(report_file)["cases"]
     run = _Run(predictor, output, from_file, auto_prompt, continue_prediction)
     for case in cases:
         if (target := run.target(case).resolve()) in (path.resolve() for path in case.images):
             raise ValueError(f"{target} is an image to predict; choose another output folder")
-    for case_id, entry in run.all(cases):
-        if entry["status"] == "kept" and case_id in entries:
-            continue
-        entries[case_id] = entry
-        if entry["status"] == "done":
-            fields = ("boxes", "points", "point_labels", "source", "score", "reason")
-            used[case_id] = {
-                label: {name: result[name] for name in fields}
-                for label, result in entry["labels"].items()
-            }
+    written = time.monotonic()
+    try:
+        for case_id, entry in run.all(cases):
+            if entry["status"] != "kept" or case_id not in entries:
+                entries[case_id] = entry
+            if time.monotonic() - written > SECONDS_BETWEEN_REPORTS:
+                _write_reports(report_file, prompts_file, auto_prompt, entries)
+                written = time.monotonic()
+    finally:  # also an interrupted run tells what it did
+        report = _write_reports(report_file, prompts_file, auto_prompt, entries)
+    return report
+
+
+def _write_reports(
+    report_file: Path,
+    prompts_file: Path,
+    auto_prompt: str | None,
+    entries: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Write the report and, taken from it, the prompts in the form that is read back."""
+    entries = dict(sorted(entries.items()))
+    fields = ("boxes", "points", "point_labels", "source", "score", "reason")
+    used = {
+        case_id: {
+            label: {name: result[name] for name in fields}
+            for label, result in entry["labels"].items()
+        }
+        for case_id, entry in entries.items()
+        if "labels" in entry
+    }
     report = {
         "auto_prompt": auto_prompt,
-        "failed": sum(entries[case.case_id]["status"] == "failed" for case in cases),
-        "cases": dict(sorted(entries.items())),
+        "failed": sum(entry["status"] == "failed" for entry in entries.values()),
+        "cases": entries,
     }
     write_json(report_file, report)
-    write_prompts_file(prompts_file, dict(sorted(used.items())))
+    write_prompts_file(prompts_file, used)
     return report
 
 
@@ -264,10 +289,3 @@ def _keep_dataset_json(model_folder: Path, output: Path) -> None:
     if source.is_file():
         with replacing(output / "dataset.json") as temporary:
             temporary.write_bytes(source.read_bytes())
-
-
-def _earlier(report_file: Path, prompts_file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What an earlier run into the same folder reported."""
-    entries = read_json(report_file).get("cases", {}) if report_file.is_file() else {}
-    used = read_prompts_file(prompts_file) if prompts_file.is_file() else {}
-    return entries, used

@@ -15,7 +15,8 @@ from torch import Tensor
 from promptseg.boxes import mask_box
 from promptseg.experiment_planning.plans import Plans
 from promptseg.inference.export import LabelMap, resample_region
-from promptseg.inference.sliding_window import Blend, gaussian_weights, meets, window_starts
+from promptseg.inference.queries import as_queries, flipped, flips, in_window, region_of, widened
+from promptseg.inference.sliding_window import Blend, gaussian_weights, windows_of_regions
 from promptseg.networks.prompt_encoder import Query, batch_queries
 from promptseg.networks.promptable import PromptableNetwork, build_network
 from promptseg.preprocessing.preprocess import preprocess_image
@@ -126,7 +127,7 @@ class Predictor:
         self.plans = plans
         self.device = device
         self.step_size = step_size
-        self.flips = _flips(mirror_axes)
+        self.flips = flips(mirror_axes)
         self.most_encodings = most_encodings or max(1, KEPT_VOXELS // int(np.prod(plans.window)))
         self._weights = gaussian_weights(plans.window)
         self._image: _Image | None = None
@@ -275,7 +276,9 @@ class Predictor:
             unprompted = [label for label, p in wanted.items() if p.is_empty]
             wanted.update(self._propose(unprompted, auto_prompt))
         queries = {
-            label: _as_queries(prompts, list(self.plans.labels).index(label), image)
+            label: as_queries(
+                prompts, list(self.plans.labels).index(label), image.raw_shape, image.shape
+            )
             for label, prompts in wanted.items()
         }
         return self._segment(wanted, queries)
@@ -317,33 +320,42 @@ class Predictor:
     def _segment(
         self, wanted: Mapping[str, Prompts], queries: Mapping[str, list[Query]]
     ) -> Prediction:
-        image = self._current_image()
-        located = self._locate(queries)
-        regions = {
-            label: [_region(query, image.shape) for query in asked]
-            for label, asked in located.items()
-        }
-        every = [region for of_label in regions.values() for region in of_label]
-        windows = self._windows(every)
-        blends = {
-            label: Blend(starts, self.plans.window, image.shape, self._weights)
-            for label, of_label in regions.items()
-            if len(starts := _meeting(windows, self.plans.window, of_label))
-        }
-        qualities: dict[str, list[float]] = {label: [] for label in queries}
-        for start in windows:
-            self._decode_window(start, located, regions, blends, qualities)
-
+        """Decode window by window; a query leaves for the label map with its last window."""
+        image, window = self._current_image(), self.plans.window
+        asked, regions = self._locate(queries)
+        starts = windows_of_regions(image.shape, window, regions, self.step_size)
+        jobs: dict[tuple, list[int]] = {}
+        for index, of_query in enumerate(starts):
+            for start in of_query.tolist():
+                jobs.setdefault(tuple(start), []).append(index)
+        left = [len(of_query) for of_query in starts]
+        blends: dict[int, Blend] = {}
+        qualities: list[list[float]] = [[] for _ in asked]
         label_map = LabelMap(image.raw_shape, max(self.plans.labels.values()))
-        for label, blend in blends.items():
-            logits, lower = resample_region(
-                blend.result(), blend.lower, image.shape, image.raw_shape
-            )
-            label_map.add(self.plans.labels[label], logits, lower)
+        for start in sorted(jobs):
+            here = jobs[start]
+            logits, iou = self._decode_window(start, [asked[i][1] for i in here])
+            for index, answer, quality in zip(here, logits, iou.tolist(), strict=True):
+                if index not in blends:
+                    blends[index] = Blend(starts[index], window, image.shape, self._weights)
+                blends[index].add(answer, np.array(start))
+                qualities[index].append(quality)
+                left[index] -= 1
+                if not left[index]:
+                    blend, value = blends.pop(index), self.plans.labels[asked[index][0]]
+                    logits_raw, lower = resample_region(
+                        blend.result(), blend.lower, image.shape, image.raw_shape
+                    )
+                    label_map.add(value, logits_raw, lower)
+
         results = {}
         for label, prompts in wanted.items():
             voxels = int(np.count_nonzero(label_map.labels == self.plans.labels[label]))
-            iou = max(qualities[label], default=None)
+            # the best window sees most of an object; the worst object needs a person's look
+            objects = [
+                max(q) for (name, _), q in zip(asked, qualities, strict=True) if name == label
+            ]
+            iou = min(objects, default=None)
             results[label] = LabelResult(
                 prompts=prompts,
                 predicted_iou=iou,
@@ -352,71 +364,59 @@ class Predictor:
             )
         return Prediction(segmentation=label_map.labels, labels=results)
 
-    def _windows(self, regions: Sequence[np.ndarray]) -> np.ndarray:
-        """Starts of the windows that meet any region; one grid over all, shared by the labels."""
-        if not regions:
-            return np.zeros((0, 3), int)
-        stacked = np.stack(regions)
-        whole = np.stack([np.floor(stacked[:, 0].min(0)), np.ceil(stacked[:, 1].max(0))])
-        shape, window = self._current_image().shape, self.plans.window
-        starts = window_starts(shape, window, whole, self.step_size)
-        return _meeting(starts, window, regions)
+    def _decode_window(self, start: tuple, queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
+        """Logits (n, z, y, x) and predicted IoU (n,) of all queries that use one window."""
+        image, window = self._current_image(), np.asarray(self.plans.window)
+        corner = np.array(start)
+        moved = [in_window(query, corner, window) for query in queries]
+        return self._decode(
+            start, lambda: cut_window(image.preprocessed, image.shape, corner, window), moved
+        )
 
-    def _locate(self, queries: Mapping[str, list[Query]]) -> dict[str, list[Query]]:
-        """Give every query that knows no place a box, where the volume exceeds one window.
+    def _locate(
+        self, queries: Mapping[str, list[Query]]
+    ) -> tuple[list[tuple[str, Query]], list[np.ndarray]]:
+        """Every query with its label, and the region of the volume where it is looked for.
 
-        Zoom-out: the whole volume, resized to one window, is asked for the label (and points);
-        the box of the answer becomes the prompt of the zoom-in. A label that is not found drops
-        out: its list is empty.
+        Zoom-out: where the volume exceeds one window, a query that knows no place is asked of the
+        whole volume, resized to one window; the box of the answer becomes its prompt, and the
+        region is a voxel of that coarse answer wider. A label that is not found drops out.
         """
-        image = self._current_image()
-        if all(n <= w for n, w in zip(image.shape, self.plans.window, strict=True)):
-            return dict(queries)
-        vague = {
-            label: asked[0] for label, asked in queries.items() if asked and asked[0].box is None
-        }
-        if not vague:
-            return dict(queries)
-        factor = np.asarray(self.plans.window) / np.asarray(image.shape)
-        scaled = [
-            replace(query, points=(np.asarray(query.points).reshape(-1, 3) + 0.5) * factor - 0.5)
-            for query in vague.values()
-        ]
+        image, window = self._current_image(), np.asarray(self.plans.window)
+        asked = [(label, query) for label, of_label in queries.items() for query in of_label]
+        if (np.asarray(image.shape) <= window).all():
+            return asked, [region_of(query, image.shape, window) for _, query in asked]
+        coarse_voxel = np.asarray(image.shape) / window
+        vague = [index for index, (_, query) in enumerate(asked) if query.box is None]
+        boxes = self._coarse_boxes([asked[index][1] for index in vague], coarse_voxel)
+        found = dict(zip(vague, boxes, strict=True))
+        located, regions = [], []
+        for index, (label, query) in enumerate(asked):
+            if index not in found:
+                located.append((label, query))
+                regions.append(region_of(query, image.shape, window))
+            elif (box := found[index]) is not None:
+                located.append((label, replace(query, box=box)))
+                margin = np.maximum(0.1 * (box[1] - box[0]), coarse_voxel)
+                regions.append(widened(box, margin, image.shape))
+        return located, regions
+
+    def _coarse_boxes(
+        self, queries: Sequence[Query], coarse_voxel: np.ndarray
+    ) -> list[np.ndarray | None]:
+        """Boxes, in preprocessed voxels, of what queries find in the whole volume at once."""
+        if not queries:
+            return []
+        scaled = []
+        for query in queries:
+            points = np.asarray(query.points, float).reshape(-1, 3)
+            scaled.append(replace(query, points=(points + 0.5) / coarse_voxel - 0.5))
         logits, _ = self._decode("whole", self._zoomed_out, scaled)
-        located = dict(queries)
-        for (label, query), answer in zip(vague.items(), logits, strict=True):
-            box = mask_box((answer > 0).cpu().numpy())
-            located[label] = [] if box is None else [replace(query, box=box / factor)]
-        return located
+        boxes = [mask_box((answer > 0).cpu().numpy()) for answer in logits]
+        return [None if box is None else box * coarse_voxel for box in boxes]
 
     def _zoomed_out(self) -> np.ndarray:
         return resample_image(self._current_image().preprocessed, self.plans.window)
-
-    def _decode_window(
-        self,
-        start: np.ndarray,
-        queries: Mapping[str, list[Query]],
-        regions: Mapping[str, list[np.ndarray]],
-        blends: Mapping[str, Blend],
-        qualities: Mapping[str, list[float]],
-    ) -> None:
-        """Encode one window once, decode all queries that meet it, add them to their labels."""
-        image, window = self._current_image(), np.asarray(self.plans.window)
-        labels, moved = [], []
-        for label, asked in queries.items():
-            for query, region in zip(asked, regions[label], strict=True):
-                if meets(start, window, region):
-                    labels.append(label)
-                    moved.append(_in_window(query, start, window))
-
-        def cut() -> np.ndarray:
-            return cut_window(image.preprocessed, image.shape, start, window)
-
-        logits, iou = self._decode(tuple(start.tolist()), cut, moved)
-        for label in dict.fromkeys(labels):
-            mine = [i for i, name in enumerate(labels) if name == label]
-            blends[label].add(logits[mine].amax(dim=0), start)  # objects of one label: any
-            qualities[label] += iou[mine].tolist()
 
     def _decode(self, key: Any, cut: Any, queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
         """Mean logits (n, z, y, x) and predicted IoU (n,) over networks and mirrorings."""
@@ -424,8 +424,8 @@ class Predictor:
         for index, network in enumerate(self.networks):
             for flip in self.flips:
                 encoding = self._encoding((key, index, flip), network, cut, flip)
-                flipped = [_flipped(query, flip, self.plans.window) for query in queries]
-                prompts = batch_queries(flipped).to(self.device)
+                mirrored = [flipped(query, flip, self.plans.window) for query in queries]
+                prompts = batch_queries(mirrored).to(self.device)
                 logits, iou = network.decode(encoding, prompts)
                 logits_sum = logits_sum + logits.flip([axis + 1 for axis in flip])
                 iou_sum = iou_sum + iou.sigmoid()
@@ -460,62 +460,6 @@ def _checkpoints(folder: Path, folds: Sequence[str] | None, checkpoint: str) -> 
             f"checkpoints can be named with -chk"
         )
     return paths
-
-
-def _flips(axes: Sequence[int]) -> list[tuple[int, ...]]:
-    """All subsets of the mirror axes, the empty one first."""
-    subsets: list[tuple[int, ...]] = [()]
-    for axis in axes:
-        subsets += [(*subset, axis) for subset in subsets]
-    return subsets
-
-
-def _flipped(query: Query, axes: Sequence[int], window: Sequence[int]) -> Query:
-    """A query about the mirrored window."""
-    if not axes:
-        return query
-    axes, size = list(axes), np.asarray(window, float)
-    box = None
-    if query.box is not None:
-        box = np.array(query.box, float)
-        box[:, axes] = (size[axes] - box[:, axes])[::-1]
-    points = np.array(query.points, float).reshape(-1, 3)
-    points[:, axes] = size[axes] - 1 - points[:, axes]
-    return replace(query, box=box, points=points)
-
-
-def _as_queries(prompts: Prompts, label: int, image: _Image) -> list[Query]:
-    """One query a box (with all points), or one without box, in preprocessed voxels."""
-    scaled = prompts.scaled(image.raw_shape, image.shape)
-    points = {"points": scaled.points, "point_labels": scaled.point_labels}
-    if not len(scaled.boxes):
-        return [Query(label=label, **points)]
-    return [Query(label=label, box=box, **points) for box in scaled.boxes]
-
-
-def _region(query: Query, shape: Sequence[int]) -> np.ndarray:
-    """Where a query's answer is looked for: its box, or the whole volume."""
-    if query.box is not None:
-        return np.asarray(query.box, float)
-    return np.array([(0, 0, 0), shape], float)
-
-
-def _meeting(
-    starts: np.ndarray, window: Sequence[int], regions: Sequence[np.ndarray]
-) -> np.ndarray:
-    """The starts of the windows that meet any of the regions."""
-    chosen = [any(meets(start, window, region) for region in regions) for start in starts]
-    return starts[np.array(chosen, bool)]
-
-
-def _in_window(query: Query, start: np.ndarray, window: np.ndarray) -> Query:
-    """A query in a window's own voxels; the box is clipped to it, points outside are left out."""
-    box = None if query.box is None else np.clip(query.box - start, 0, window)
-    points = np.asarray(query.points, float).reshape(-1, 3) - start
-    inside = ((points > -0.5) & (points < window - 0.5)).all(axis=1)
-    return replace(
-        query, box=box, points=points[inside], point_labels=np.asarray(query.point_labels)[inside]
-    )
 
 
 def _flags(

@@ -26,7 +26,7 @@ def window_starts(
     Args:
         shape: of the volume, voxels, zyx.
         window: voxels, zyx.
-        region: (2, 3) half-open box inside the volume, zyx.
+        region: (2, 3) integer half-open box inside the volume, zyx.
         step_size: largest distance of neighbouring windows, as a share of the window.
 
     Returns:
@@ -45,10 +45,42 @@ def window_starts(
     return np.array(np.meshgrid(*axes, indexing="ij")).reshape(3, -1).T
 
 
-def meets(start: np.ndarray, window: Sequence[int], box: np.ndarray) -> bool:
-    """Whether the window at a start and a half-open box (2, 3) share any volume."""
-    upper = np.minimum(start + np.asarray(window), box[1])
-    return bool((np.maximum(start, box[0]) < upper).all())
+def windows_of_regions(
+    shape: Sequence[int],
+    window: Sequence[int],
+    regions: Sequence[np.ndarray],
+    step_size: float = 0.5,
+) -> list[np.ndarray]:
+    """The windows in which each region is looked at; regions share a window where one holds both.
+
+    The larger regions choose first. A region that lies inside a window which is there already
+    needs no other; any other region gets its own from `window_starts`. So only windows that meet
+    a region are computed, and each is encoded once for all regions that use it.
+
+    Args:
+        shape: of the volume, voxels, zyx.
+        window: voxels, zyx.
+        regions: (2, 3) boxes inside the volume, zyx, half-open, continuous.
+        step_size: see `window_starts`.
+
+    Returns:
+        For each region (n, 3) integer starts, zyx.
+    """
+    size = np.asarray(window)
+    boxes = [np.stack([np.floor(r[0]), np.ceil(r[1])]).astype(int) for r in regions]
+    order = sorted(range(len(boxes)), key=lambda i: -int(np.prod(boxes[i][1] - boxes[i][0])))
+    chosen: dict[int, np.ndarray] = {}
+    there: list[np.ndarray] = []
+    for index in order:
+        lower, upper = boxes[index]
+        holding = [s for s in there if (s <= lower).all() and (upper <= s + size).all()]
+        if holding:  # of several, the one whose middle is nearest
+            offsets = [np.abs(2 * s + size - lower - upper).max() for s in holding]
+            chosen[index] = holding[int(np.argmin(offsets))][None]
+        else:
+            chosen[index] = window_starts(shape, window, boxes[index], step_size)
+            there.extend(chosen[index])
+    return [chosen[index] for index in range(len(boxes))]
 
 
 def gaussian_weights(window: Sequence[int], sigma_share: float = 1 / 8) -> Tensor:
@@ -68,7 +100,7 @@ def gaussian_weights(window: Sequence[int], sigma_share: float = 1 / 8) -> Tenso
 
 
 class Blend:
-    """Weighted mean of the windows that were computed for one label, inside their region.
+    """Weighted mean of the windows that were computed for one query, inside their region.
 
     Memory is bounded by the region that the windows span, not by the volume.
 

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from promptseg.boxes import mask_box
-
-__all__ = ["jitter_box", "mask_box", "sample_points"]
-
 
 def jitter_box(
     box: np.ndarray, shape: tuple[int, int, int], rng: np.random.Generator, share: float = 0.1

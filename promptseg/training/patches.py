@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from promptseg.boxes import mask_box
 from promptseg.experiment_planning.plans import Plans
 from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
 from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
@@ -19,7 +20,7 @@ from promptseg.preprocessing.resample import (
     resample_segmentation,
     scale_coordinates,
 )
-from promptseg.prompts.simulated import jitter_box, mask_box, sample_points
+from promptseg.prompts.simulated import jitter_box, sample_points
 from promptseg.training.augmentation import augment, make_augmentation
 from promptseg.training.settings import TrainingSettings
 

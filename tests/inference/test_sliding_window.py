@@ -10,7 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptseg.inference.sliding_window import Blend, gaussian_weights, meets, window_starts
+from promptseg.inference.sliding_window import (
+    Blend,
+    gaussian_weights,
+    window_starts,
+    windows_of_regions,
+)
 
 sizes = st.tuples(*(st.integers(1, 23) for _ in range(3)))
 windows = st.tuples(*(st.integers(1, 9) for _ in range(3)))
@@ -55,11 +60,28 @@ def test_starts_worked_out_by_hand():
     assert window_starts((5, 30, 20), (5, 10, 8), [[0, 28, 0], [1, 30, 1]]).tolist() == [[0, 20, 0]]
 
 
-def test_a_window_meets_a_box_when_they_share_volume():
-    window = (4, 5, 6)
-    assert meets(np.array([0, 0, 0]), window, np.array([[3.9, 0, 0], [8, 1, 1]]))
-    assert not meets(np.array([0, 0, 0]), window, np.array([[4, 0, 0], [8, 1, 1]]))
-    assert not meets(np.array([0, 0, 3]), window, np.array([[0, 0, 0], [4, 5, 3]]))
+def test_a_region_inside_a_window_that_is_there_needs_no_other():
+    shape, window = (30, 40, 50), (10, 12, 16)
+    large = np.array([[2, 3, 4], [11, 14, 19.5]])  # 9x11x16 voxels: fits one window
+    inside = np.array([[4, 5, 6], [6, 7, 8.0]])
+    far = np.array([[20, 30, 40], [22, 32, 42.0]])
+    of_inside, of_far, of_large = windows_of_regions(shape, window, [inside, far, large])
+    assert of_large.tolist() == of_inside.tolist() == [[1, 2, 4]]  # centred: (2 + 11 - 10) // 2
+    assert of_far.tolist() == [[16, 25, 33]]
+
+
+@settings(deadline=None)
+@given(st.lists(volumes_and_regions(), min_size=1, max_size=5))
+def test_every_voxel_of_every_region_lies_in_one_of_its_windows(cases):
+    shape, window = np.max([case[0] for case in cases], axis=0), cases[0][1]
+    regions = [case[2] + [[0.25], [-0.25]] for case in cases]  # continuous boxes
+    for region, starts in zip(regions, windows_of_regions(shape, window, regions), strict=True):
+        covered = np.zeros(shape, bool)
+        for start in starts:
+            here = zip(start, window, strict=True)
+            covered[tuple(slice(max(a, 0), a + w) for a, w in here)] = True
+        lower, upper = np.floor(region[0]).astype(int), np.ceil(region[1]).astype(int)
+        assert covered[tuple(map(slice, lower, upper))].all()
 
 
 @pytest.mark.parametrize("window", [(8, 12, 16), (1, 7, 5), (32, 3, 2)])

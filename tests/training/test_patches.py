@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from promptseg.boxes import mask_box
 from promptseg.experiment_planning.plans import load_plans
 from promptseg.files import read_json
 from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
-from promptseg.prompts.simulated import mask_box
 from promptseg.training.patches import (
     Sample,
     TrainingSteps,

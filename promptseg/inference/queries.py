@@ -1,0 +1,81 @@
+"""Prompts of a raw image as queries about windows of the preprocessed one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from promptseg.networks.prompt_encoder import Query
+from promptseg.prompts.prompts import Prompts
+
+
+def as_queries(
+    prompts: Prompts, label: int, raw_shape: Sequence[int], shape: Sequence[int]
+) -> list[Query]:
+    """One query a box (with all points), or one without box, in preprocessed voxels.
+
+    Args:
+        prompts: of one label, in raw voxels.
+        label: its index in the plans.
+        raw_shape, shape: of the raw and the preprocessed image, voxels, zyx.
+    """
+    scaled = prompts.scaled(raw_shape, shape)
+    points = {"points": scaled.points, "point_labels": scaled.point_labels}
+    if not len(scaled.boxes):
+        return [Query(label=label, **points)]
+    return [Query(label=label, box=box, **points) for box in scaled.boxes]
+
+
+def region_of(query: Query, shape: Sequence[int], window: Sequence[int]) -> np.ndarray:
+    """Where a query's answer is looked for: its box and a little more, or the whole volume.
+
+    A box may be off by a tenth of its side, as in training, and is widened by so much; one that
+    fits into a window is not made to need two by that.
+
+    Returns:
+        (2, 3) continuous box inside the volume, zyx.
+    """
+    if query.box is None:
+        return np.array([(0, 0, 0), shape], float)
+    side = query.box[1] - query.box[0]
+    room = np.where(side <= window, (np.asarray(window) - side) / 2, np.inf)
+    return widened(query.box, np.minimum(0.1 * side, room), shape)
+
+
+def widened(box: np.ndarray, margin: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """A (2, 3) box with a (3,) margin on both sides of every axis, clipped to the volume."""
+    return np.clip(np.stack([box[0] - margin, box[1] + margin]), 0, shape)
+
+
+def in_window(query: Query, start: np.ndarray, window: np.ndarray) -> Query:
+    """A query in a window's own voxels; the box is clipped to it, points outside are left out."""
+    box = None if query.box is None else np.clip(query.box - start, 0, window)
+    points = np.asarray(query.points, float).reshape(-1, 3) - start
+    inside = ((points > -0.5) & (points < window - 0.5)).all(axis=1)
+    return replace(
+        query, box=box, points=points[inside], point_labels=np.asarray(query.point_labels)[inside]
+    )
+
+
+def flips(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """All subsets of the mirror axes, the empty one first."""
+    subsets: list[tuple[int, ...]] = [()]
+    for axis in axes:
+        subsets += [(*subset, axis) for subset in subsets]
+    return subsets
+
+
+def flipped(query: Query, axes: Sequence[int], window: Sequence[int]) -> Query:
+    """A query about the mirrored window."""
+    if not axes:
+        return query
+    axes, size = list(axes), np.asarray(window, float)
+    box = None
+    if query.box is not None:
+        box = np.array(query.box, float)
+        box[:, axes] = (size[axes] - box[:, axes])[::-1]
+    points = np.array(query.points, float).reshape(-1, 3)
+    points[:, axes] = size[axes] - 1 - points[:, axes]
+    return replace(query, box=box, points=points)
