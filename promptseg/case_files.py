@@ -28,7 +28,7 @@ class RawCase:
 
 def cases_in_folder(
     folder: Path | str, channel_count: int, file_ending: str | None = None
-) -> tuple[list[RawCase], list[str]]:
+) -> tuple[list[RawCase], list[str], dict[str, str]]:
     """Cases to predict: a folder of images, a folder of DICOM series, one series, or one file.
 
     Files are named CASE_0000.nii.gz, the number being the channel. A file without the number is
@@ -41,11 +41,11 @@ def cases_in_folder(
         file_ending: take only files with this ending; by default any readable one.
 
     Returns:
-        the cases, sorted by identifier, with no labels; notes on what was assumed or left out.
+        the cases, sorted by identifier, with no labels; notes on what was assumed or left out;
+        and for each of these cases with missing, too many or clashing files, what is wrong.
 
     Raises:
         FileNotFoundError: if there is nothing there, listing what was found and expected.
-        ValueError: naming the files of every case with missing, too many or clashing channels.
     """
     path = Path(folder)
     endings = FILE_ENDINGS if file_ending is None else (file_ending,)
@@ -65,12 +65,10 @@ def cases_in_folder(
             f"a folder for each DICOM series"
         )
     cases, notes, problems = _group(images, channel_count)
-    if problems:
-        raise ValueError(f"{path}: {len(problems)} problem(s)\n  " + "\n  ".join(problems))
     if ignored := [name for name in others if not name.lower().endswith(_COMPANIONS)]:
         names = ", ".join(ignored[:10]) + (", ..." if len(ignored) > 10 else "")
         notes.append(f"{len(ignored)} file(s) or folder(s) are no images and left out: {names}")
-    return cases, notes
+    return cases, notes, problems
 
 
 def training_cases(images: Path, labels: Path, ending: str) -> list[RawCase]:
@@ -139,8 +137,8 @@ def _images_beside(
 
 def _group(
     images: list[tuple[str, Path]], channel_count: int
-) -> tuple[list[RawCase], list[str], list[str]]:
-    """Named images to cases; notes on what was assumed; problems."""
+) -> tuple[list[RawCase], list[str], dict[str, str]]:
+    """Named images to cases; notes on what was assumed; problems by case."""
     numbered: dict[str, dict[int, list[Path]]] = {}
     whole: dict[str, list[Path]] = {}
     for stem, path in images:
@@ -157,41 +155,52 @@ def _group(
                 whole.setdefault(f"{case_id}_{number:04d}", []).extend(paths)
             del numbered[case_id]
 
-    cases, problems = [], []
+    files: dict[str, tuple[Path, ...]] = {}
+    problems: dict[str, str] = {}
     for case_id, channels in numbered.items():
-        if problem := _problem_of_channels(case_id, channels, channel_count):
-            problems.append(problem)
-        paths = tuple(found[0] for _, found in sorted(channels.items()))
-        cases.append(RawCase(case_id=case_id, images=paths, label=None))
+        files[case_id] = tuple(found[0] for _, found in sorted(channels.items()))
+        if problem := _problem_of_channels(channels, channel_count, case_id):
+            problems[case_id] = problem
     for case_id, paths in whole.items():
         clashing = paths + [p for found in numbered.get(case_id, {}).values() for p in found]
+        files[case_id] = (paths[0],)
         if len(clashing) > 1:
             names = ", ".join(path.name for path in clashing)
-            problems.append(f"case {case_id!r} is there more than once: {names}; keep one")
-        elif (count := count_channels(paths[0]) if channel_count > 1 else 1) != channel_count:
-            problems.append(
-                f"case {case_id!r}: {paths[0].name} holds {count} channel(s) and has no channel "
-                f"number in its name; expected {channel_count} files "
-                f"{_channel_names(case_id, range(channel_count), paths[0])}"
-            )
-        cases.append(RawCase(case_id=case_id, images=(paths[0],), label=None))
+            problems[case_id] = f"it is there more than once: {names}; keep one"
+        elif channel_count > 1 and (problem := _problem_of_whole(paths[0], channel_count, case_id)):
+            problems[case_id] = problem
+    cases = [RawCase(case_id=c, images=images, label=None) for c, images in sorted(files.items())]
     notes = _notes_on_names([p for paths in whole.values() for p in paths if p.is_file()])
-    return sorted(cases, key=lambda case: case.case_id), notes, problems
+    return cases, notes, problems
+
+
+def _problem_of_whole(path: Path, channel_count: int, case_id: str) -> str | None:
+    """What is wrong with one file that should hold all channels."""
+    try:
+        count = count_channels(path)
+    except (ValueError, FileNotFoundError) as error:
+        return str(error)
+    if count == channel_count:
+        return None
+    return (
+        f"{path.name} holds {count} channel(s) and has no channel number in its name; expected "
+        f"{channel_count} files {_channel_names(case_id, range(channel_count), path)}"
+    )
 
 
 def _problem_of_channels(
-    case_id: str, channels: dict[int, list[Path]], channel_count: int
+    channels: dict[int, list[Path]], channel_count: int, case_id: str
 ) -> str | None:
     names = ", ".join(path.name for _, found in sorted(channels.items()) for path in found)
     first = channels[min(channels)][0]
     if any(len(found) > 1 for found in channels.values()):
-        return f"case {case_id!r} has a channel more than once: {names}; keep one of each"
+        return f"a channel is there more than once: {names}; keep one of each"
     if missing := sorted(set(range(channel_count)) - set(channels)):
         expected = _channel_names(case_id, missing, first)
-        return f"case {case_id!r}: found {names}, missing {expected}"
+        return f"found {names}, missing {expected}"
     if len(channels) > channel_count:
         return (
-            f"case {case_id!r}: found {names}, but the model takes {channel_count} channel(s); "
+            f"found {names}, but the model takes {channel_count} channel(s); "
             f"if the number belongs to the case, add _0000 to each name"
         )
     return None

@@ -88,7 +88,7 @@ def predict_files(
         step_size=step_size,
         tta=tta,
     )
-    cases, notes = cases_in_folder(inputs, len(predictor.plans.channel_names))
+    cases, notes, problems = cases_in_folder(inputs, len(predictor.plans.channel_names))
     for note in notes:
         log.info(note)
     if from_file is not None:
@@ -102,6 +102,7 @@ def predict_files(
         from_file=from_file,
         continue_prediction=continue_prediction,
         suffix=suffix,
+        problems=problems,
     )
     _keep_dataset_json(Path(model_folder), Path(output))
     return report
@@ -116,6 +117,7 @@ def predict_cases(
     from_file: Mapping[str, Mapping[str, Any]] | None = None,
     continue_prediction: bool = False,
     suffix: str = "",
+    problems: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """`predict_files` for a predictor and cases that are there already.
 
@@ -126,6 +128,7 @@ def predict_cases(
         auto_prompt, continue_prediction: see `predict_files`.
         from_file: what `read_prompts_file` returns.
         suffix: of the report's and the prompts file's names.
+        problems: for cases that cannot be read as they are, why; they are reported as failed.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -134,7 +137,7 @@ def predict_cases(
     entries = {}
     if continue_prediction and report_file.is_file():
         entries = read_json(report_file)["cases"]
-    run = _Run(predictor, output, from_file, auto_prompt, continue_prediction)
+    run = _Run(predictor, output, from_file, auto_prompt, continue_prediction, problems or {})
     for case in cases:
         if (target := run.target(case).resolve()) in (path.resolve() for path in case.images):
             raise ValueError(f"{target} is an image to predict; choose another output folder")
@@ -188,18 +191,22 @@ class _Run:
         from_file: Mapping[str, Mapping[str, Any]] | None,
         auto_prompt: str | None,
         continue_prediction: bool,
+        problems: Mapping[str, str],
     ) -> None:
         self.predictor = predictor
         self.output = output
         self.from_file = from_file
         self.auto_prompt = auto_prompt
         self.continue_prediction = continue_prediction
+        self.problems = problems
 
     def all(self, cases: Sequence[RawCase]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield case identifier and report entry, case by case."""
         waiting = []
         for case in cases:
-            if self.continue_prediction and self.target(case).is_file():
+            if case.case_id in self.problems:
+                yield case.case_id, _failure(case, ValueError(self.problems[case.case_id]))
+            elif self.continue_prediction and self.target(case).is_file():
                 yield case.case_id, {"status": "kept"}
             else:
                 waiting.append(case)
