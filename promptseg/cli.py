@@ -19,11 +19,15 @@ from promptseg.folders import Folders, find_folders
 # What a user can cause; everything else is a defect of ours and shows its traceback.
 EXPECTED_ERRORS = (ValueError, FileNotFoundError, FileExistsError, PermissionError, RuntimeError)
 
+_DATASET_HELP = "number or full name, such as 4 or Dataset004_Hippocampus"
+
 
 def plan(arguments: Sequence[str] | None = None) -> int:
     """promptseg_plan: check, fingerprint, plan, fit automatic prompts, preprocess."""
     parser = _parser(plan)
-    parser.add_argument("-d", "--dataset", nargs="+", required=True, metavar="ID")
+    parser.add_argument(
+        "-d", "--dataset", nargs="+", required=True, metavar="ID", help=_DATASET_HELP
+    )
     parser.add_argument(
         "--size", choices=("tiny", "small", "base"), default="tiny", help="encoder size"
     )
@@ -70,13 +74,18 @@ def _plan(args: argparse.Namespace) -> int:
 def train(arguments: Sequence[str] | None = None) -> int:
     """promptseg_train: train a fold, then predict and evaluate its validation cases."""
     parser = _parser(train)
-    parser.add_argument("-d", "--dataset", required=True, metavar="ID")
+    parser.add_argument("-d", "--dataset", required=True, metavar="ID", help=_DATASET_HELP)
     parser.add_argument("-tr", "--trainer", default="ViTTrainer", help="trainer class")
     parser.add_argument("-f", "--fold", nargs="+", default=["0"], help="0, 1, ..., or all")
     parser.add_argument("-p", "--plans-name", default="PromptSegPlans", help="name of the plans")
     parser.add_argument("--c", dest="resume", action="store_true", help="continue training")
     parser.add_argument("--overwrite", action="store_true", help="start a trained fold again")
-    parser.add_argument("--recipe", choices=("scratch", "paper"), default="scratch")
+    parser.add_argument(
+        "--recipe",
+        choices=("scratch", "paper"),
+        default="scratch",
+        help="AdamW with warm-up and decay, or the paper's Adam at 1e-5",
+    )
     parser.add_argument("--epochs", type=int, help="length of the run")
     parser.add_argument("--iterations", type=int, help="optimizer steps in one epoch")
     parser.add_argument(
@@ -126,11 +135,13 @@ def predict(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-i", "--input", type=Path, required=True, help="folder or file of images")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("-m", "--model", type=Path, help="model folder; or choose by -d, -tr, -p")
-    parser.add_argument("-d", "--dataset", metavar="ID")
-    parser.add_argument("-tr", "--trainer")
-    parser.add_argument("-p", "--plans-name")
+    parser.add_argument("-d", "--dataset", metavar="ID", help=_DATASET_HELP)
+    parser.add_argument("-tr", "--trainer", help="trainer class of the model")
+    parser.add_argument("-p", "--plans-name", help="name of the model's plans")
     parser.add_argument("-f", "--fold", nargs="+", help="folds to average; all trained by default")
-    parser.add_argument("-chk", "--checkpoint", default="checkpoint_final.pth")
+    parser.add_argument(
+        "-chk", "--checkpoint", default="checkpoint_final.pth", help="file in each fold's folder"
+    )
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument(
         "--auto-prompt",
