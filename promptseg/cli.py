@@ -94,7 +94,7 @@ def train(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--lr", type=float, help="initial learning rate")
     parser.add_argument("--seed", type=int, help="of weights, samples and augmentation")
     parser.add_argument("-np", "--processes", type=_count, default=1, help="sample workers")
-    parser.add_argument("-device", default="cpu", help="cpu, cuda, cuda:1 or mps")
+    parser.add_argument("-device", help="cpu, cuda, cuda:1 or mps; a GPU if there is one")
     parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE",
                         help="import a module that registers classes of your own")  # fmt: skip
     _add_folders(parser, "preprocessed", "results")
@@ -156,7 +156,7 @@ def predict(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--continue_prediction", action="store_true", help="keep what is there")
     parser.add_argument("-num_parts", type=int, default=1, help="commands that share the work")
     parser.add_argument("-part_id", type=int, default=0, help="which of them this is, from 0")
-    parser.add_argument("-device", default="cpu", help="cpu, cuda, cuda:1 or mps")
+    parser.add_argument("-device", help="cpu, cuda, cuda:1 or mps; a GPU if there is one")
     parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE",
                         help="import a module that registers classes of your own")  # fmt: skip
     _add_folders(parser, "results")

@@ -15,6 +15,7 @@ from promptseg.files import read_json, replacing
 from promptseg.folders import Folders, find_dataset_folder
 from promptseg.inference.predict_files import predict_cases
 from promptseg.inference.predictor import Predictor
+from promptseg.networks.device import choose_device
 from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
 from promptseg.raw_dataset import RawCase
 from promptseg.training.settings import RunOptions
@@ -37,7 +38,7 @@ def train(
     time_budget: float | None = None,
     initial_lr: float | None = None,
     seed: int | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     processes: int = 1,
     resume: bool = False,
     overwrite: bool = False,
@@ -54,7 +55,7 @@ def train(
         epochs, iterations_per_epoch, time_budget (seconds), initial_lr, seed: override the
             trainer's settings where given. A resumed run keeps its checkpoint's, but for
             `epochs` and `time_budget`, which may extend it.
-        device: `cpu`, `cuda`, `cuda:1`, `mps`.
+        device: `cpu`, `cuda`, `cuda:1`, `mps`; a GPU if there is one, when not given.
         processes: workers that make samples; 0 makes them in this process.
         resume: continue from the latest checkpoint.
         overwrite: start again although the fold has been trained.
@@ -68,6 +69,7 @@ def train(
         ValueError: for unknown names of trainer, recipe or fold.
     """
     trainer_class = TRAINERS.get(trainer)
+    device = choose_device(device)
     settings = trainer_class.settings_for(recipe).replace(
         epochs=epochs,
         iterations_per_epoch=iterations_per_epoch,

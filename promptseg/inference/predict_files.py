@@ -38,7 +38,7 @@ def predict_files(
     auto_prompt: str | None = None,
     prompts: Path | str | None = None,
     checkpoint: str = "checkpoint_final.pth",
-    device: str = "cpu",
+    device: str | None = None,
     step_size: float = 0.5,
     tta: bool = True,
     continue_prediction: bool = False,

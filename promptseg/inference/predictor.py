@@ -17,6 +17,7 @@ from promptseg.experiment_planning.plans import Plans
 from promptseg.inference.export import LabelMap, resample_region
 from promptseg.inference.queries import as_queries, flipped, flips, in_window, region_of, widened
 from promptseg.inference.sliding_window import Blend, gaussian_weights, windows_of_regions
+from promptseg.networks.device import choose_device
 from promptseg.networks.prompt_encoder import Query, batch_queries
 from promptseg.networks.promptable import PromptableNetwork, build_network
 from promptseg.preprocessing.preprocess import preprocess_image
@@ -139,7 +140,7 @@ class Predictor:
         *,
         folds: Sequence[str] | None = None,
         checkpoint: str = "checkpoint_final.pth",
-        device: str | torch.device = "cpu",
+        device: str | None = None,
         step_size: float = 0.5,
         tta: bool = True,
     ) -> Predictor:
@@ -149,7 +150,7 @@ class Predictor:
             folder: `results/DatasetXXX_Name/TRAINER__PLANS__3d`.
             folds: `0`, ..., `all`; every fold with that checkpoint when not given.
             checkpoint: file name in each fold's folder.
-            device: where the networks run.
+            device: where the networks run; a GPU if there is one, when not given.
             step_size: see `Predictor`.
             tta: mirror at test time on the axes that training mirrored.
 
@@ -157,7 +158,7 @@ class Predictor:
             FileNotFoundError: if the folder or a checkpoint is missing, saying what is there.
             ValueError: if the folds were trained with different plans.
         """
-        folder = Path(folder)
+        folder, device = Path(folder), choose_device(device)
         paths = _checkpoints(folder, folds, checkpoint)
         contents = [load_checkpoint(path) for path in paths]
         first = contents[0]
