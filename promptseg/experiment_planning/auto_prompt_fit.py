@@ -11,10 +11,11 @@ import numpy as np
 from promptseg.experiment_planning.auto_prompt_cases import FitCase, read_fit_case
 from promptseg.experiment_planning.auto_prompt_scores import (
     assign_folds,
-    cross_validate,
     figures,
     fit_score,
     ious_of,
+    off_centre,
+    out_of_fold,
 )
 from promptseg.parallel import map_cases
 from promptseg.preprocessing.normalize import Normalization
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
 UNFITTED = ("intensity",)  # needs no fit; every registered FittedPrompter is fitted
 USABLE_IOU = 0.3  # below it a box misleads the network more than the label's name alone
 FEWEST_CASES = 3
+POSITION_ALONE = 0.7  # share of the box IoU left off-centre below which the reason warns
 
-Candidate = tuple[dict[str, Any], list[Proposal], list[Proposal]]
-"""Entry in the plans; out-of-fold proposals where the label is; proposals where it is not."""
+Candidate = tuple[dict[str, Any], list[Proposal], list[Proposal], list[Proposal]]
+"""Entry in the plans; proposals where the label is, on the same cases cropped off-centre (both
+from fits without the case), and where the label is not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,20 +50,24 @@ class AutoPromptFit:
     proposals: dict[str, dict[str, list]]
 
     def table(self) -> str:
-        """One line for each label and candidate, the winner marked."""
+        """One line for each label and candidate, the winner marked.
+
+        The column `cropped` is the box IoU of the same fits on the same cases cropped off-centre
+        at random: where it is much lower, the box hangs on how the volumes are cropped.
+        """
         width = max([len(label) for label in self.labels] + [len("label")])
         lines = [
-            f"{'label':<{width}}   {'automatic prompt':<18} {'box IoU':>14} {'recall':>7} "
-            f"{'empty':>6} {'whole':>6} {'score rank':>11}"
+            f"{'label':<{width}}   {'automatic prompt':<18} {'box IoU':>14} {'cropped':>8} "
+            f"{'recall':>7} {'empty':>6} {'whole':>6} {'score rank':>11}"
         ]
         for label, entry in self.labels.items():
             for name, c in entry["candidates"].items():
                 mark = "*" if name == entry["strategy"] else " "
-                rank = c["score_correlation"]
+                cropped, rank = _number(c["iou_off_centre"]), _number(c["score_correlation"])
                 lines.append(
                     f"{label:<{width}} {mark} {name:<18} {c['iou_mean']:>5.3f} +- "
-                    f"{c['iou_std']:.3f} {c['recall_mean']:>7.2f} {c['empty_share']:>6.0%} "
-                    f"{c['whole_share']:>6.0%} {'-' if rank is None else f'{rank:.2f}':>11}"
+                    f"{c['iou_std']:.3f} {cropped:>8} {c['recall_mean']:>7.2f} "
+                    f"{c['empty_share']:>6.0%} {c['whole_share']:>6.0%} {rank:>11}"
                 )
             lines.append(f"{label:<{width}} -> {entry['strategy']}: {entry['reason']}")
         return "\n".join(lines)
@@ -174,7 +181,7 @@ def choose(
     if not candidates:
         reason = f"only {len(cases)} training cases have the label; {FEWEST_CASES} are needed"
         return {"strategy": "none", "reason": reason, "candidates": {}}
-    ious = {name: ious_of(found, cases, label) for name, (_, found, _) in candidates.items()}
+    ious = {name: ious_of(found, cases, label) for name, (_, found, *_) in candidates.items()}
     best = max(ious, key=lambda name: ious[name].mean())
     reached = ious[best].mean()
     unseen = np.concatenate(
@@ -187,8 +194,12 @@ def choose(
         best, reason = "none", f"{best} is best with box IoU {reached:.2f}, below {USABLE_IOU:.2f}"
     else:
         reason = f"highest box IoU, {reached:.3f} ({unseen:.3f} with the choice cross-validated)"
-        if best == "atlas":
-            reason += "; by position alone, so only for volumes cropped as the training volumes are"
+        cropped = candidates[best][0].get("iou_off_centre")
+        if cropped is not None and cropped < POSITION_ALONE * reached:
+            reason += (
+                f"; but {cropped:.3f} on the same volumes cropped off-centre, so only for volumes "
+                f"cropped as these are"
+            )
     return {
         "strategy": best,
         "reason": reason,
@@ -205,11 +216,15 @@ def _candidate(task: tuple[str, type], cases: Sequence[FitCase], folds: int) -> 
         parameters = {}
         found = [_proposal(case.unfitted[name]) for case in present]
         needless = [_proposal(case.unfitted[name]) for case in absent]
+        moved = []  # it ran on the whole volume, which is no longer at hand
     else:
-        found = cross_validate(strategy, present, label, assign_folds(len(present), folds))
+        prompters = out_of_fold(strategy, present, label, assign_folds(len(present), folds))
+        pairs = list(zip(prompters, present, strict=True))
+        found = [prompter.propose(case.view) for prompter, case in pairs]
+        moved = [prompter.propose(off_centre(case, label).view) for prompter, case in pairs]
         parameters = strategy.fit([case.sample(label) for case in present])
         needless = [strategy(**parameters).propose(case.view) for case in absent]
-    return _judged(parameters, found, needless, present, label, folds)
+    return _judged(parameters, found, moved, needless, present, label, folds)
 
 
 def _combination(
@@ -222,7 +237,7 @@ def _combination(
     """The same for a strategy that combines others, from what these proposed."""
     strategy = AUTO_PROMPTERS.get(name)
     members = {member: results[label, member] for member in strategy.members}
-    found, needless = (
+    found, moved, needless = (
         [
             _proposal(() if box is None else (box,))
             for box in (
@@ -230,16 +245,17 @@ def _combination(
                 for of_case in zip(*(member[which] for member in members.values()), strict=True)
             )
         ]
-        for which in (1, 2)
+        for which in (1, 2, 3)
     )
     parameters = {"members": {m: entry["parameters"] for m, (entry, *_) in members.items()}}
     present, _ = _by_presence(cases, label)
-    return _judged(parameters, found, needless, present, label, folds)
+    return _judged(parameters, found, moved, needless, present, label, folds)
 
 
 def _judged(
     parameters: dict[str, Any],
     found: list[Proposal],
+    moved: list[Proposal],
     needless: list[Proposal],
     cases: Sequence[FitCase],
     label: str,
@@ -249,12 +265,19 @@ def _judged(
     entry = {
         "parameters": parameters,
         **figures(found, cases, label),
+        "iou_off_centre": _mean_off_centre(moved, cases, label),
         "score": score,
         "score_correlation": correlation,
         "proposed_without_label": sum(p.box is not None for p in needless),
         "cases_without_label": len(needless),
     }
-    return entry, found, needless
+    return entry, found, moved, needless
+
+
+def _mean_off_centre(moved: list[Proposal], cases: Sequence[FitCase], label: str) -> float | None:
+    if not moved:
+        return None
+    return float(ious_of(moved, [off_centre(case, label) for case in cases], label).mean())
 
 
 def _by_presence(cases: Sequence[FitCase], label: str) -> tuple[list[FitCase], list[FitCase]]:
@@ -271,3 +294,7 @@ def _proposal(boxes: tuple[np.ndarray, ...]) -> Proposal:
         score=0.0,
         reason="ok" if boxes else "nothing_found",
     )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

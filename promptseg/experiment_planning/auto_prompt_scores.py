@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,17 +23,37 @@ def assign_folds(count: int, folds: int = 5) -> np.ndarray:
     return np.random.default_rng(12345).permutation(np.arange(count) % max(folds, 5))
 
 
-def cross_validate(
+def out_of_fold(
     strategy: type[FittedPrompter], cases: Sequence[FitCase], label: str, fold_of: np.ndarray
-) -> list[Proposal]:
-    """A fitted strategy's proposal for every case, from a fit that did not see its fold."""
+) -> list[FittedPrompter]:
+    """For every case the strategy as fitted on the other folds; cases of a fold share one."""
     samples = [case.sample(label) for case in cases]
-    proposals: list[Proposal] = [None] * len(cases)
-    for fold in np.unique(fold_of):
-        prompter = strategy(**strategy.fit([samples[i] for i in np.flatnonzero(fold_of != fold)]))
-        for i in np.flatnonzero(fold_of == fold):
-            proposals[i] = prompter.propose(cases[i].view)
-    return proposals
+    fitted = {
+        fold: strategy(**strategy.fit([samples[i] for i in np.flatnonzero(fold_of != fold)]))
+        for fold in np.unique(fold_of)
+    }
+    return [fitted[fold] for fold in fold_of]
+
+
+def off_centre(case: FitCase, label: str) -> FitCase:
+    """The case cropped at random round a label, to see what a strategy owes to position.
+
+    On each side a share drawn evenly from [0, 1) of the margin between the volume's border and the
+    label is cut off, in whole view voxels; the draw depends on the case identifier alone.
+    """
+    view, truth = case.view, case.truths[label]
+    step, shape = np.array(view.step), np.array(view.shape)
+    margins = np.stack([truth.box[0], shape - truth.box[1]]) / step
+    shares = np.random.default_rng(zlib.crc32(case.case_id.encode())).uniform(size=(2, 3))
+    lower, upper = np.floor(margins * shares).astype(int)
+    end = np.array(view.image.shape) - upper
+    cropped = replace(
+        view,
+        image=view.image[tuple(slice(a, b) for a, b in zip(lower, end, strict=True))],
+        shape=tuple(int(n) for n in np.minimum(end * step, shape) - lower * step),
+    )
+    moved = replace(truth, box=truth.box - lower * step)
+    return replace(case, view=cropped, truths={label: moved})
 
 
 def ious_of(proposals: Sequence[Proposal], cases: Sequence[FitCase], label: str) -> np.ndarray:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,13 +13,15 @@ from promptseg.experiment_planning.auto_prompt_fit import (
 )
 from promptseg.experiment_planning.auto_prompt_scores import (
     assign_folds,
-    cross_validate,
     figures,
     fit_score,
+    off_centre,
+    out_of_fold,
     rank_correlation,
 )
 from promptseg.preprocessing.normalize import percentile_clipping
 from promptseg.prompts.automatic.base import AUTO_PROMPTERS, Proposal
+from promptseg.prompts.automatic.fitted import FittedPrompter, view_of
 from promptseg.raw_dataset import read_raw_dataset
 from tests.prompts.automatic.fitted_cases import AS_IT_IS, SPACING, block_case, block_cases
 from tests.real_data import raw_folder
@@ -36,31 +39,28 @@ def test_below_ten_cases_each_is_left_out_alone_and_above_folds_are_even():
     np.testing.assert_array_equal(assign_folds(40), assign_folds(40))
 
 
-@pytest.mark.parametrize("count", [5, 12])
-def test_no_proposal_comes_from_a_fit_that_saw_its_case(count, monkeypatch):
+class Remembering(FittedPrompter):
+    """Its parameters are the images that it was fitted on."""
+
+    def __init__(self, *, seen):
+        self.seen = seen
+
+    @classmethod
+    def fit(cls, samples):
+        return {"seen": [sample.view.image.tobytes() for sample in samples]}
+
+    def locate(self, view):
+        return None
+
+
+@pytest.mark.parametrize(("count", "left_out"), [(5, [1]), (12, [2, 3])])
+def test_no_proposal_comes_from_a_fit_that_saw_its_case(count, left_out):
     cases = block_cases(count)
-    truth_of = {case.view.image.tobytes(): case.sample("block").box_mm for case in cases}
-    cls = AUTO_PROMPTERS.get("atlas")
-    original_fit, original_locate, checked = cls.fit.__func__, cls.locate, []
-
-    def fit(c, samples):
-        seen = [sample.box_mm.tobytes() for sample in samples]
-        images = {sample.view.image.tobytes() for sample in samples}
-        parameters = original_fit(c, samples)
-        monkeypatch.setattr(
-            c,
-            "locate",
-            lambda self, view: (
-                checked.append(view.image.tobytes() not in images) or original_locate(self, view)
-            ),
-        )
-        assert len(seen) < count
-        return parameters
-
-    monkeypatch.setattr(cls, "fit", classmethod(fit))
-    found = cross_validate(cls, cases, "block", assign_folds(count))
-    assert len(found) == count == len(checked) == len(truth_of)
-    assert all(checked)
+    prompters = out_of_fold(Remembering, cases, "block", assign_folds(count))
+    assert len(prompters) == count
+    for case, prompter in zip(cases, prompters, strict=True):
+        assert case.view.image.tobytes() not in prompter.seen
+        assert count - len(set(prompter.seen)) in left_out
 
 
 def test_figures_of_known_boxes():
@@ -109,8 +109,9 @@ def test_proposals_are_the_winners_out_of_fold_boxes():
     cases = block_cases(10, unfitted=("intensity",))
     fit = fit_labels(cases, ["block"])
     chosen = fit.labels["block"]["strategy"]
-    again = cross_validate(AUTO_PROMPTERS.get(chosen), cases, "block", assign_folds(10))
-    for case, found in zip(cases, again, strict=True):
+    again = out_of_fold(AUTO_PROMPTERS.get(chosen), cases, "block", assign_folds(10))
+    for case, prompter in zip(cases, again, strict=True):
+        found = prompter.propose(case.view)
         assert fit.proposals[case.case_id] == {"block": [found.box.tolist()]}
 
 
@@ -122,7 +123,7 @@ def test_worker_processes_change_nothing():
 def test_when_no_candidate_is_usable_the_plans_say_none_and_why():
     cases = block_cases(10)
     wrong = [proposal([[0, 0, 0], [2, 2, 2]])] * 10
-    entry = choose({"atlas": ({}, wrong, [])}, cases, "block", assign_folds(10))
+    entry = choose({"atlas": ({}, wrong, [], [])}, cases, "block", assign_folds(10))
     assert entry["strategy"] == "none"
     assert "atlas is best with box IoU 0.00, below 0.30" in entry["reason"]
 
@@ -134,7 +135,7 @@ def test_the_choice_itself_is_cross_validated():
     truth, nowhere = cases[0].truths["block"].box, [[0, 0, 0], [1, 1, 1]]
     a = [proposal(truth), proposal(truth), proposal(nowhere), proposal(nowhere)]
     b = a[::-1]
-    entry = choose({"a": ({}, a, []), "b": ({}, b, [])}, cases, "block", np.arange(4))
+    entry = choose({"a": ({}, a, [], []), "b": ({}, b, [], [])}, cases, "block", np.arange(4))
     assert "0.500 (0.000 with the choice cross-validated)" in entry["reason"]
 
 
@@ -209,3 +210,41 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         fit_auto_prompts(
             [case], raw.labels, modality="PET", normalizations=(AS_IT_IS,), processes=0
         )
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_cropping_off_centre_keeps_the_label_and_its_surroundings(number):
+    case = block_case(number)
+    moved = off_centre(case, "block")
+    box, before = moved.truths["block"].box, case.truths["block"].box
+    assert (box[0] >= 0).all() and (box[1] <= moved.view.shape).all()
+    assert moved.view.shape == moved.view.image.shape  # this view has a step of 1
+    inside, original = (
+        c.view.image[tuple(slice(a, b) for a, b in c.truths["block"].box.T)] for c in (moved, case)
+    )
+    np.testing.assert_array_equal(inside, original)
+    np.testing.assert_array_equal(box[1] - box[0], before[1] - before[0])
+    assert moved.view.image.size < case.view.image.size
+    np.testing.assert_array_equal(off_centre(case, "block").view.image, moved.view.image)
+
+
+def test_cropping_off_centre_counts_in_voxels_of_the_volume():
+    case = block_case(2)
+    coarse = replace(case, view=view_of(case.view.image, SPACING, voxels=900))
+    assert coarse.view.step != (1, 1, 1)
+    moved = off_centre(coarse, "block")
+    cut = case.truths["block"].box[0] - moved.truths["block"].box[0]
+    assert (cut % coarse.view.step == 0).all()
+    blocks = -(-np.array(moved.view.shape) // coarse.view.step)
+    np.testing.assert_array_equal(blocks, moved.view.image.shape)
+    assert (moved.truths["block"].box[1] <= moved.view.shape).all()
+
+
+def test_a_choice_that_hangs_on_the_crop_is_said_to():
+    # Blocks at one place: the atlas is perfect, and worth little once the volumes are cropped.
+    cases = block_cases(10, scatter=0, bright=60, unfitted=("intensity",))
+    entry = fit_labels(cases, ["block"]).labels["block"]
+    assert entry["strategy"] == "atlas"
+    assert entry["candidates"]["atlas"]["iou_off_centre"] < 0.5
+    assert entry["candidates"]["intensity"]["iou_off_centre"] is None
+    assert "on the same volumes cropped off-centre" in entry["reason"]
