@@ -29,6 +29,7 @@ setup(
         "numpy>=1.26",
         "scikit-learn>=1.3",
         "scipy>=1.11",
+        "threadpoolctl>=3.1",
         "torch>=2.2",
         "tqdm>=4.66",
     ],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, TypeVar
 
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 Item = TypeVar("Item")
@@ -63,7 +65,9 @@ def _outcomes_of_pool(
     description: str,
 ) -> Iterator[tuple[Item, Any, Exception | None]]:
     workers = min(processes, len(items))
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_use_one_thread
+    )
     remaining = iter(items)
     running: dict[Future, Item] = {}
     try:
@@ -94,6 +98,17 @@ def _outcome_of_call(
         return function(item, *arguments), None
     except Exception as error:
         return None, error
+
+
+def _use_one_thread() -> None:
+    """Keep numerical libraries in a worker to one thread: the workers are the parallelism.
+
+    Threads of several workers that wait for one another on the same cores cost several times
+    the work. The variables hold for libraries still to be loaded, the limit for those that are.
+    """
+    for library in ("OMP", "OPENBLAS", "MKL", "VECLIB_MAXIMUM", "NUMEXPR"):
+        os.environ[f"{library}_NUM_THREADS"] = "1"
+    threadpool_limits(1)
 
 
 def _outcome_of_future(future: Future) -> tuple[Any, Exception | None]:

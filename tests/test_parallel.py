@@ -87,3 +87,18 @@ def test_a_negative_number_of_processes_is_refused():
 def test_the_bar_names_the_work_and_reaches_its_end(capfd):
     list(map_cases(square, range(3), processes=0, description="squares"))
     assert "squares: 100%" in capfd.readouterr().err
+
+
+def threads_of_a_worker(_):
+    import numpy as np
+    from threadpoolctl import threadpool_info
+
+    np.ones((4, 4)) @ np.ones((4, 4))  # whatever multiplies is loaded now
+    return [library["num_threads"] for library in threadpool_info()]
+
+
+def test_numerical_libraries_use_one_thread_in_a_worker():
+    outcomes = map_cases(threads_of_a_worker, [0, 1], processes=2, description="threads")
+    for _, threads, error in outcomes:
+        assert error is None
+        assert threads and set(threads) == {1}
