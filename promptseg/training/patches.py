@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.ndimage import find_objects
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from promptseg.boxes import mask_box
 from promptseg.experiment_planning.plans import Plans
 from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
 from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
@@ -302,7 +302,12 @@ def label_boxes(
     segmentation: np.ndarray, labels: Mapping[str, int]
 ) -> dict[str, np.ndarray | None]:
     """The tight box of each label in a (z, y, x) segmentation; None for an absent one."""
-    return {name: mask_box(segmentation == value) for name, value in labels.items()}
+    found = find_objects(segmentation, max(labels.values(), default=0))
+    slices = {name: found[value - 1] for name, value in labels.items()}
+    return {
+        name: None if s is None else np.array([[a.start for a in s], [a.stop for a in s]])
+        for name, s in slices.items()
+    }
 
 
 def carry_box(

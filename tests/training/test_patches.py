@@ -16,6 +16,7 @@ from promptseg.training.patches import (
     carry_box,
     cut_window,
     draw_window_start,
+    label_boxes,
     training_queries,
     zoom_in,
     zoom_out,
@@ -229,3 +230,17 @@ def test_images_stay_in_range_and_labels_stay_labels_under_augmentation(planned_
         assert 0 <= batch.image.min() and batch.image.max() <= 255
         assert set(batch.segmentation.unique().tolist()) <= {0, 1, 2}
         assert batch.image.shape[2:] == steps.plans.window
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16])
+def test_label_boxes_are_those_of_each_labels_mask(dtype):
+    segmentation = np.zeros((6, 9, 11), dtype)
+    segmentation[1:3, 4, 2:9] = 3
+    segmentation[5, 8, 10] = segmentation[0, 2, 1] = 40
+    segmentation[3, 0, 5] = 77  # no label of these
+    boxes = label_boxes(segmentation, {"b": 40, "absent": 2, "a": 3, "far": 100})
+    assert list(boxes) == ["b", "absent", "a", "far"]
+    assert boxes["absent"] is None and boxes["far"] is None
+    for name, value in (("a", 3), ("b", 40)):
+        np.testing.assert_array_equal(boxes[name], mask_box(segmentation == value))
+    assert label_boxes(segmentation, {}) == {}
