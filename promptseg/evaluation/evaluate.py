@@ -34,6 +34,7 @@ def evaluate_folders(
     predictions: Path | str,
     *,
     labels: dict[str, int] | None = None,
+    cases: Sequence[str] | None = None,
     processes: int = 0,
     missing_ok: bool = False,
 ) -> dict[str, Any]:
@@ -49,6 +50,8 @@ def evaluate_folders(
         labels: value of each label by name, as in dataset.json; without it, those of
             `dataset.json` in the predictions folder or beside the ground truth, else the values
             found. The labels named `background` (or 0) and `ignore` mean what they mean there.
+        cases: identifiers of the cases to evaluate, whatever else the folders hold; by default
+            all that have ground truth.
         processes: worker processes; 0 runs in this one.
         missing_ok: whether a case without prediction is no failure.
 
@@ -72,14 +75,23 @@ def evaluate_folders(
     ground_truth, predictions = Path(ground_truth), Path(predictions)
     references, several_references = label_files(ground_truth, "ground truth")
     predicted, several_predicted = label_files(predictions, "predictions")
+    if cases is not None:
+        references, several_references, predicted, several_predicted = (
+            {case: found[case] for case in cases if case in found}
+            for found in (references, several_references, predicted, several_predicted)
+        )
     failures = [*several_references.values(), *several_predicted.values()]
     pairs = [(references[case], predicted[case]) for case in sorted(references.keys() & predicted)]
     if not pairs:
+        asked = "case" if cases is None else f"case among {some(cases)}"
         raise ValueError(
-            f"no case is in both folders: {ground_truth} has {some(references)}, {predictions} "
+            f"no {asked} is in both folders: {ground_truth} has {some(references)}, {predictions} "
             f"has {some(predicted)}; the names without ending must agree"
         )
-    missing = sorted(references.keys() - predicted.keys() - several_predicted.keys())
+    wanted = references.keys() if cases is None else set(cases) - several_references.keys()
+    if unknown := sorted(wanted - references.keys()):
+        failures.append(f"cases without ground truth ({len(unknown)}): {', '.join(unknown)}")
+    missing = sorted(wanted - predicted.keys() - several_predicted.keys())
     if missing and not missing_ok:
         failures.append(f"cases without prediction ({len(missing)}): {', '.join(missing)}")
     warnings = []
@@ -109,16 +121,16 @@ def evaluate_folders(
         else:
             rows[case] = row
     failures += [broken[case] for case in sorted(broken)]
-    cases = [rows[case] for case in sorted(rows)]
-    warnings += [message for row in cases for message in row.pop("warnings")]
+    numbers = [rows[case] for case in sorted(rows)]
+    warnings += [message for row in numbers for message in row.pop("warnings")]
     if names is None:
-        names = {value: str(value) for row in cases for value in row["metrics"]}
+        names = {value: str(value) for row in numbers for value in row["metrics"]}
         names = dict(sorted(names.items()))
-        _add_absent_labels(cases, names, prompts)
-    summary = {**summarize(cases, names), "missing": missing}
+        _add_absent_labels(numbers, names, prompts)
+    summary = {**summarize(numbers, names), "missing": missing}
     summary |= {"warnings": warnings, "failures": failures}
     write_json(predictions / "summary.json", summary)
-    write_csv(predictions / "metrics.csv", cases, names)
+    write_csv(predictions / "metrics.csv", numbers, names)
     for message in warnings:
         logger.warning(message)
     return summary

@@ -245,6 +245,33 @@ def test_when_every_case_fails_there_is_a_summary_without_numbers(folders):
     assert "2 problems" in format_table(summary)
 
 
+def test_the_cases_named_are_evaluated_and_no_other(folders):
+    truth, predictions = folders
+    write_image(predictions / "stale.nii.gz", block(), GEOMETRY)
+    (truth / "c.nii.gz").write_bytes(b"")  # never read
+    everything = evaluate_folders(truth, predictions)
+    summary = evaluate_folders(truth, predictions, cases=["b"])
+
+    np.testing.assert_equal(summary["metric_per_case"], everything["metric_per_case"][1:])
+    assert summary["failures"] == summary["missing"] == summary["warnings"] == []
+    assert everything["missing"] == ["c"] and len(everything["warnings"]) == 1
+
+
+def test_named_cases_that_are_not_there_are_reported(folders):
+    truth, predictions = folders
+    (predictions / "a.nii.gz").unlink()
+    write_image(predictions / "c.nii.gz", block(), GEOMETRY)
+    summary = evaluate_folders(truth, predictions, cases=["a", "b", "c"])
+    assert summary["missing"] == ["a"]
+    assert summary["failures"] == [
+        "cases without ground truth (1): c", "cases without prediction (1): a",
+    ]  # fmt: skip
+    allowed = evaluate_folders(truth, predictions, cases=["a", "b"], missing_ok=True)
+    assert allowed["missing"] == ["a"] and allowed["failures"] == []
+    with pytest.raises(ValueError, match="no case among a is in both folders"):
+        evaluate_folders(truth, predictions, cases=["a"])
+
+
 def test_no_common_case_missing_folders_and_empty_folders_are_refused(folders, tmp_path):
     truth, predictions = folders
     with pytest.raises(FileNotFoundError, match="predictions: there is no folder .*nowhere"):
