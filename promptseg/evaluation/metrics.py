@@ -72,19 +72,6 @@ def confusion_counts(
     return counts
 
 
-def dice(reference: np.ndarray, prediction: np.ndarray) -> float:
-    """Dice of two boolean masks of one shape; NaN when both are empty."""
-    both = np.count_nonzero(reference & prediction)
-    return _ratio(2 * both, np.count_nonzero(reference) + np.count_nonzero(prediction))
-
-
-def iou(reference: np.ndarray, prediction: np.ndarray) -> float:
-    """Intersection over union of two boolean masks of one shape; NaN when both are empty."""
-    return _ratio(
-        np.count_nonzero(reference & prediction), np.count_nonzero(reference | prediction)
-    )
-
-
 def volume_ml(voxels: int, spacing: Sequence[float]) -> float:
     """The volume of so many voxels in millilitres; spacing in mm."""
     return float(voxels * np.prod(spacing) / 1000.0)
