@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from promptseg.files import read_json, replacing, write_json
-from promptseg.image_io import Geometry, file_ending, read_image, write_image
+from promptseg.image_io import WRITABLE_ENDINGS, Geometry, file_ending, read_image, write_image
 from promptseg.inference.predictor import Prediction, Predictor
 from promptseg.prompts.automatic.base import AUTO_PROMPTERS
 from promptseg.prompts.prompts import (
@@ -49,7 +49,8 @@ def predict_files(
 
     Writes `CASE.nii.gz` (the images' own ending), `prompts_used.json` (can be edited and given
     back as `prompts`), `predict_report.json` and the model's `dataset.json`. A case that fails is
-    reported; the others are done.
+    reported; the others are done. A segmentation of an earlier run is removed before its case is
+    predicted anew, so that none is taken for a result of this run.
 
     Args:
         model_folder: of a trained model, see `Predictor.from_model_folder`.
@@ -60,7 +61,8 @@ def predict_files(
         prompts: prompts.json; the cases in `inputs` must be in it. Labels that a case does not
             list are not segmented.
         checkpoint, device, step_size, tta: see `Predictor.from_model_folder`.
-        continue_prediction: keep the segmentations that are there.
+        continue_prediction: keep the segmentations that are there, but those of cases that the
+            report calls failed.
         parts, part: do every `parts`-th case only, from number `part` on, so that several
             commands share the work.
 
@@ -137,10 +139,17 @@ def predict_cases(
     entries = {}
     if continue_prediction and report_file.is_file():
         entries = read_json(report_file)["cases"]
-    run = _Run(predictor, output, from_file, auto_prompt, continue_prediction, problems or {})
+    failed = {case_id for case_id, entry in entries.items() if entry["status"] == "failed"}
+    kept = {
+        case.case_id
+        for case in cases
+        if continue_prediction and case.case_id not in failed and target(case, output).is_file()
+    }
+    run = _Run(predictor, output, from_file, auto_prompt, kept, problems or {})
+    images = {path.resolve() for case in cases for path in case.images}
     for case in cases:
-        if (target := run.target(case).resolve()) in (path.resolve() for path in case.images):
-            raise ValueError(f"{target} is an image to predict; choose another output folder")
+        if (file := target(case, output).resolve()) in images:
+            raise ValueError(f"{file} is an image to predict; choose another output folder")
     written = time.monotonic()
     try:
         for case_id, entry in run.all(cases):
@@ -190,24 +199,26 @@ class _Run:
         output: Path,
         from_file: Mapping[str, Mapping[str, Any]] | None,
         auto_prompt: str | None,
-        continue_prediction: bool,
+        kept: Container[str],
         problems: Mapping[str, str],
     ) -> None:
         self.predictor = predictor
         self.output = output
         self.from_file = from_file
         self.auto_prompt = auto_prompt
-        self.continue_prediction = continue_prediction
+        self.kept = kept
         self.problems = problems
 
     def all(self, cases: Sequence[RawCase]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield case identifier and report entry, case by case."""
         waiting = []
         for case in cases:
+            if case.case_id in self.kept:
+                yield case.case_id, {"status": "kept"}
+                continue
+            target(case, self.output).unlink(missing_ok=True)
             if case.case_id in self.problems:
                 yield case.case_id, _failure(case, ValueError(self.problems[case.case_id]))
-            elif self.continue_prediction and self.target(case).is_file():
-                yield case.case_id, {"status": "kept"}
             else:
                 waiting.append(case)
         bar = tqdm(total=len(waiting), desc="predicting", unit="case", dynamic_ncols=True)
@@ -227,7 +238,7 @@ class _Run:
                     yield case.case_id, _failure(case, error)
                 else:
                     job = writer.submit(
-                        write_image, self.target(case), prediction.segmentation, geometry
+                        write_image, target(case, self.output), prediction.segmentation, geometry
                     )
                     writing.append((case, job, prediction))
                 bar.update()
@@ -258,16 +269,16 @@ class _Run:
         entry = {
             "status": "done",
             "images": [str(path) for path in case.images],
-            "prediction": str(self.target(case)),
+            "prediction": str(target(case, self.output)),
             "labels": {name: result.to_json() for name, result in prediction.labels.items()},
         }
         return case.case_id, entry
 
-    def target(self, case: RawCase) -> Path:
-        """The file that a case's segmentation is written to."""
-        ending = file_ending(case.images[0])
-        single_file = ending if ending in (".nii.gz", ".nii", ".nrrd", ".mha") else ".nii.gz"
-        return self.output / f"{case.case_id}{single_file}"
+
+def target(case: RawCase, output: Path) -> Path:
+    """The file that a case's segmentation is written to."""
+    ending = file_ending(case.images[0])
+    return output / f"{case.case_id}{ending if ending in WRITABLE_ENDINGS else '.nii.gz'}"
 
 
 def _failure(case: RawCase, error: Exception) -> dict[str, Any]:

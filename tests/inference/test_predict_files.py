@@ -172,6 +172,35 @@ def test_continuing_keeps_what_is_there_and_does_the_rest(images, tmp_path):
     np.testing.assert_array_equal(read_image(marked)[0][0], blocks(SMALL)[1])  # all anew
 
 
+def test_a_failed_case_leaves_no_old_segmentation_and_is_predicted_again(images, tmp_path):
+    output, cases = tmp_path / "out", cases_of(images)
+    good = cases[0].images[0].read_bytes()
+    predict_cases(predictor(), cases, output)
+    cases[0].images[0].write_bytes(b"no image")
+    report = predict_cases(predictor(), cases, output)
+    assert report["cases"]["a"]["status"] == "failed" and not (output / "a.nii.gz").exists()
+
+    # Also one that another program put there: the report says that there is no result.
+    write_image(output / "a.nii.gz", np.full(SMALL, 7, np.uint8), GEOMETRY)
+    cases[0].images[0].write_bytes(good)
+    report = predict_cases(predictor(), cases, output, continue_prediction=True)
+    assert report["cases"]["a"]["status"] == "done" and report["failed"] == 0
+    np.testing.assert_array_equal(read_image(output / "a.nii.gz")[0][0], blocks(SMALL)[1])
+
+
+def test_an_interrupted_run_leaves_no_segmentation_of_an_earlier_one(images, tmp_path):
+    class Interrupted(Predictor):
+        def set_image(self, image, spacing):
+            raise KeyboardInterrupt
+
+    output, cases = tmp_path / "out", cases_of(images)
+    predict_cases(predictor(), cases, output)
+    with pytest.raises(KeyboardInterrupt):
+        predict_cases(Interrupted([LevelNetwork()], small_plans()), cases, output)
+    report = predict_cases(predictor(), cases, output, continue_prediction=True)
+    assert {entry["status"] for entry in report["cases"].values()} == {"done"}
+
+
 def test_parts_share_the_cases_and_write_reports_of_their_own(model_folder, images, tmp_path):
     output, done = tmp_path / "out", []
     for part in range(2):
