@@ -25,7 +25,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=".writing_", dir=path.parent))
     try:
         yield folder / path.name
-        with open(folder / path.name, "rb") as written:
+        with open(folder / path.name, "r+b") as written:  # Windows syncs only what may be written
             os.fsync(written.fileno())
         os.replace(folder / path.name, path)
     finally:

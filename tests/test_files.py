@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -18,6 +19,20 @@ def test_a_replaced_file_has_the_new_content_and_leaves_nothing_beside_it(tmp_pa
             temporary.write_text(text)
         assert path.read_text() == text
     assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_what_is_synced_is_open_for_writing(tmp_path, monkeypatch):
+    # Windows refuses to sync a file that is open for reading only.
+    fcntl = pytest.importorskip("fcntl")
+    modes = []
+
+    def fsync(descriptor):
+        modes.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with replacing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("x")
+    assert modes == [os.O_RDWR] and (tmp_path / "a.txt").read_text() == "x"
 
 
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
