@@ -117,7 +117,7 @@ def preprocess_case(case: RawCase, plans: PreprocessingPlans, folder: Path) -> N
             "spacing": geometry.spacing,
             "origin": geometry.origin,
             "direction": geometry.direction,
-            "files": [str(path) for path in case.images],
+            "files": [str(Path(path).absolute()) for path in case.images],
         },
         "shape": shape,
         "spacing": (extent_mm / shape).tolist(),  # the plans' but for rounding to whole voxels

@@ -1,5 +1,6 @@
 import json
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -110,6 +111,15 @@ def test_other_channels_than_the_plans_normalize_are_refused(shape):
 
 
 # cases
+
+
+def test_the_raw_files_are_recorded_so_that_they_are_found_from_any_folder(tmp_path, monkeypatch):
+    make_case(tmp_path / "raw")
+    monkeypatch.chdir(tmp_path)
+    case = RawCase(case_id="a", images=(Path("raw/case_1_0000.nii.gz"),), label=None)
+    preprocess_case(case, make_plans(), Path("out"))
+    recorded = PreprocessedDataset("out").properties("a")["raw"]["files"]
+    assert recorded == [str(tmp_path / "raw" / "case_1_0000.nii.gz")]
 
 
 def test_a_case_becomes_three_files_that_agree(tmp_path):
