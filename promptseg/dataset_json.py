@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from promptseg.files import is_file_name
 from promptseg.image_io import FILE_ENDINGS
 
 
@@ -32,7 +33,13 @@ def problems_of_content(content: Any) -> list[str]:
         for e in entries.values()
     ):
         problems.append('dataset: expected {"CASE": {"images": ["..."], "label": "..."}, ...}')
-    return problems
+        return problems
+    return problems + [
+        f"dataset: {case_id!r} cannot be a case identifier, as files are named after it; expected "
+        f"a name without / \\ : and NUL, and no dot at its start"
+        for case_id in entries
+        if not is_file_name(case_id)
+    ]
 
 
 def _problems_of_channel_names(content: dict[str, Any]) -> list[str]:
@@ -40,7 +47,9 @@ def _problems_of_channel_names(content: dict[str, Any]) -> list[str]:
     if names is None and "modality" in content:
         return [
             "channel_names: missing, but there is `modality`: this is a dataset.json of the "
-            "Medical Segmentation Decathlon or of nnU-Net v1; convert it with promptseg_convert"
+            "Medical Segmentation Decathlon or of nnU-Net v1; rename it to channel_names, write "
+            "labels as name: value, add file_ending, and end the images' names in _0000, one file "
+            "a channel (nnU-Net's nnUNetv2_convert_MSD_dataset does all of this)"
         ]
     if not isinstance(names, dict) or not names:
         return [f'channel_names: expected {{"0": "CT", ...}}, found {names!r}']

@@ -11,6 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+WRITING = ".writing_"  # begins the names of folders that hold files not yet whole
+
+
+def is_file_name(text: str) -> bool:
+    """Whether files can be named after `text` on any system and stay in their folder."""
+    return text != "" and not text.startswith(".") and not set(text) & set("/\\:\0")
+
 
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
@@ -22,7 +29,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".writing_", dir=path.parent))
+    folder = Path(tempfile.mkdtemp(prefix=WRITING, dir=path.parent))
     try:
         yield folder / path.name
         with open(folder / path.name, "r+b") as written:  # Windows syncs only what may be written

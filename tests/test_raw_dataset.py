@@ -122,7 +122,7 @@ def test_cases_listed_in_dataset_json_are_taken_from_there(dataset, tmp_path, mo
         ({"channel_names": {"0": "CT", "2": "MR"}}, r"keys \['0', '1'\], found \['0', '2'\]"),
         ({"channel_names": {"0": 5}}, "expected a name for channel 0, found 5"),
         ({"channel_names": {"0": " "}}, "expected a name for channel 0, found ' '"),
-        ({"channel_names": None, "modality": {"0": "CT"}}, "convert it with promptseg_convert"),
+        ({"channel_names": None, "modality": {"0": "CT"}}, "rename it to channel_names, write"),
         ({"labels": None}, "labels: expected .* found None"),
         ({"labels": {}}, "labels: expected"),
         ({"labels": ["background", "a"]}, "labels: expected"),
@@ -148,6 +148,22 @@ def test_cases_listed_in_dataset_json_are_taken_from_there(dataset, tmp_path, mo
         ({"dataset": {"a": {"images": "x", "label": "y"}}}, "dataset: expected"),
         ({"dataset": {"a": {"images": [1], "label": "y"}}}, "dataset: expected"),
         ({"dataset": {"a": {"images": ["x"]}}}, "dataset: expected"),
+        *(
+            ({"dataset": {name: {"images": [], "label": "y"}}}, "cannot be a case identifier")
+            for name in (
+                "",
+                ".",
+                "..",
+                ".a",
+                "../a",
+                "../../../a",
+                "/a",
+                "a/b",
+                "a\\b",
+                "C:a",
+                "a\0",
+            )
+        ),
     ],
 )
 def test_a_malformed_dataset_json_is_refused(dataset, changes, message):

@@ -68,7 +68,13 @@ class PreprocessedDataset:
 
 
 def case_files(folder: Path, case_id: str) -> tuple[Path, Path, Path]:
-    """The files of a case: image, segmentation, properties."""
+    """The files of a case: image, segmentation, properties.
+
+    Raises:
+        ValueError: if the identifier is a path, which could lead out of the folder.
+    """
+    if case_id in ("", "..") or Path(case_id).name != case_id:
+        raise ValueError(f"{case_id!r} cannot be a case identifier: expected the name of a file")
     return (
         folder / f"{case_id}.b2nd",
         folder / f"{case_id}_seg.b2nd",

@@ -149,5 +149,13 @@ def test_a_properties_file_that_is_no_json_is_named(folder):
         PreprocessedDataset(folder).properties("a")
 
 
+@pytest.mark.parametrize("name", ["", "..", "../victim", "a/../../victim", "/victim", "a/"])
+def test_a_case_identifier_cannot_lead_out_of_the_folder(folder, name):
+    with pytest.raises(ValueError, match="cannot be a case identifier: expected the name of a fi"):
+        case_files(folder, name)
+    with pytest.raises(ValueError, match="cannot be a case identifier"):
+        write_case(folder, name, volume((1, 3, 4, 5)), None, {})
+
+
 def test_properties_are_plain_json(folder):
     assert json.loads((folder / "a.json").read_text()) == {"labels": {"1": {"voxels": 3}}}
