@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,8 +17,9 @@ from tqdm import tqdm
 
 from promptseg.folders import Folders, find_folders
 
-# What a user can cause; everything else is a defect of ours and shows its traceback.
-EXPECTED_ERRORS = (ValueError, FileNotFoundError, FileExistsError, PermissionError, RuntimeError)
+# What a user or a machine can cause: one message. Anything else shows its traceback; so do these
+# with PROMPTSEG_LOG_LEVEL=DEBUG.
+EXPECTED_ERRORS = (ValueError, OSError, RuntimeError, ImportError)
 
 _DATASET_HELP = "number or full name, such as 4 or Dataset004_Hippocampus"
 
@@ -34,6 +36,7 @@ def plan(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-p", "--plans-name", default="PromptSegPlans", help="name of the plans")
     parser.add_argument("-np", "--processes", type=_count, default=2, help="worker processes")
     parser.add_argument("--skip-broken", action="store_true", help="go on without broken cases")
+    _add_import(parser)
     _add_folders(parser, "raw", "preprocessed")
     return _run(parser, arguments, _plan)
 
@@ -86,17 +89,17 @@ def train(arguments: Sequence[str] | None = None) -> int:
         default="scratch",
         help="AdamW with warm-up and decay, or the paper's Adam at 1e-5",
     )
-    parser.add_argument("--epochs", type=int, help="length of the run")
-    parser.add_argument("--iterations", type=int, help="optimizer steps in one epoch")
-    parser.add_argument(
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=int, help="length of the run")
+    length.add_argument(
         "--time-budget", type=_seconds, metavar="T", help="length of the run: 90s, 30m or 2h"
     )
+    parser.add_argument("--iterations", type=int, help="optimizer steps in one epoch")
     parser.add_argument("--lr", type=float, help="initial learning rate")
     parser.add_argument("--seed", type=int, help="of weights, samples and augmentation")
     parser.add_argument("-np", "--processes", type=_count, default=1, help="sample workers")
     parser.add_argument("-device", help="cpu, cuda, cuda:1 or mps; a GPU if there is one")
-    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE",
-                        help="import a module that registers classes of your own")  # fmt: skip
+    _add_import(parser)
     _add_folders(parser, "preprocessed", "results")
     return _run(parser, arguments, _train)
 
@@ -123,9 +126,9 @@ def _train(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
         )
         if model is None:
-            print("stopped before the end; the same command with --c continues")
+            print("stopped before the end; the same command with --c continues", file=sys.stderr)
             return 1
-        print(f"{model}/fold_{fold}: checkpoints, metrics.csv, progress.png, validation/")
+        print(f"trained: {model / f'fold_{fold}'}; look at progress.png there")
     return 0
 
 
@@ -152,13 +155,16 @@ def predict(arguments: Sequence[str] | None = None) -> int:
     )
     prompts.add_argument("--prompts", type=Path, help="prompts.json with boxes and points")
     parser.add_argument("-step_size", type=float, default=0.5, help="of the sliding window")
-    parser.add_argument("--disable_tta", action="store_true", help="no test-time mirroring")
+    parser.add_argument(
+        "--disable_tta",
+        action="store_true",
+        help="no test-time mirroring (there is none unless training mirrored)",
+    )
     parser.add_argument("--continue_prediction", action="store_true", help="keep what is there")
     parser.add_argument("-num_parts", type=int, default=1, help="commands that share the work")
     parser.add_argument("-part_id", type=int, default=0, help="which of them this is, from 0")
     parser.add_argument("-device", help="cpu, cuda, cuda:1 or mps; a GPU if there is one")
-    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE",
-                        help="import a module that registers classes of your own")  # fmt: skip
+    _add_import(parser)
     _add_folders(parser, "results")
     return _run(parser, arguments, _predict)
 
@@ -168,7 +174,11 @@ def _predict(args: argparse.Namespace) -> int:
     from promptseg.pipeline import find_model_folder
 
     model = args.model or find_model_folder(
-        _folders(args), dataset=args.dataset, trainer=args.trainer, plans_name=args.plans_name
+        _folders(args),
+        dataset=args.dataset,
+        trainer=args.trainer,
+        plans_name=args.plans_name,
+        command=shlex.join(["promptseg_predict", *args.typed]),
     )
     report = predict_files(
         model,
@@ -212,6 +222,7 @@ def auto_prompt(arguments: Sequence[str] | None = None) -> int:
         metavar="NAME=VALUE",
         help="change a parameter of the strategy, such as sigma=1.5 or margin=0",
     )
+    _add_import(parser)
     return _run(parser, arguments, _auto_prompt)
 
 
@@ -293,6 +304,17 @@ def _parser(command: Callable) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=name, description=description.strip(), allow_abbrev=False)
 
 
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module that registers classes of your own",
+    )
+
+
 def _add_folders(parser: argparse.ArgumentParser, *roots: str) -> None:
     for root in roots:
         parser.add_argument(
@@ -314,6 +336,7 @@ def _run(
 ) -> int:
     """Parse, log to the terminal, call; expected errors become one message and exit code 1."""
     args = parser.parse_args(arguments)
+    args.typed = list(sys.argv[1:] if arguments is None else arguments)
     # Waiting threads that spin slow training tenfold on a machine that others use as well.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _log_to_terminal()

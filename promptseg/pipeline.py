@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from promptseg.inference.predictor import Predictor
 from promptseg.networks.device import choose_device
 from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
 from promptseg.raw_dataset import RawCase
+from promptseg.training.patches import AutoBoxes
 from promptseg.training.settings import RunOptions
 from promptseg.training.splits import fold_cases, load_or_make_splits
 from promptseg.training.trainers import TRAINERS
@@ -69,7 +71,7 @@ def train(
         ValueError: for unknown names of trainer, recipe or fold.
     """
     trainer_class = TRAINERS.get(trainer)
-    device = choose_device(device)
+    device, fold = choose_device(device), str(fold)
     settings = trainer_class.settings_for(recipe).replace(
         epochs=epochs,
         iterations_per_epoch=iterations_per_epoch,
@@ -77,12 +79,17 @@ def train(
         initial_lr=initial_lr,
         seed=seed,
     )
+    kept = {"iterations": iterations_per_epoch, "lr": initial_lr, "seed": seed}
+    if resume and (ignored := [f"--{name}" for name, value in kept.items() if value is not None]):
+        log.warning("%s ignored: a continued run keeps its own", ", ".join(ignored))
     made_by = f"run `promptseg_plan -d {dataset}` first"
     source = find_dataset_folder(folders.preprocessed, dataset, made_by)
     plans = load_plans(source / f"{plans_name}.json")
     cases = PreprocessedDataset(source / plans.data_identifier)
     splits = load_or_make_splits(source / "splits_final.json", cases.case_ids)
     training_cases, validation_cases = fold_cases(splits, fold, cases.case_ids)
+
+    auto_boxes = read_json(source / f"{plans_name}_auto_prompt_boxes.json")
 
     model_folder = folders.results / source.name / f"{trainer}__{plans_name}__3d"
     fold_folder = model_folder / f"fold_{fold}"
@@ -93,7 +100,7 @@ def train(
         folder=fold_folder,
         training_cases=training_cases,
         validation_cases=validation_cases,
-        auto_boxes=read_json(source / f"{plans_name}_auto_prompt_boxes.json"),
+        auto_boxes=auto_boxes,
         settings=settings,
         options=options,
         extend={"epochs": epochs, "time_budget": time_budget},
@@ -101,10 +108,14 @@ def train(
     with _log_file(fold_folder / "training_log.txt"):
         run.prepare()
         _keep_beside_model(source, model_folder, plans)
+        step = run.step
         if not run.run():
             return None
-        if validation_cases:
-            validate_fold(model_folder, fold, source, plans, validation_cases, device=device)
+        was_finished = run.step == step and (fold_folder / "validation" / "summary.json").is_file()
+        if validation_cases and not was_finished:
+            validate_fold(
+                model_folder, fold, source, plans, validation_cases, auto_boxes, device=device
+            )
     return model_folder
 
 
@@ -114,39 +125,51 @@ def validate_fold(
     preprocessed: Path,
     plans: Plans,
     case_ids: Sequence[str],
+    auto_boxes: AutoBoxes,
     *,
-    device: str = "cpu",
-    auto_prompt: str = "plans",
+    device: str | None = None,
 ) -> dict[str, Any]:
-    """Predict whole validation cases as a user would, with automatic prompts, and evaluate them.
+    """Predict whole validation cases with automatic prompts, as a user would, and evaluate them.
 
-    Writes segmentations, `summary.json`, `metrics.csv`, `prompts_used.json` and
-    `predict_report.json` into the fold's `validation` folder.
+    The boxes are those that planning proposed for each case when it was not among the cases the
+    strategy was fitted on; labels without a box are asked for by name. Writes segmentations,
+    `summary.json`, `metrics.csv`, `prompts_used.json` and `predict_report.json` into the fold's
+    `validation` folder, after removing what an earlier validation left there.
 
     Returns:
-        The content of `summary.json`; empty when the raw images are no longer there, which is
-        logged with what to do.
+        The content of `summary.json`.
+
+    Raises:
+        RuntimeError: if cases failed, or if the raw images are no longer where they were, with
+            what to do; the training itself is finished then.
     """
     dataset = PreprocessedDataset(preprocessed / plans.data_identifier)
-    cases = []
+    cases, prompts = [], {}
     for case_id in case_ids:
         files = tuple(Path(file) for file in dataset.properties(case_id)["raw"]["files"])
         cases.append(RawCase(case_id=case_id, images=files, label=None))
+        prompts[case_id] = {label: {"source": "label name"} for label in plans.labels}
+        for label, boxes in auto_boxes.get(case_id, {}).items():
+            source = f"{plans.auto_prompts[label]['strategy']}, case held back"
+            prompts[case_id][label] = {"boxes": boxes, "source": source}
     if missing := [str(f) for case in cases for f in case.images if not f.exists()]:
-        log.error(
-            "validation left out: %d raw images are not where they were, first %s; bring them "
-            "back, then run the same command with --c",
-            len(missing),
-            missing[0],
+        raise RuntimeError(
+            f"training is finished, but not validated: {len(missing)} raw images are not where "
+            f"they were, first {missing[0]}; bring them back and run the same command with --c"
         )
-        return {}
     folder = model_folder / f"fold_{fold}" / "validation"
+    shutil.rmtree(folder, ignore_errors=True)
     predictor = Predictor.from_model_folder(model_folder, folds=[fold], device=device)
-    predict_cases(predictor, cases, folder, auto_prompt=auto_prompt)
+    report = predict_cases(predictor, cases, folder, from_file=prompts)
     summary = evaluate_folders(
-        preprocessed / "gt_segmentations", folder, labels=plans.labels, missing_ok=True
+        preprocessed / "gt_segmentations", folder, labels=plans.labels, cases=case_ids
     )
     log.info("mean validation Dice %.4f", summary["foreground_mean"]["Dice"])
+    if report["failed"] or summary["failures"]:
+        raise RuntimeError(
+            f"training is finished, but {report['failed']} validation cases failed; see "
+            f"{folder / 'predict_report.json'}: {'; '.join(summary['failures'])}"
+        )
     return summary
 
 
@@ -156,19 +179,21 @@ def find_model_folder(
     dataset: int | str | None = None,
     trainer: str | None = None,
     plans_name: str | None = None,
+    command: str = "promptseg_predict ...",
 ) -> Path:
     """The trained model that a command means, or the only one there is.
 
     Args:
         folders: the three roots; models are looked for under `folders.results`.
         dataset, trainer, plans_name: narrow the choice where given.
+        command: what the user typed, for the commands to choose from.
 
     Raises:
         FileNotFoundError: if no model fits; says what is there.
         ValueError: if several fit, with the command line of each.
     """
     everything = sorted(
-        p.parent.parent for p in folders.results.glob("*/*/fold_*/checkpoint_*.pth")
+        p.parent.parent for p in folders.results.glob("*/*__*__*/fold_*/checkpoint_*.pth")
     )
     models = list(dict.fromkeys(everything))
     if dataset is not None:
@@ -188,7 +213,7 @@ def find_model_folder(
             f"no trained model that fits under {folders.results.absolute()}; there is\n{there}\n"
             f"Train one with promptseg_train, or name a model folder with -m"
         )
-    commands = "\n".join(f"  promptseg_predict ... -m {model}" for model in fitting)
+    commands = "\n".join(f"  {command} -m {shlex.quote(str(model))}" for model in fitting)
     raise ValueError(f"several trained models; say which one:\n{commands}")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import random
+import shutil
 import signal
 import time
 from abc import ABC
@@ -19,6 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from promptseg.experiment_planning.plans import Plans
+from promptseg.files import WRITING
 from promptseg.networks.promptable import build_network
 from promptseg.registry import Registry
 from promptseg.training.checkpoint import load_checkpoint, save_checkpoint
@@ -114,7 +117,7 @@ class BaseTrainer(ABC):
             self.auto_boxes,
             self.settings.seed,
         )
-        with _signals_set(self):
+        with _signal_handlers(self._request_stop):
             self._train(windows)
         if self.stop_requested:
             log.info("stopped at step %d; the same command with --c continues", self.step)
@@ -123,20 +126,25 @@ class BaseTrainer(ABC):
         return True
 
     def prepare(self) -> None:
-        """Build the network, or take it up where it was left; nothing is written yet.
+        """Build the network, or take it up where it was left.
+
+        With `resume` but nothing to resume the run starts from the beginning, and says so. A run
+        that starts from the beginning removes what an earlier one left.
 
         Raises:
-            FileNotFoundError: if there is nothing to resume.
             FileExistsError: if the fold has checkpoints and neither `resume` nor `overwrite` is
                 set, so that no training is lost by a repeated command.
             ValueError: if what is to be resumed has another trainer or other plans.
         """
         latest = self.folder / "checkpoint_latest.pth"
-        content = load_checkpoint(latest) if self.options.resume else None
-        if content is not None:
+        content = None
+        if self.options.resume and latest.exists():
+            content = load_checkpoint(latest)
             self._check_same_run(latest, content)
             kept = TrainingSettings.from_json(content["settings"])
-            self.settings = kept.replace(**self.extend)
+            self.settings = extended(kept, self.extend)
+        elif self.options.resume:
+            log.warning("%s is not there to be continued; training starts from step 0", latest)
         elif latest.exists() and not self.options.overwrite:
             raise FileExistsError(
                 f"{self.folder} has been trained before (step "
@@ -159,6 +167,11 @@ class BaseTrainer(ABC):
         if content is not None:
             self._restore(content)
         self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(f"{WRITING}*"):  # of a run killed while it wrote
+            shutil.rmtree(leftover)
+        if content is None:
+            for old in self.folder.glob("checkpoint_*.pth"):
+                old.unlink()
         parameters = sum(p.numel() for p in self.network.parameters())
         log.info(
             "%s: %s %s, %.2f M parameters, window %s, stride %s, batch %d, %d training and %d "
@@ -175,6 +188,10 @@ class BaseTrainer(ABC):
             self.options.device,
         )
         log.info("settings: %s", self.settings)
+
+    def _request_stop(self, number: int, frame: object) -> None:
+        """Stop after the step under way."""
+        self.stop_requested = True
 
     def _train(self, windows: Sequence) -> None:
         before, started = self.seconds, time.monotonic()
@@ -216,16 +233,18 @@ class BaseTrainer(ABC):
             self.preprocessed, self.training_cases, self.plans, self.settings, self.auto_boxes
         )
         workers = self.options.workers
-        return iter(
-            DataLoader(
-                steps,
-                batch_size=None,
-                sampler=range(self.step, last),
-                num_workers=workers,
-                multiprocessing_context="spawn" if workers else None,
-                prefetch_factor=4 if workers else None,
-            )
+        loader = DataLoader(
+            steps,
+            batch_size=None,
+            sampler=range(self.step, last),
+            num_workers=workers,
+            multiprocessing_context="spawn" if workers else None,
+            prefetch_factor=4 if workers else None,
         )
+        # Ctrl-C reaches every process of the terminal. Workers inherit that it is ignored, so
+        # that they go on until the trainer has stopped and saved.
+        with _signal_handlers(signal.SIG_IGN):
+            return iter(loader)
 
     def _optimize(self, batch: Batch) -> float:
         batch = batch.to(self.options.device)
@@ -233,15 +252,16 @@ class BaseTrainer(ABC):
             group["lr"] = self.settings.learning_rate(self.progress, self.epoch)
         logits, iou = self.network(batch.image, batch.prompts)
         loss = self.loss(logits, iou, batch.targets())
+        value = float(loss.detach())
+        if not np.isfinite(value):
+            raise RuntimeError(
+                f"the loss became {value} at step {self.step}; start again with a lower learning "
+                f"rate (--lr)"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
         self.optimizer.step()
-        value = float(loss.detach())
-        if not np.isfinite(value):
-            raise FloatingPointError(
-                f"the loss became {value} at step {self.step}; lower the learning rate (--lr)"
-            )
         return value
 
     def recent_loss(self) -> float:
@@ -315,6 +335,13 @@ class BaseTrainer(ABC):
         log.info("continuing %s from step %d", self.folder, self.step)
 
 
+def extended(settings: TrainingSettings, changes: Mapping[str, Any]) -> TrainingSettings:
+    """A resumed run's settings with another length: `epochs` alone ends a time budget."""
+    if changes.get("epochs") is not None and changes.get("time_budget") is None:
+        settings = dataclasses.replace(settings, time_budget=None)
+    return settings.replace(**changes)
+
+
 def make_optimizer(network: torch.nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
     """Adam for the recipe `paper`, AdamW for `scratch`; no decay on vectors and embeddings."""
     if settings.recipe == "paper":
@@ -341,22 +368,18 @@ def seed_everything(seed: int) -> None:
 
 
 @contextmanager
-def _signals_set(trainer: BaseTrainer) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the trainer to stop after the step under way."""
-
-    def request(number: int, frame: object) -> None:
-        trainer.stop_requested = True
-
+def _signal_handlers(handler: Any) -> Iterator[None]:
+    """One handler for SIGINT and SIGTERM while the block runs, in the main thread."""
     wanted = (signal.SIGINT, signal.SIGTERM)
     try:
-        before = {number: signal.signal(number, request) for number in wanted}
+        before = {number: signal.signal(number, handler) for number in wanted}
     except ValueError:  # not the main thread: signals are somebody else's business
         before = {}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _first_number(*values: float | None) -> float:

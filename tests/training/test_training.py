@@ -10,9 +10,11 @@ import time
 import pytest
 import torch
 
+from promptseg.files import read_json
 from promptseg.pipeline import train
-from promptseg.training.base_trainer import BaseTrainer
+from promptseg.training.base_trainer import BaseTrainer, extended
 from promptseg.training.checkpoint import load_checkpoint
+from promptseg.training.settings import TrainingSettings
 from promptseg.training.trainers import TRAINERS
 
 SHORT = {"epochs": 3, "iterations_per_epoch": 3, "seed": 5}
@@ -99,12 +101,17 @@ def test_a_finished_run_can_be_extended_and_only_by_continuing(planned, tmp_path
 def start_command(planned, results, *arguments):
     """promptseg_train in a process of its own, as a user would have it."""
     code = "import sys; from promptseg.cli import train; sys.exit(train())"
-    command = [sys.executable, "-c", code, "-d", "7", "-f", "0", "-np", "0", *arguments]
+    command = [sys.executable, "-c", code, "-d", "7", "-f", "0", *arguments]
     roots = ["--preprocessed", str(planned.preprocessed), "--results", str(results)]
     # the same number of threads as in this process: sums of floats depend on it
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.Popen(
-        command + roots, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command + roots,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -119,29 +126,71 @@ def wait_for(condition, process, seconds=120):
 FLAGS = ("--epochs", "3", "--iterations", "3", "--seed", "5")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "workers"), [(signal.SIGKILL, "0"), (signal.SIGTERM, "0"), (signal.SIGINT, "1")]
+)
 def test_a_killed_run_continues_to_the_weights_of_an_uninterrupted_one(
-    planned, tmp_path, uninterrupted, number
+    planned, tmp_path, uninterrupted, number, workers
 ):
     fold = tmp_path / "Dataset007_Boxes" / "ViTTrainer__PromptSegPlans__3d" / "fold_0"
-    process = start_command(planned, tmp_path, *FLAGS)
-    # the first epoch is in `latest`; the next one has begun when the signal comes
+    process = start_command(planned, tmp_path, *FLAGS, "-np", workers)
+    # the first epoch is in `latest`; the next one has begun when the signal comes, to the whole
+    # process group as from a terminal or a cluster
     wait_for(lambda: (fold / "checkpoint_latest.pth").is_file(), process)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 1)
-    if number == signal.SIGTERM:
+    assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 1), errors
+    if number != signal.SIGKILL:
         assert "the same command with --c continues" in errors
     assert not (fold / "checkpoint_final.pth").exists()
     stopped_at = load_checkpoint(fold / "checkpoint_latest.pth")["step"]
     assert 3 <= stopped_at < 9
 
-    process = start_command(planned, tmp_path, *FLAGS, "--c")
-    assert process.wait(timeout=120) == 0, process.communicate()
+    process = start_command(planned, tmp_path, *FLAGS, "-np", "0", "--c")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
 
     assert_same_weights(weights(fold), weights(uninterrupted))
     with open(fold / "metrics.csv", newline="") as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["3", "6", "9"]
+
+
+def test_continuing_what_never_began_begins_it(planned, tmp_path, caplog):
+    folders = folders_for(planned, tmp_path)
+    model = train(7, folders, fold="all", processes=0, resume=True, **{**SHORT, "epochs": 1})
+    assert "not there to be continued; training starts from step 0" in caplog.text
+    assert load_checkpoint(model / "fold_all" / "checkpoint_final.pth")["step"] == 3
+
+
+def test_starting_again_removes_the_old_network_first(planned, tmp_path, monkeypatch):
+    folders = folders_for(planned, tmp_path)
+    model = train(7, folders, fold="all", processes=0, **{**SHORT, "epochs": 1})
+    leftover = model / "fold_all" / ".writing_abc"
+    leftover.mkdir()
+    monkeypatch.setattr(BaseTrainer, "run", lambda trainer: False)  # stopped at once
+    assert train(7, folders, fold="all", processes=0, overwrite=True, **SHORT) is None
+    names = {path.name for path in (model / "fold_all").iterdir()}
+    assert not any(name.endswith(".pth") for name in names) and leftover.name not in names
+
+
+def test_epochs_given_to_a_timed_run_replace_its_time():
+    timed = TrainingSettings(time_budget=60.0, epochs=200)
+    assert extended(timed, {"epochs": 5, "time_budget": None}) == TrainingSettings(epochs=5)
+    assert extended(timed, {"epochs": None, "time_budget": 90.0}).time_budget == 90.0
+    assert extended(timed, {"epochs": None, "time_budget": None}) == timed
+
+
+def test_validation_uses_boxes_of_fits_that_did_not_see_the_case(planned, uninterrupted):
+    folder = planned.preprocessed / "Dataset007_Boxes"
+    held_back = read_json(folder / "PromptSegPlans_auto_prompt_boxes.json")
+    validation = uninterrupted / "validation"
+    used = read_json(validation / "prompts_used.json")["cases"]
+    assert len(used) == 2
+    for case_id, labels in used.items():
+        for label, prompts in labels.items():
+            assert prompts["boxes"] == held_back[case_id].get(label, [])
+    summary = read_json(validation / "summary.json")
+    assert summary["missing"] == [] and len(summary["metric_per_case"]) == 2
 
 
 def test_a_time_budget_ends_the_run_and_brings_the_rate_to_zero(planned, tmp_path):
@@ -166,7 +215,6 @@ def test_a_time_budget_ends_the_run_and_brings_the_rate_to_zero(planned, tmp_pat
         ({"recipe": "best"}, ValueError, "unknown recipe 'best'"),
         ({"epochs": -1}, ValueError, "epochs must be positive"),
         ({"plans_name": "Other"}, FileNotFoundError, "`promptseg_plan -d ID` writes them"),
-        ({"resume": True}, FileNotFoundError, "no checkpoint there; promptseg_train writes it"),
     ],
 )
 def test_wrong_requests_are_refused_with_what_to_do(planned, tmp_path, changes, error, message):
