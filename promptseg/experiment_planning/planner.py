@@ -23,8 +23,10 @@ from promptseg.experiment_planning.rules import (
 )
 from promptseg.files import replacing, write_json
 from promptseg.folders import Folders, find_dataset_folder
+from promptseg.image_io import file_ending
 from promptseg.preprocessing.normalize import Normalization, ct_window, percentile_clipping
 from promptseg.preprocessing.preprocess import preprocess_dataset
+from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset, remove_case
 from promptseg.preprocessing.resample import resampled_shape
 from promptseg.raw_dataset import RawCase, RawDataset, read_raw_dataset
 
@@ -34,12 +36,14 @@ log = logging.getLogger(__name__)
 class BrokenDatasetError(ValueError):
     """Some cases cannot be used; `problems` has every one of them."""
 
-    def __init__(self, dataset: RawDataset, problems: Sequence[Problem]) -> None:
+    def __init__(self, dataset: RawDataset, problems: Sequence[Problem], usable: int) -> None:
         self.problems = list(problems)
-        super().__init__(
-            f"{dataset.name}: {report(problems, len(dataset.cases))}\n"
-            f"Repair them, or go on without these cases with --skip-broken."
+        advice = (
+            "Repair them, or go on without these cases with --skip-broken."
+            if usable
+            else "No usable case is left; repair at least some."
         )
+        super().__init__(f"{dataset.name}: {report(problems, len(dataset.cases))}\n{advice}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +89,8 @@ def plan_dataset(
 
     Raises:
         FileNotFoundError: if the dataset is not there.
-        BrokenDatasetError: listing every broken case, unless `skip_broken`.
-        ValueError: for an unknown size, or if no usable case remains.
+        BrokenDatasetError: listing every broken case, unless `skip_broken` and others are left.
+        ValueError: for an unknown size.
     """
     if size not in BUDGETS:
         raise ValueError(f"unknown size {size!r}; there are {', '.join(BUDGETS)}")
@@ -98,13 +102,11 @@ def plan_dataset(
     examination = examine_dataset(raw, processes)
     for warning in examination.warnings:
         log.warning(warning)
-    if examination.problems and not skip_broken:
-        raise BrokenDatasetError(raw, examination.problems)
-    if not examination.good_cases:
-        raise BrokenDatasetError(raw, examination.problems)
+    cases = examination.good_cases
+    if not cases or (examination.problems and not skip_broken):
+        raise BrokenDatasetError(raw, examination.problems, len(cases))
 
     fingerprint = examination.fingerprint
-    cases = examination.good_cases
     normalizations, window_reason = choose_normalizations(fingerprint)
     fit = fit_auto_prompts(
         cases,
@@ -119,6 +121,7 @@ def plan_dataset(
     save_fingerprint(folder, fingerprint)
     save_plans(folder / f"{plans_name}.json", plans)
     write_json(folder / f"{plans_name}_auto_prompt_boxes.json", fit.proposals)
+    remove_other_cases(cases, folder / plans.data_identifier)
     failed = preprocess_dataset(cases, plans, folder / plans.data_identifier, processes)
     keep_ground_truth(cases, folder / "gt_segmentations")
     return PlanningResult(
@@ -183,10 +186,24 @@ def make_plans(
     )
 
 
+def remove_other_cases(cases: Sequence[RawCase], folder: Path) -> None:
+    """Remove what an earlier planning preprocessed of cases that are broken or gone by now."""
+    if not folder.is_dir():
+        return
+    others = set(PreprocessedDataset(folder).case_ids) - {case.case_id for case in cases}
+    for case_id in others:
+        remove_case(folder, case_id)
+    if others:
+        log.info("%d cases of an earlier planning are removed from %s", len(others), folder)
+
+
 def keep_ground_truth(cases: Sequence[RawCase], folder: Path) -> None:
-    """Copy the label files, so that validation needs no raw folder later on."""
+    """Copy the cases' label files, and only theirs, so that validation needs no raw folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for case in cases:
-        target = folder / case.label.name
-        with replacing(target) as temporary:
-            shutil.copyfile(case.label, temporary)
+    labels = {f"{case.case_id}{file_ending(case.label)}": case.label for case in cases}
+    for path in folder.iterdir():
+        if file_ending(path) is not None and path.name not in labels:
+            path.unlink()
+    for name, label in labels.items():
+        with replacing(folder / name) as temporary:
+            shutil.copyfile(label, temporary)

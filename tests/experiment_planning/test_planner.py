@@ -1,0 +1,85 @@
+"""What planning leaves in the preprocessed folder, and what it refuses."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+
+import numpy as np
+import pytest
+
+from promptseg.experiment_planning.planner import (
+    BrokenDatasetError,
+    keep_ground_truth,
+    plan_dataset,
+)
+from promptseg.files import read_json, write_json
+from promptseg.folders import Folders
+from promptseg.image_io import read_segmentation
+from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
+from promptseg.raw_dataset import RawCase
+from tests.synthetic import write_raw_dataset
+
+
+@pytest.fixture
+def folders(tmp_path):
+    write_raw_dataset(tmp_path / "raw", cases=["case_0", "case_1", "case_2"])
+    return Folders(**{name: tmp_path / name for name in ("raw", "preprocessed", "results")})
+
+
+def test_cases_of_an_earlier_planning_are_removed(folders, caplog):
+    raw = folders.raw / "Dataset001_Synthetic"
+    result = plan_dataset(1, folders, processes=0)
+    truth = result.folder / "gt_segmentations"
+    assert len(list(truth.iterdir())) == 3
+    (truth / "notes.txt").write_text("someone's own")
+
+    (raw / "labelsTr" / "case_1.nii.gz").write_bytes(b"not an image")
+    for path in raw.glob("*Tr/case_2*"):
+        path.unlink()
+    with caplog.at_level(logging.INFO):
+        plan_dataset(1, folders, processes=0, skip_broken=True)
+
+    data = result.folder / result.plans.data_identifier
+    assert PreprocessedDataset(data).case_ids == ["case_0"]
+    assert {path.name.split(".")[0] for path in data.iterdir()} == {"case_0", "case_0_seg"}
+    assert sorted(path.name for path in truth.iterdir()) == ["case_0.nii.gz", "notes.txt"]
+    assert "2 cases of an earlier planning are removed" in caplog.text
+
+
+def test_ground_truth_is_named_after_the_case(tmp_path):
+    folder = write_raw_dataset(tmp_path, cases=2)
+    cases = []
+    for number in range(2):
+        label = tmp_path / f"case_{number}" / "seg.nii.gz"
+        label.parent.mkdir()
+        shutil.copy(folder / "labelsTr" / f"case_{number}.nii.gz", label)
+        cases.append(RawCase(case_id=f"patient {number}", images=(), label=label))
+
+    keep_ground_truth(cases, tmp_path / "gt")
+
+    names = sorted(path.name for path in (tmp_path / "gt").iterdir())
+    assert names == ["patient 0.nii.gz", "patient 1.nii.gz"]
+    for name, case in zip(names, cases, strict=True):
+        kept, original = (read_segmentation(p)[0] for p in (tmp_path / "gt" / name, case.label))
+        np.testing.assert_array_equal(kept, original)
+
+
+@pytest.mark.parametrize("skip_broken", [False, True])
+def test_skipping_is_not_advised_when_no_case_would_be_left(folders, skip_broken):
+    for path in (folders.raw / "Dataset001_Synthetic" / "labelsTr").iterdir():
+        path.write_bytes(b"not an image")
+
+    with pytest.raises(BrokenDatasetError, match="No usable case is left; repair") as info:
+        plan_dataset(1, folders, processes=0, skip_broken=skip_broken)
+    assert "--skip-broken" not in str(info.value) and "case_2" in str(info.value)
+
+
+def test_a_case_identifier_that_is_a_path_stops_planning_before_anything_is_written(folders):
+    path = folders.raw / "Dataset001_Synthetic" / "dataset.json"
+    entry = {"images": ["imagesTr/case_0_0000.nii.gz"], "label": "labelsTr/case_0.nii.gz"}
+    write_json(path, {**read_json(path), "dataset": {"../../../victim": entry}})
+
+    with pytest.raises(ValueError, match="'../../../victim' cannot be a case identifier"):
+        plan_dataset(1, folders, processes=0)
+    assert not folders.preprocessed.exists()
