@@ -12,7 +12,7 @@ import SimpleITK as sitk
 
 from promptseg.nifti import accept_shear, permissive_sform, restore_voxels
 
-_CHUNK = 1 << 18  # bytes decompressed at a time
+_CHUNK = 1 << 18  # bytes read at a time; no header is as long
 _MOST_UNEVEN = 0.1  # of a DICOM series' slice distance; a missing slice gives 1
 
 
@@ -81,20 +81,20 @@ def _read_file(path: Path) -> sitk.Image:
 
 def _check_compressed_voxels(path: Path) -> None:
     """Raise if a compressed .mha or .nrrd is damaged; ITK makes up the voxels and goes on."""
-    content = path.read_bytes()
-    if path.suffix.lower() == ".mha":
-        header, _, voxels = content.partition(b"ElementDataFile = LOCAL\n")
-        compressed, stream = b"CompressedData = True" in header, zlib.decompressobj()
-    else:
-        header, _, voxels = content.partition(b"\n\n")
-        compressed, stream = b"encoding: gz" in header, zlib.decompressobj(zlib.MAX_WBITS | 16)
-    if not compressed or not voxels:
-        return
-    try:
-        for start in range(0, len(voxels), _CHUNK):
-            stream.decompress(voxels[start : start + _CHUNK])
-    except zlib.error as error:
-        raise ValueError(f"{path} is damaged ({error}); copy it again") from error
+    mha = path.suffix.lower() == ".mha"
+    end = b"ElementDataFile = LOCAL\n" if mha else b"\n\n"
+    mark = b"CompressedData = True" if mha else b"encoding: gz"
+    stream = zlib.decompressobj(zlib.MAX_WBITS | (0 if mha else 16))
+    with open(path, "rb") as file:
+        header, _, voxels = file.read(_CHUNK).partition(end)
+        if mark not in header or not voxels:
+            return
+        try:
+            while voxels:
+                stream.decompress(voxels)
+                voxels = file.read(_CHUNK)
+        except zlib.error as error:
+            raise ValueError(f"{path} is damaged ({error}); copy it again") from error
     if not stream.eof:  # its checksum is at the end
         raise ValueError(f"{path} is cut short; copy it again")
 

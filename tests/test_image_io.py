@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from promptseg.image_io import (
     read_segmentation,
     write_image,
 )
+from promptseg.itk_reading import read_itk
 from tests.real_data import require_real_data
 
 SHAPE = (4, 5, 7)
@@ -349,6 +351,19 @@ def test_an_uncompressed_file_is_read_and_refused_cut_short(tmp_path, ending):
 
     with pytest.raises(ValueError, match=rf"a{ending} cannot be read"):
         read_image(path)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_checking_compressed_voxels_holds_no_second_copy(tmp_path, ending, compressed):
+    path = tmp_path / f"a{ending}"
+    noise = np.random.default_rng(0).integers(0, 256, (20, 400, 500), np.uint8)  # 4 MB either way
+    sitk.WriteImage(sitk.GetImageFromArray(noise), str(path), useCompression=compressed)
+    tracemalloc.start()
+    read_itk(path)  # ITK's own memory is not traced
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.stat().st_size > 3_900_000 and peak < 2_000_000
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd"])
