@@ -274,8 +274,12 @@ def _evaluate(args: argparse.Namespace) -> int:
 def demo(arguments: Sequence[str] | None = None) -> int:
     """promptseg_demo: phantoms, plan, train, predict, evaluate and a picture, in minutes."""
     parser = _parser(demo)
-    parser.add_argument("--modality", choices=("CT", "MRI", "PET", "US"), default="CT")
-    parser.add_argument("-o", "--output", type=Path, default=Path("promptseg_demo"))
+    parser.add_argument(
+        "--modality", choices=("CT", "MRI", "PET", "US"), default="CT", help="of the phantoms"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("promptseg_demo"), help="folder to work in"
+    )
     parser.add_argument(
         "--time-budget", type=_seconds, default=240.0, metavar="T", help="of the training: 4m"
     )

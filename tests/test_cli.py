@@ -1,6 +1,7 @@
 import argparse
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -21,11 +22,18 @@ def test_setup_declares_every_command():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_names_the_command_and_explains_every_flag(command, capsys):
+def test_help_names_the_command_and_explains_every_flag(command, capsys, monkeypatch):
+    parsers = []
+    monkeypatch.setattr(
+        cli.argparse.ArgumentParser, "print_help", lambda parser, file=None: parsers.append(parser)
+    )
     with pytest.raises(SystemExit) as stop:
         command(["--help"])
     assert stop.value.code == 0
-    assert f"usage: promptseg_{command.__name__} " in capsys.readouterr().out
+    (parser,) = parsers
+    assert parser.prog == f"promptseg_{command.__name__}" and parser.description
+    for action in parser._actions:
+        assert action.help, action.option_strings
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -75,6 +83,37 @@ def test_other_times_are_refused(text):
         cli._seconds(text)
 
 
+def test_several_models_are_listed_as_commands_to_choose_from(tmp_path, capsys):
+    names = ("ViTTrainer__PromptSegPlans__3d", "ViTTrainer__Other plans__3d")
+    for name in names:
+        fold = tmp_path / "Dataset004_X" / name / "fold_0"
+        fold.mkdir(parents=True)
+        (fold / "checkpoint_final.pth").touch()
+    stray = tmp_path / "Dataset004_X" / "mymodel" / "fold_0"  # no model folder of ours
+    stray.mkdir(parents=True)
+    (stray / "checkpoint_final.pth").touch()
+
+    assert cli.predict(["-i", "in put", "-o", "out", "--results", str(tmp_path)]) == 1
+
+    error = capsys.readouterr().err
+    for name in names:
+        model = shlex.quote(str(tmp_path / "Dataset004_X" / name))
+        expected = f"promptseg_predict -i 'in put' -o out --results {tmp_path} -m {model}"
+        assert expected in error
+    assert "mymodel" not in error
+
+
+def test_epochs_and_a_time_budget_exclude_each_other(capsys):
+    with pytest.raises(SystemExit):
+        cli.train(["-d", "4", "--epochs", "5", "--time-budget", "1m"])
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_a_mistyped_import_is_one_message(tmp_path, capsys):
+    assert cli.train(["-d", "4", "--import", "no_such_module"]) == 1
+    assert "error: No module named 'no_such_module'" in capsys.readouterr().err
+
+
 def test_predicting_without_a_model_says_how_to_get_one(tmp_path, capsys):
     code = cli.predict(
         ["-i", str(tmp_path), "-o", str(tmp_path / "out"), "--results", str(tmp_path)]
@@ -98,7 +137,15 @@ def test_auto_prompt_needs_no_model_and_no_dataset(tmp_path):
 
 def test_importing_the_package_reads_no_environment_and_loads_no_torch():
     code = (
-        "import sys, promptseg, promptseg.cli\n"
+        "import os, sys\n"
+        "read = []\n"
+        "class Watched(type(os.environ)):\n"
+        "    def __getitem__(self, key):\n"
+        "        read.append(key)\n"
+        "        return super().__getitem__(key)\n"
+        "os.environ.__class__ = Watched\n"
+        "import promptseg, promptseg.cli, promptseg.folders\n"
+        "assert not [key for key in read if 'promptseg' in key.lower()], read\n"
         "assert 'torch' not in sys.modules and 'monai' not in sys.modules\n"
         "assert set(promptseg.__all__) <= set(dir(promptseg))\n"
         "for name in promptseg.__all__: getattr(promptseg, name)\n"
