@@ -211,6 +211,7 @@ def auto_prompt(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--strategy", default="intensity", help="the paper's by default")
     parser.add_argument("--modality", help="CT, MRI, PET or US; guessed when not given")
     parser.add_argument("--window", help="CT window: soft tissue, lung, brain or bone")
+    parser.add_argument("--label", default="object", help="what the boxes are filed under")
     parser.add_argument("--png", action="store_true", help="draw the boxes beside the output")
     parser.add_argument("-np", "--processes", type=_count, default=0, help="worker processes")
     parser.add_argument(
@@ -238,6 +239,7 @@ def _auto_prompt(args: argparse.Namespace) -> int:
         png=args.png,
         processes=args.processes,
         parameters=dict(args.parameters),
+        label=args.label,
     )
     for case_id, labels in content["cases"].items():
         for prompts in labels.values():

@@ -125,12 +125,13 @@ def test_predicting_without_a_model_says_how_to_get_one(tmp_path, capsys):
 def test_auto_prompt_needs_no_model_and_no_dataset(tmp_path):
     folder = write_raw_dataset(tmp_path, 1, "Some", cases=2) / "imagesTr"
     output = tmp_path / "boxes.json"
-    assert cli.auto_prompt(["-i", str(folder), "-o", str(output), "--png"]) == 0
+    arguments = ["-i", str(folder), "-o", str(output), "--png", "--label", "liver"]
+    assert cli.auto_prompt(arguments) == 0
     content = json.loads(output.read_text())
     assert set(content["cases"]) == {"case_0", "case_1"}
     for case_id, labels in content["cases"].items():
         shape = read_image(folder / f"{case_id}_0000.nii.gz")[0].shape[1:]
-        (box,) = labels["object"]["boxes"]
+        (box,) = labels["liver"]["boxes"]
         assert all(0 <= a < b <= n for a, b, n in zip(*box, shape, strict=True))
     assert len(list(tmp_path.rglob("*.png"))) == 2
 

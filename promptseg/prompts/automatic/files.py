@@ -29,7 +29,6 @@ from promptseg.prompts.automatic.base import Proposal
 from promptseg.prompts.automatic.picture import draw_boxes
 from promptseg.prompts.prompts import PROMPTS_FORMAT, Prompts
 
-LABEL = "object"  # Algorithm 1 does not know what it found
 NPZ = ".npz"  # the CVPR 2025 BiomedSegFM challenge's format: `imgs`, uint8 in [0, 255]
 
 
@@ -43,6 +42,7 @@ def auto_prompt_files(
     png: bool = False,
     processes: int = 0,
     parameters: Mapping[str, Any] | None = None,
+    label: str = "object",
 ) -> dict[str, Any]:
     """Propose boxes for image files and write them as a prompts file.
 
@@ -53,7 +53,8 @@ def auto_prompt_files(
     Args:
         inputs: an image file, a DICOM folder, or a folder of such files and folders; also the
             CVPR 2025 challenge's npz files, whose images are taken as they are.
-        output: the JSON file to write; `promptseg_predict --prompts` reads it.
+        output: the JSON file to write; `promptseg_predict --prompts` reads it if `label` is one
+            that its model knows.
         strategy: a name in `AUTO_PROMPTERS`.
         modality: `CT`, `MRI`, `PET` or `US` (or a common synonym) for all files; guessed from
             each file's intensities when not given.
@@ -61,6 +62,7 @@ def auto_prompt_files(
         png: whether to draw each case's boxes into the folder `<output>_png`.
         processes: worker processes; 0 uses threads in this one.
         parameters: of the strategy, by name.
+        label: what the boxes are filed under; the strategy does not know what it found.
 
     Returns:
         What was written: the prompts by case under `cases`, how each came about under `report`,
@@ -80,7 +82,7 @@ def auto_prompt_files(
     outcomes = map_cases(
         _prompt_file,
         sorted(images.items()),
-        *(strategy, parameters, normalization, pictures),
+        *(strategy, parameters, normalization, pictures, label),
         processes=processes,
         description="prompting",
     )
@@ -151,6 +153,7 @@ def _prompt_file(
     parameters: dict[str, Any],
     normalization: Normalization | None,
     pictures: Path | None,
+    label: str,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """One file's entries under `cases` and `report`."""
     case_id, path = case
@@ -173,7 +176,7 @@ def _prompt_file(
         "boxes_mm": [_in_world(box, geometry) for box in proposal.boxes],
         "seconds": round(time.perf_counter() - start, 3),
     }
-    return {LABEL: _prompts(proposal, strategy).to_json()}, report
+    return {label: _prompts(proposal, strategy).to_json()}, report
 
 
 def _read_normalized(
