@@ -1,0 +1,101 @@
+"""One image's windows to logits: networks and mirrorings averaged, encodings kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from promptseg.inference.queries import flipped, in_window
+from promptseg.networks.prompt_encoder import Query, batch_queries
+from promptseg.networks.promptable import PromptableNetwork
+from promptseg.preprocessing.resample import resample_image
+from promptseg.training.patches import cut_window
+
+
+class ImageDecoder:
+    """Answers queries about one image, window by window.
+
+    Args:
+        image: (c, z, y, x) preprocessed.
+        networks: whose answers are averaged.
+        window: voxels, zyx.
+        flips: mirrorings to average over, each a tuple of axes.
+        device: where the networks are.
+        most_encodings: of windows, kept for further queries; the oldest goes first.
+    """
+
+    def __init__(
+        self,
+        image: np.ndarray,
+        networks: Sequence[PromptableNetwork],
+        window: Sequence[int],
+        *,
+        flips: Sequence[tuple[int, ...]],
+        device: str | torch.device,
+        most_encodings: int,
+    ) -> None:
+        self.image = image
+        self.networks = networks
+        self.window = np.asarray(window)
+        self.flips = flips
+        self.device = device
+        self.most_encodings = most_encodings
+        self._encodings: dict[tuple, Any] = {}
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the image, zyx."""
+        return self.image.shape[1:]
+
+    def in_window(self, start: Sequence[int], queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
+        """Logits (n, z, y, x) and predicted IoU (n,) of queries in the window at a start.
+
+        Args:
+            start: of the window, voxels, zyx.
+            queries: in the image's voxels.
+        """
+        corner = np.array(start)
+        moved = [in_window(query, corner, self.window) for query in queries]
+        return self._decode(
+            tuple(start), lambda: cut_window(self.image, self.shape, corner, self.window), moved
+        )
+
+    def in_whole(self, queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
+        """The same for the whole image resized to one window; queries in voxels of that."""
+        size = tuple(self.window.tolist())
+        return self._decode("whole", lambda: resample_image(self.image, size), queries)
+
+    def _decode(
+        self, key: Any, cut: Callable[[], np.ndarray], queries: Sequence[Query]
+    ) -> tuple[Tensor, Tensor]:
+        logits_sum, iou_sum = 0.0, 0.0
+        for index, network in enumerate(self.networks):
+            for flip in self.flips:
+                encoding = self._encoding((key, index, flip), network, cut, flip)
+                mirrored = [flipped(query, flip, self.window) for query in queries]
+                prompts = batch_queries(mirrored).to(self.device)
+                logits, iou = network.decode(encoding, prompts)
+                logits_sum = logits_sum + logits.flip([axis + 1 for axis in flip])
+                iou_sum = iou_sum + iou.sigmoid()
+        count = len(self.networks) * len(self.flips)
+        return logits_sum / count, iou_sum / count
+
+    def _encoding(
+        self,
+        key: tuple,
+        network: PromptableNetwork,
+        cut: Callable[[], np.ndarray],
+        flip: tuple[int, ...],
+    ) -> Any:
+        if key not in self._encodings:
+            if len(self._encodings) >= self.most_encodings:
+                self._encodings.pop(next(iter(self._encodings)))
+            window = torch.from_numpy(np.ascontiguousarray(cut()))[None].to(self.device)
+            window = window.flip([axis + 2 for axis in flip]).float()
+            window = window.contiguous(memory_format=torch.channels_last_3d)
+            self._encodings[key] = network.encode(window)
+        return self._encodings[key]

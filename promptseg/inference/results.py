@@ -1,0 +1,70 @@
+"""What a prediction tells about each label, and what a person should look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from promptseg.prompts.prompts import Prompts
+
+LOW_QUALITY = 0.5  # predicted IoU below which a prediction is flagged
+WHOLE_VOLUME = 0.9  # share of the image above which a box says nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelResult:
+    """What happened to one label of one image.
+
+    Attributes:
+        prompts: used, in raw voxels.
+        predicted_iou: the network's own estimate, in [0, 1]; None when nothing was decoded.
+        voxels: of the label in the result.
+        flags: codes for what a person should look at.
+    """
+
+    prompts: Prompts
+    predicted_iou: float | None
+    voxels: int
+    flags: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **self.prompts.to_json(),
+            "predicted_iou": self.predicted_iou,
+            "voxels": self.voxels,
+            "flags": list(self.flags),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """A segmentation (z, y, x) on the raw grid, and what happened to each label asked for."""
+
+    segmentation: np.ndarray
+    labels: dict[str, LabelResult]
+
+
+def label_result(
+    prompts: Prompts, predicted_iou: float | None, voxels: int, shape: Sequence[int]
+) -> LabelResult:
+    """The result of a label in an image of a raw shape, with its flags."""
+    flags = []
+    if prompts.reason != "ok":
+        flags.append(prompts.reason)
+    if not len(prompts.boxes):
+        flags.append("no_box")
+    elif any(np.prod(b[1] - b[0]) > WHOLE_VOLUME * np.prod(shape) for b in prompts.boxes):
+        flags.append("box_is_whole_volume")
+    if predicted_iou is not None and predicted_iou < LOW_QUALITY:
+        flags.append("low_predicted_quality")
+    if not voxels:
+        flags.append("empty")
+    return LabelResult(
+        prompts=prompts,
+        predicted_iou=predicted_iou,
+        voxels=voxels,
+        flags=tuple(dict.fromkeys(flags)),
+    )
