@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from promptseg.boxes import mask_box
+from promptseg.boxes import enclosing_box, mask_box
 from promptseg.inference.queries import region_of, widened
 from promptseg.networks.prompt_encoder import Query
 
@@ -22,8 +22,9 @@ def locate(
     """Give every query a region of the volume.
 
     Where the volume exceeds one window, a query without box is asked of the whole volume, resized
-    to one window; the box of the answer becomes its prompt, and the region is a voxel of that
-    coarse answer wider.
+    to one window; the box of the answer, with the foreground points in it, becomes its prompt,
+    and the region is a voxel of that coarse answer wider. When the answer is empty, a query with
+    foreground points is looked for round them, without box.
 
     Args:
         queries: in preprocessed voxels.
@@ -66,8 +67,24 @@ def _coarse_boxes(
 def _placed(
     query: Query, box: np.ndarray | None, coarse_voxel: np.ndarray, shape: np.ndarray
 ) -> tuple[Query, np.ndarray] | None:
-    """A query with the box that the coarse answer gave it, if any, and its region."""
-    if box is None:
+    """A query with the box that the coarse answer gave it, if any, and its region.
+
+    Where a person clicked there is something, however small it is in the coarse volume.
+    """
+    clicked = _clicked_box(query, shape)
+    if box is None and clicked is None:
         return None
+    if box is None:
+        return query, widened(clicked, coarse_voxel, shape)
+    if clicked is not None:
+        box = enclosing_box([box, clicked])
     margin = np.maximum(0.1 * (box[1] - box[0]), coarse_voxel)
     return replace(query, box=box), widened(box, margin, shape)
+
+
+def _clicked_box(query: Query, shape: np.ndarray) -> np.ndarray | None:
+    """The smallest box round the voxels of the foreground points; None when there are none."""
+    points = np.asarray(query.points, float).reshape(-1, 3)
+    voxels = [(point, point + 1) for point in points[np.asarray(query.point_labels) == 1]]
+    box = enclosing_box(np.array(voxels))
+    return None if box is None else np.clip(box, 0, shape)

@@ -206,6 +206,16 @@ def test_points_in_a_large_volume_are_carried_to_the_whole_and_into_the_windows(
     assert found.sum() > 0.8 * sphere.sum() and found[17, 40, 50] == 1
 
 
+def test_a_click_finds_what_is_too_small_for_the_coarse_look():
+    labels = np.zeros((24, 48, 64), np.uint8)
+    labels[16:18, 30:32, 51:53] = 1  # a coarse voxel is 3x4x4 voxels: 8 of 48, far too dark
+    model = predictor()
+    model.set_image(paint(labels), SPACING)
+    assert model.predict(labels=["liver"]).labels["liver"].voxels == 0
+    found = model.predict(points={"liver": [[16, 31, 52]]})
+    np.testing.assert_array_equal(found.segmentation, labels)
+
+
 def test_flags_and_quality_tell_what_to_look_at():
     image, _ = blocks(SMALL)
     model = predictor(LevelNetwork(iou=-1.0))

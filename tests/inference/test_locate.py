@@ -1,0 +1,77 @@
+"""Where queries are looked for, with coarse answers worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from promptseg.inference.locate import locate
+from promptseg.networks.prompt_encoder import Query
+
+SHAPE, WINDOW = (24, 48, 48), (8, 12, 16)  # a coarse voxel is 3x4x3 voxels
+
+
+def answering(*boxes):
+    """The coarse answer to each query: a box in coarse voxels, or None for an empty mask."""
+
+    def ask_whole(queries):
+        logits = torch.full((len(queries), *WINDOW), -5.0)
+        for answer, box in zip(logits, boxes, strict=True):
+            if box is not None:
+                (z0, y0, x0), (z1, y1, x1) = box
+                answer[z0:z1, y0:y1, x0:x1] = 5.0
+        return logits
+
+    return ask_whole
+
+
+def clicks(*points, kinds=None) -> Query:
+    return Query(label=0, points=np.array(points, float), point_labels=kinds or [1] * len(points))
+
+
+def test_a_coarse_box_becomes_the_prompt_and_a_coarse_voxel_more_the_region():
+    boxed = Query(label=1, box=np.array([[1.0, 2, 3], [4, 6, 9]]))
+    coarse = [[2, 3, 4], [4, 5, 6]]
+    first, second, third = locate(
+        [Query(label=0), boxed, Query(label=2)], SHAPE, WINDOW, answering(coarse, None)
+    )
+    np.testing.assert_array_equal(first[0].box, [[6, 12, 12], [12, 20, 18]])
+    np.testing.assert_array_equal(first[1], [[3, 8, 9], [15, 24, 21]])
+    assert second[0] is boxed and third is None
+
+
+def test_a_click_where_the_coarse_answer_is_empty_is_looked_for_round_the_click():
+    (query, region), nothing = locate(
+        [clicks([20, 30, 47]), clicks([20, 30, 47], kinds=[0])],
+        SHAPE,
+        WINDOW,
+        answering(None, None),
+    )
+    assert query.box is None and nothing is None  # a background point says nowhere
+    np.testing.assert_array_equal(region, [[17, 26, 44], [24, 35, 48]])
+
+
+@pytest.mark.parametrize(
+    ("points", "kinds", "expected"),
+    [
+        ([[20, 30, 40]], [1], [[6, 12, 12], [21, 31, 41]]),
+        ([[20, 30, 40]], [0], [[6, 12, 12], [12, 20, 18]]),
+        ([[7, 13, 13]], [1], [[6, 12, 12], [12, 20, 18]]),
+        ([[-0.3, 13, 13], [7, 13, 47.2]], [1, 1], [[0, 12, 12], [12, 20, 48]]),
+    ],
+)
+def test_a_coarse_box_is_enlarged_to_the_clicked_voxels(points, kinds, expected):
+    [(query, region)] = locate(
+        [clicks(*points, kinds=kinds)], SHAPE, WINDOW, answering([[2, 3, 4], [4, 5, 6]])
+    )
+    np.testing.assert_array_equal(query.box, expected)
+    assert (region[0] <= query.box[0]).all() and (query.box[1] <= region[1]).all()
+
+
+def test_nothing_is_asked_of_the_whole_when_it_fits_a_window_or_every_query_has_a_box():
+    boxed = Query(label=1, box=np.array([[1.0, 2, 3], [4, 6, 9]]))
+    assert len(locate([boxed], SHAPE, WINDOW, ask_whole=None)) == 1
+    [(query, region)] = locate([clicks([1, 2, 3])], (5, 12, 9), WINDOW, ask_whole=None)
+    assert query.box is None
+    np.testing.assert_array_equal(region, [[0, 0, 0], [5, 12, 9]])
