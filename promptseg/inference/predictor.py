@@ -17,7 +17,7 @@ from promptseg.inference.decoding import ImageDecoder
 from promptseg.inference.export import LabelMap, resample_region
 from promptseg.inference.locate import locate
 from promptseg.inference.model_folder import load_networks
-from promptseg.inference.queries import as_queries, flips
+from promptseg.inference.queries import as_queries, flips, windows_that_meet
 from promptseg.inference.results import LabelResult, Prediction, label_result
 from promptseg.inference.sliding_window import gaussian_weights, windows_of_regions
 from promptseg.networks.device import choose_device
@@ -291,7 +291,14 @@ class Predictor:
         )
         found = [(label, *place) for (label, _), place in zip(asked, places, strict=True) if place]
         names, located, regions = zip(*found, strict=True) if found else ((), (), ())
-        starts = windows_of_regions(image.shape, window, regions, self.step_size)
+        starts = [
+            windows_that_meet(query, of_region, window)
+            for query, of_region in zip(
+                located,
+                windows_of_regions(image.shape, window, regions, self.step_size),
+                strict=True,
+            )
+        ]
         label_map = LabelMap(image.raw_shape, max(values.values()))
         ious: dict[str, list[float]] = {label: [] for label in wanted}
         answers = blended_answers(image.decoder, located, starts, self._weights)

@@ -31,22 +31,33 @@ def as_queries(
 def region_of(query: Query, shape: Sequence[int], window: Sequence[int]) -> np.ndarray:
     """Where a query's answer is looked for: its box and a little more, or the whole volume.
 
-    A box may be off by a tenth of its side, as in training, and is widened by so much; one that
-    fits into a window is not made to need two by that.
+    A box may be off by a tenth of its side, as in training, and is widened by so much, but by no
+    more than a quarter of the window; one that fits into a window is not made to need two by that.
 
     Returns:
         (2, 3) continuous box inside the volume, zyx.
     """
     if query.box is None:
         return np.array([(0, 0, 0), shape], float)
-    side = query.box[1] - query.box[0]
-    room = np.where(side <= window, (np.asarray(window) - side) / 2, np.inf)
-    return widened(query.box, np.minimum(0.1 * side, room), shape)
+    side, window = query.box[1] - query.box[0], np.asarray(window)
+    most = np.where(side <= window, np.minimum((window - side) / 2, window / 4), window / 4)
+    return widened(query.box, np.minimum(0.1 * side, most), shape)
 
 
 def widened(box: np.ndarray, margin: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """A (2, 3) box with a (3,) margin on both sides of every axis, clipped to the volume."""
     return np.clip(np.stack([box[0] - margin, box[1] + margin]), 0, shape)
+
+
+def windows_that_meet(query: Query, starts: np.ndarray, window: Sequence[int]) -> np.ndarray:
+    """Those of (n, 3) window starts whose windows meet the query's box; all when it has none.
+
+    A box that is clipped to nothing is a prompt that training never makes.
+    """
+    if query.box is None:
+        return starts
+    lower, upper = np.maximum(starts, query.box[0]), np.minimum(starts + window, query.box[1])
+    return starts[(lower < upper).all(axis=1)]
 
 
 def in_window(query: Query, start: np.ndarray, window: np.ndarray) -> Query:

@@ -216,6 +216,28 @@ def test_a_click_finds_what_is_too_small_for_the_coarse_look():
     np.testing.assert_array_equal(found.segmentation, labels)
 
 
+class StrictNetwork(LevelNetwork):
+    """Refuses what training never shows: a box that is empty in its window."""
+
+    def decode(self, encoding, prompts):
+        lower, upper = prompts.boxes[prompts.has_box].unbind(1)
+        assert (lower < upper).all()
+        return super().decode(encoding, prompts)
+
+
+def test_no_window_is_asked_about_a_box_that_it_does_not_meet():
+    labels = np.zeros((11, 30, 260), np.uint8)
+    labels[2:9, 5:20, 30:230] = 1  # a tenth of 200 voxels is more than a window
+    model = predictor(StrictNetwork())
+    model.set_image(paint(labels), SPACING)
+    found = model.predict(boxes={"liver": [[2, 5, 30], [9, 20, 230]]})
+    np.testing.assert_array_equal(found.segmentation, labels)
+    # A voxel of the coarse answer is as long as a window; its box may be off by as much.
+    model = predictor(StrictNetwork(inside_box=False))
+    model.set_image(paint(labels), SPACING)
+    assert model.predict(labels=["liver"]).labels["liver"].voxels > 0.8 * (labels == 1).sum()
+
+
 def test_flags_and_quality_tell_what_to_look_at():
     image, _ = blocks(SMALL)
     model = predictor(LevelNetwork(iou=-1.0))
