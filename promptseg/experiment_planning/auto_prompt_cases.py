@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import ndimage
 
-from promptseg.boxes import mask_box
 from promptseg.image_io import read_image, read_segmentation
 from promptseg.preprocessing.normalize import Normalization, normalize
 from promptseg.prompts.automatic.fitted import (
@@ -29,7 +29,8 @@ class LabelTruth:
     Attributes:
         box: (2, 3) its bounding box, voxels, zyx, upper exclusive.
         bits: the mask inside that box, packed eight voxels to a byte.
-        view_mask: (z, y, x) uint8, share of each view voxel that it fills, 255 for all of it.
+        view_mask: (z, y, x) uint8, share that it fills of each view voxel that the box meets, 255
+            for all of it.
     """
 
     box: np.ndarray
@@ -61,12 +62,22 @@ class FitCase:
     described: dict[str, np.ndarray]
     unfitted: dict[str, tuple[np.ndarray, ...]]
 
+    def for_fit(self, label: str, strategy: str) -> FitCase:
+        """The case with what one strategy needs to be fitted and scored on one label."""
+        return replace(
+            self,
+            truths={name: truth for name, truth in self.truths.items() if name == label},
+            described={name: of for name, of in self.described.items() if name == strategy},
+            unfitted={name: of for name, of in self.unfitted.items() if name == strategy},
+        )
+
     def sample(self, label: str) -> Sample:
         """The case as a training sample of a label that it has."""
         truth = self.truths[label]
         voxel_mm = np.asarray(self.view.spacing) / self.view.step
         return Sample(
             view=self.view,
+            view_box=self.view.box_of_view(truth.box),
             mask=truth.view_mask,
             box_mm=truth.box * voxel_mm,
             described=self.described,
@@ -124,13 +135,14 @@ def reduce_case(
         )
     normalized = normalize(image, normalization)
     view = view_of(normalized, spacing)
+    boxes = ndimage.find_objects(segmentation, max(labels.values(), default=0))
     return FitCase(
         case_id=case_id,
         view=view,
         truths={
-            name: _truth(segmentation == value, view)
+            name: _truth(segmentation, value, boxes[value - 1], view)
             for name, value in labels.items()
-            if (segmentation == value).any()
+            if boxes[value - 1] is not None
         },
         described={strategy.name: strategy.describe(view) for strategy in fitted},
         unfitted={
@@ -139,8 +151,12 @@ def reduce_case(
     )
 
 
-def _truth(mask: np.ndarray, view: View) -> LabelTruth:
-    box = mask_box(mask)
-    inside = mask[tuple(slice(a, b) for a, b in box.T)]
-    share = np.rint(block_means(mask, view.step) * 255).astype(np.uint8)
-    return LabelTruth(box=box, bits=np.packbits(inside), view_mask=share)
+def _truth(
+    segmentation: np.ndarray, value: int, slices: tuple[slice, slice, slice], view: View
+) -> LabelTruth:
+    box = np.array([[s.start for s in slices], [s.stop for s in slices]])
+    lower, upper = view.box_of_view(box) * view.step  # whole blocks, so that their means agree
+    blocks = segmentation[tuple(map(slice, lower, upper))] == value
+    share = np.rint(block_means(blocks, view.step) * 255).astype(np.uint8)
+    bits = np.packbits(segmentation[slices] == value)
+    return LabelTruth(box=box, bits=bits, view_mask=share)

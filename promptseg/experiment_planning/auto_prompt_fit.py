@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +33,21 @@ POSITION_ALONE = 0.7  # share of the box IoU left off-centre below which the rea
 Candidate = tuple[dict[str, Any], list[Proposal], list[Proposal], list[Proposal]]
 """Entry in the plans; proposals where the label is, on the same cases cropped off-centre (both
 from fits without the case), and where the label is not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitTask:
+    """One strategy to be fitted and cross-validated for one label; sent to a worker as a whole.
+
+    Attributes:
+        label: which.
+        strategy: the class, not its name: pickling it imports its module in the worker.
+        cases: reduced to what the two need.
+    """
+
+    label: str
+    strategy: type
+    cases: tuple[FitCase, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,21 +143,23 @@ def fit_labels(
     names = [*UNFITTED, *(n for n in fitted_strategies() if n not in combined)]
     present = {label: [case for case in cases if label in case.truths] for label in labels}
     fitted = [label for label in labels if len(present[label]) >= FEWEST_CASES]
-    # Classes, not names: pickling one imports its module in the worker, wherever it comes from.
-    tasks = [(label, AUTO_PROMPTERS.get(name)) for name in names for label in fitted]
+    tasks = [
+        FitTask(
+            label=label,
+            strategy=AUTO_PROMPTERS.get(name),
+            cases=tuple(case.for_fit(label, name) for case in cases),
+        )
+        for name in reversed(names)  # the slow ones first, so that all workers end together
+        for label in fitted
+    ]
     results = {}
     outcomes = map_cases(
-        _candidate,
-        tasks,
-        cases,
-        folds,
-        processes=processes,
-        description="fitting automatic prompts",
+        _candidate, tasks, folds, processes=processes, description="fitting automatic prompts"
     )
-    for (label, strategy), result, error in outcomes:
+    for task, result, error in outcomes:
         if error is not None:
             raise error
-        results[label, strategy.name] = result
+        results[task.label, task.strategy.name] = result
     for label in fitted:
         for name in combined:
             results[label, name] = _combination(name, label, cases, folds, results)
@@ -207,9 +224,9 @@ def choose(
     }
 
 
-def _candidate(task: tuple[str, type], cases: Sequence[FitCase], folds: int) -> Candidate:
+def _candidate(task: FitTask, folds: int) -> Candidate:
     """One strategy for one label, fitted and cross-validated."""
-    label, strategy = task
+    label, strategy, cases = task.label, task.strategy, task.cases
     name = strategy.name
     present, absent = _by_presence(cases, label)
     if name in UNFITTED:

@@ -1,11 +1,14 @@
 import json
+import pickle
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from promptseg.boxes import mask_box
 from promptseg.experiment_planning.auto_prompt_cases import read_fit_case, reduce_case
 from promptseg.experiment_planning.auto_prompt_fit import (
+    FitTask,
     choose,
     fit_auto_prompts,
     fit_labels,
@@ -21,7 +24,7 @@ from promptseg.experiment_planning.auto_prompt_scores import (
 )
 from promptseg.preprocessing.normalize import percentile_clipping
 from promptseg.prompts.automatic.base import AUTO_PROMPTERS, Proposal
-from promptseg.prompts.automatic.fitted import FittedPrompter, view_of
+from promptseg.prompts.automatic.fitted import FittedPrompter, block_means, view_of
 from promptseg.raw_dataset import read_raw_dataset
 from tests.prompts.automatic.fitted_cases import AS_IT_IS, SPACING, block_case, block_cases
 from tests.real_data import raw_folder
@@ -185,6 +188,48 @@ def test_a_truth_keeps_box_mask_and_share():
     assert truth.mask.shape == (8, 12, 10) and truth.mask.all()
     np.testing.assert_allclose(case.sample("block").box_mm, truth.box * SPACING)
     assert case.sample("block").mask.sum() == 255 * 960
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_the_share_of_view_voxels_is_kept_where_the_label_is(number):
+    rng = np.random.default_rng(number)
+    shape = np.array((61, 90, 75)) + rng.integers(-5, 6, 3)  # no multiple of a step
+    corner, sides = rng.integers(20, 30, 3), rng.integers(1, 20, 3)
+    segmentation = np.full(shape, 3, np.uint8)
+    segmentation[tuple(map(slice, corner, corner + sides))] = rng.integers(1, 3, sides)
+    segmentation[-1, -1, -1] = 1 + number % 2
+    case = reduce_case(
+        "x", segmentation * 50.0, segmentation, (1.0, 1.0, 2.0), {"a": 1, "b": 2}, AS_IT_IS
+    )
+    assert max(case.view.step) > 1
+    for label, value in (("a", 1), ("b", 2)):
+        sample = case.sample(label)
+        whole = np.zeros(case.view.image.shape, np.uint8)
+        whole[tuple(map(slice, *sample.view_box))] = sample.mask
+        expected = np.rint(block_means(segmentation == value, case.view.step) * 255)
+        np.testing.assert_array_equal(whole, expected)
+        np.testing.assert_array_equal(case.truths[label].box, mask_box(segmentation == value))
+
+
+def test_a_task_carries_its_own_label_and_strategy_alone_and_little_of_many_labels():
+    labels = {f"organ_{value}": value for value in range(1, 41)}
+    rng = np.random.default_rng(0)
+    segmentation = np.zeros((20, 36, 28), np.uint8)
+    for value in labels.values():
+        at = tuple(slice(a, a + 3) for a in rng.integers(0, (17, 33, 25)))
+        segmentation[at] = value
+    few, many = (
+        reduce_case("x", segmentation * 5.0, segmentation, SPACING, some, AS_IT_IS)
+        for some in ({"organ_40": 40}, labels)
+    )
+    assert len(pickle.dumps(many)) < 2 * len(pickle.dumps(few))
+    case = block_case(1, unfitted=("intensity",))
+    both = replace(case, truths={**case.truths, "other": case.truths["block"]})
+    reduced = both.for_fit("block", "regression")
+    assert list(reduced.truths) == ["block"] and list(reduced.described) == ["regression"]
+    assert reduced.unfitted == {} and reduced.view is both.view
+    task = FitTask(label="block", strategy=AUTO_PROMPTERS.get("atlas"), cases=(both,))
+    assert len(str(task)) < 200  # it is named when a worker dies
 
 
 def test_real_pet_is_read_reduced_and_found():

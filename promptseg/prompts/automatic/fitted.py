@@ -42,6 +42,10 @@ class View:
         """(3,) size of the volume in mm."""
         return self.extent * self.spacing
 
+    def box_of_view(self, box: np.ndarray) -> np.ndarray:
+        """(2, 3) half-open box of the view voxels that a voxel box of the volume meets."""
+        return np.stack([box[0] // self.step, -(-box[1] // self.step)])
+
     def voxel_box(self, box_mm: np.ndarray) -> np.ndarray | None:
         """The half-open voxel box in the volume nearest to a box in mm, or None if it is empty.
 
@@ -59,12 +63,14 @@ class Sample:
 
     Attributes:
         view: the case.
-        mask: (z, y, x) uint8 share of each view voxel that the label fills, 255 for all of it.
+        view_box: (2, 3) view voxels, those that the label's bounding box meets.
+        mask: (z, y, x) uint8 share of each of these that the label fills, 255 for all of it.
         box_mm: (2, 3) mm, the label's bounding box in the volume.
-        described: what each strategy's `describe` said of the view, by strategy.
+        described: what a strategy's `describe` said of the view, by strategy; at least its own.
     """
 
     view: View
+    view_box: np.ndarray
     mask: np.ndarray
     box_mm: np.ndarray
     described: dict[str, np.ndarray]
@@ -104,7 +110,7 @@ def block_means(array: np.ndarray, step: Sequence[int]) -> np.ndarray:
         array: (z, y, x) numbers or bool.
         step: voxels, zyx.
     """
-    means = array.astype(np.float32)
+    means = array.astype(np.float32, copy=False)
     for axis, k in enumerate(step):
         if k > 1:
             starts = np.arange(0, means.shape[axis], k)
@@ -112,7 +118,7 @@ def block_means(array: np.ndarray, step: Sequence[int]) -> np.ndarray:
             shape = [1, 1, 1]
             shape[axis] = -1
             means = np.add.reduceat(means, starts, axis=axis)
-            means /= counts.reshape(shape).astype(np.float32)
+            means /= counts.reshape(shape).astype(np.float32)  # of the new array
     return means
 
 

@@ -10,7 +10,8 @@ def sample(extent, box):
         image=np.zeros(extent, np.uint8), spacing=(2.0, 1.0, 0.5), step=(1, 1, 1), shape=extent
     )
     box_mm = np.array(box, float) * view.spacing
-    return Sample(view=view, mask=view.image, box_mm=box_mm, described={})
+    whole = np.array([(0, 0, 0), extent])
+    return Sample(view=view, view_box=whole, mask=view.image, box_mm=box_mm, described={})
 
 
 SHAPES = [(20, 40, 60), (30, 44, 90), (24, 60, 48), (40, 52, 80)]
