@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from promptseg.experiment_planning.auto_prompt_fit import fit_labels
 from promptseg.experiment_planning.plans import Plans, load_plans, save_plans
 from promptseg.files import write_json
 from promptseg.preprocessing.normalize import ct_window, percentile_clipping
+from tests.prompts.automatic.fitted_cases import block_cases
 from tests.small_plans import small_plans
 
 PLANS = small_plans(
@@ -119,5 +121,9 @@ def test_the_documentation_names_every_field_and_its_example_is_read():
     text = (Path(__file__).parents[2] / "documentation" / "plans.md").read_text()
     for field in PLANS.to_json():
         assert f"| `{field}` |" in text
+    entry = fit_labels(block_cases(5, unfitted=("intensity",)), ["block"]).labels["block"]
+    first_column = " ".join(line.split("|")[1] for line in text.splitlines() if line[:1] == "|")
+    for field in {*entry, *(key for of in entry["candidates"].values() for key in of)}:
+        assert f"`{field}`" in first_column
     example = text.split("```json\n")[1].split("```")[0]
     assert Plans.from_json(json.loads(example)).window == (40, 56, 40)
