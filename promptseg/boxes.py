@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+WHOLE_VOLUME = 0.9  # of the volume: a box this large says nothing about where the object is
+
 
 def mask_box(mask: np.ndarray) -> np.ndarray | None:
     """The smallest integer box round a (z, y, x) bool mask, or None when it is empty."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import cc3d
 import numpy as np
 
+from promptseg.boxes import WHOLE_VOLUME, box_volume
 from promptseg.prompts.automatic.threads import map_pieces
 
-NEARLY_WHOLE = 0.9  # of the volume: a box this large says nothing about where the object is
 _COUNTED_AT_ONCE = 2**20  # voxels; bincount makes int64 of them
 
 
@@ -95,14 +95,9 @@ def clip_box(box: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     return np.clip(box, 0, shape)
 
 
-def box_volume(box: np.ndarray) -> int:
-    """Voxels of a half-open box; 0 if it is empty along an axis."""
-    return int(np.prod(np.maximum(box[1] - box[0], 0)))
-
-
 def is_nearly_whole(box: np.ndarray, shape: tuple[int, int, int]) -> bool:
-    """Whether the part of a box inside the volume is at least 90 % of the volume."""
-    return bool(box_volume(clip_box(box, shape)) >= NEARLY_WHOLE * np.prod(shape))
+    """Whether the part of a box inside the volume is at least `WHOLE_VOLUME` of the volume."""
+    return bool(box_volume(clip_box(box, shape)) >= WHOLE_VOLUME * np.prod(shape))
 
 
 def _ends(line: np.ndarray) -> tuple[int, int]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from promptseg.boxes import box_volume
 from promptseg.prompts.automatic.base import AUTO_PROMPTERS, AutoPrompter, Proposal
 from promptseg.prompts.automatic.on_device import candidate_mask_on_device, is_tensor
 from promptseg.prompts.automatic.steps import (
     between,
-    box_volume,
     clip_box,
     close_with_ball,
     is_nearly_whole,

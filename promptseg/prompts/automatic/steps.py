@@ -10,7 +10,6 @@ import numpy as np
 from promptseg.prompts.automatic.closing import close_with_ball, close_with_ellipsoid
 from promptseg.prompts.automatic.components import (
     box_of,
-    box_volume,
     clip_box,
     components,
     is_nearly_whole,
@@ -24,7 +23,6 @@ from promptseg.prompts.automatic.threads import map_pieces
 __all__ = [
     "between",
     "box_of",
-    "box_volume",
     "clip_box",
     "close_with_ball",
     "close_with_ellipsoid",

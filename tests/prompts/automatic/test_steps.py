@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from benchmarks.literal_chain import BALL
+from promptseg.boxes import box_volume
 from promptseg.prompts.automatic import threads
 from promptseg.prompts.automatic.smoothing import gaussian_kernel
 from promptseg.prompts.automatic.steps import (
     between,
     box_of,
-    box_volume,
     clip_box,
     close_with_ball,
     close_with_ellipsoid,
