@@ -11,7 +11,7 @@ from torch import Tensor
 
 from promptseg.inference.queries import flipped, in_window
 from promptseg.networks.prompt_encoder import Query, batch_queries
-from promptseg.networks.promptable import PromptableNetwork
+from promptseg.networks.promptable import PromptableNetwork, decode_in_parts
 from promptseg.preprocessing.resample import resample_image
 from promptseg.training.patches import cut_window
 
@@ -78,7 +78,7 @@ class ImageDecoder:
                 encoding = self._encoding((key, index, flip), network, cut, flip)
                 mirrored = [flipped(query, flip, self.window) for query in queries]
                 prompts = batch_queries(mirrored).to(self.device)
-                logits, iou = network.decode(encoding, prompts)
+                logits, iou = decode_in_parts(network, encoding, prompts)
                 logits_sum = logits_sum + logits.flip([axis + 1 for axis in flip])
                 iou_sum = iou_sum + iou.sigmoid()
         count = len(self.networks) * len(self.flips)

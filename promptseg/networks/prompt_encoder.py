@@ -56,6 +56,10 @@ class PromptBatch:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, some: slice) -> PromptBatch:
+        """Some of the queries."""
+        return PromptBatch(**{f.name: getattr(self, f.name)[some] for f in fields(self)})
+
     @property
     def point_counts(self) -> Tensor:
         """(n,) points of each query, without padding."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from promptseg.experiment_planning.plans import Plans
@@ -68,6 +69,21 @@ class PromptableNetwork(nn.Module):
     def forward(self, image: Tensor, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
         """`decode(encode(image), prompts)`."""
         return self.decode(self.encode(image), prompts)
+
+
+def decode_in_parts(
+    network: PromptableNetwork, encoding: Encoding, prompts: PromptBatch, most: int = 8
+) -> tuple[Tensor, Tensor]:
+    """`network.decode`, at most so many queries at once: the decoder's memory grows with them.
+
+    For use without gradients, which would keep the memory of all parts.
+    """
+    parts = [
+        network.decode(encoding, prompts[first : first + most])
+        for first in range(0, len(prompts), most)
+    ]
+    logits, iou = zip(*parts, strict=True)
+    return torch.cat(logits), torch.cat(iou)
 
 
 def build_network(plans: Plans, encoder: str) -> PromptableNetwork:

@@ -11,7 +11,7 @@ import torch
 
 from promptseg.experiment_planning.plans import Plans
 from promptseg.networks.prompt_encoder import Query
-from promptseg.networks.promptable import PromptableNetwork
+from promptseg.networks.promptable import PromptableNetwork, decode_in_parts
 from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
 from promptseg.prompts.simulated import jitter_box
 from promptseg.training.losses import PromptLoss, hard_dice
@@ -89,7 +89,7 @@ def validate(
     for window in windows:
         batch = window.batch.to(device)
         target = batch.targets()
-        logits, iou = network(batch.image, batch.prompts)
+        logits, iou = decode_in_parts(network, network.encode(batch.image), batch.prompts)
         losses.append(float(loss(logits, iou, target)))
         for way, value in zip(window.ways, hard_dice(logits, target).tolist(), strict=True):
             dice[way].append(value)

@@ -160,6 +160,20 @@ def test_keeping_few_encodings_changes_the_work_and_not_the_answer():
     np.testing.assert_array_equal(answers[0], np.where(labels == 2, 0, labels))
 
 
+def test_few_queries_are_decoded_at_once():
+    labels = np.zeros(SMALL, np.uint8)
+    boxes = [[[z, y, x], [z + 1, y + 2, x + 2]] for z in (0, 2, 4) for y in (0, 4) for x in (1, 5)]
+    for (z0, y0, x0), (z1, y1, x1) in boxes:
+        labels[z0:z1, y0:y1, x0:x1] = 1
+    network = LevelNetwork()
+    model = predictor(network)
+    image = np.full(SMALL, LEVELS[0])
+    image[1, 8, 10] = 0  # a constant volume would be normalized to 0
+    model.set_image(image, SPACING)
+    np.testing.assert_array_equal(model.predict(boxes={"liver": boxes}).segmentation, labels)
+    assert network.decoded == len(boxes) == 12 and network.most_at_once == 8
+
+
 def test_windows_that_do_not_meet_a_box_are_not_computed():
     network = LevelNetwork()
     model = predictor(network)

@@ -20,7 +20,7 @@ from promptseg.networks.prompt_encoder import (
     batch_queries,
     share_of_cells_in_boxes,
 )
-from promptseg.networks.promptable import PromptableNetwork, build_network
+from promptseg.networks.promptable import PromptableNetwork, build_network, decode_in_parts
 from tests.small_plans import small_plans
 
 WINDOW = (8, 12, 16)
@@ -185,3 +185,12 @@ def test_building_a_network_names_what_is_registered():
         build_network(small_plans(size="huge"), "vit")
     with pytest.raises(ValueError, match=r"strides must be powers of two, got \(2, 3, 4\)"):
         build_network(small_plans(stride=(2, 3, 4)), "vit")
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 8])
+@torch.inference_mode()
+def test_decoding_in_parts_gives_the_answers_of_all_at_once(network, encoding, most):
+    expected = answers(network, encoding, QUERIES)
+    found = decode_in_parts(network, encoding, batch_queries(QUERIES), most)
+    for part, whole in zip(found, expected, strict=True):
+        torch.testing.assert_close(part, whole, rtol=1e-4, atol=1e-4)
