@@ -101,7 +101,7 @@ def window_and_stride(
 
 
 def _finest_stride(window: np.ndarray, spacing: np.ndarray, max_tokens: int) -> np.ndarray:
-    """Double the physically finest axes (within a factor sqrt 2) until the tokens fit.
+    """Double the physically finest axis, or those that are equally fine, until the tokens fit.
 
     An axis stops at a stride that leaves it two tokens; when none is left, so does the rule.
     """
@@ -111,7 +111,7 @@ def _finest_stride(window: np.ndarray, spacing: np.ndarray, max_tokens: int) -> 
         if not can_double.any():
             break
         token_mm = np.where(can_double, stride * spacing, np.inf)
-        stride[token_mm < np.sqrt(2) * token_mm.min()] *= 2
+        stride[token_mm < 1.01 * token_mm.min()] *= 2
     return stride
 
 

@@ -128,3 +128,11 @@ def test_the_mean_over_labels_decides_and_the_order_does_not():
 def test_without_labels_or_background_soft_tissue_is_the_default(histograms):
     window, reason = choose_ct_window(histograms, EDGES)
     assert window == "soft tissue" and "default" in reason
+
+
+def test_the_stride_is_the_finest_that_fits_step_by_step():
+    # 3.27x5.47x5.47 mm, 64x33x34 voxels, 512 tokens. Doubled one after the other, the finest
+    # first: z (2,1,1), yx (2,2,2), z, yx (4,4,4): 16*9*9 = 1296, z (8,4,4): 648, yx (8,8,8): 200.
+    window, stride, _ = window_and_stride((64, 33, 34), (3.27, 5.47, 5.47), BUDGETS["tiny"])
+    assert stride == (8, 8, 8)
+    assert window == (64, 40, 40)
