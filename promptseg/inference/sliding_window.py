@@ -99,10 +99,17 @@ def gaussian_weights(window: Sequence[int], sigma_share: float = 1 / 8) -> Tenso
     return weights
 
 
+def spanned(
+    starts: np.ndarray, window: Sequence[int], shape: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper corner, inside the volume, of the region that (n, 3) windows span."""
+    return np.maximum(starts.min(axis=0), 0), np.minimum(starts.max(axis=0) + window, shape)
+
+
 class Blend:
     """Weighted mean of the windows that were computed for one query, inside their region.
 
-    Memory is bounded by the region that the windows span, not by the volume.
+    Memory is one float32 volume of the region that the windows span, whatever their number.
 
     Args:
         starts: (n, 3) starts of all windows that will be added, zyx; may be negative.
@@ -114,31 +121,44 @@ class Blend:
     def __init__(
         self, starts: np.ndarray, window: Sequence[int], shape: Sequence[int], weights: Tensor
     ) -> None:
+        self.starts = starts
         self.window = np.asarray(window)
-        self.lower = np.maximum(starts.min(axis=0), 0)
-        self.upper = np.minimum(starts.max(axis=0) + self.window, shape)
-        extent = [int(n) for n in self.upper - self.lower]
+        self.lower, self.upper = spanned(starts, self.window, shape)
         self.weights = weights.cpu()
-        self.sum = torch.zeros(extent)
-        self.weight_sum = torch.zeros(extent)
+        self.sum = torch.zeros([int(n) for n in self.upper - self.lower])
 
     def add(self, logits: Tensor, start: np.ndarray) -> None:
         """Add a window's (z, y, x) logits; what lies outside the volume is left out."""
-        first = np.maximum(start, self.lower)
-        last = np.minimum(start + self.window, self.upper)
-        here = tuple(
-            slice(int(a), int(b)) for a, b in zip(first - start, last - start, strict=True)
-        )
-        there = tuple(
-            slice(int(a), int(b))
-            for a, b in zip(first - self.lower, last - self.lower, strict=True)
-        )
-        weights = self.weights[here]
-        self.sum[there] += logits.float().cpu()[here] * weights
-        self.weight_sum[there] += weights
+        here, there = self._common(start)
+        self.sum[there] += logits.float().cpu()[here] * self.weights[here]
 
     def result(self, outside: float = -20.0) -> Tensor:
         """(z, y, x) mean logits of the region; `outside` where no window reached."""
-        reached = self.weight_sum > 0
-        mean = self.sum / torch.where(reached, self.weight_sum, 1.0)
-        return torch.where(reached, mean, outside)
+        weight_sum = torch.zeros_like(self.sum)
+        for start in self.starts:
+            here, there = self._common(start)
+            weight_sum[there] += self.weights[here]
+        return torch.where(weight_sum > 0, self.sum / weight_sum, outside)
+
+    def _common(self, start: np.ndarray) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """What a window and the region have in common, as slices of each."""
+        first = np.maximum(start, self.lower)
+        last = np.minimum(start + self.window, self.upper)
+        here, there = (
+            tuple(slice(int(a), int(b)) for a, b in zip(first - o, last - o, strict=True))
+            for o in (start, self.lower)
+        )
+        return here, there
+
+
+def groups_of_at_most(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Places in `sizes`, in order, in groups whose sizes sum to at most `most`, or of one."""
+    groups: list[list[int]] = []
+    total = 0
+    for place, size in enumerate(sizes):
+        if not groups or total + size > most:
+            groups.append([])
+            total = 0
+        groups[-1].append(place)
+        total += size
+    return groups

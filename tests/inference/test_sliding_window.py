@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from promptseg.inference.sliding_window import (
     Blend,
     gaussian_weights,
+    groups_of_at_most,
     window_starts,
     windows_of_regions,
 )
@@ -137,3 +138,9 @@ def test_what_no_window_reached_is_background():
         blend.add(torch.ones(window), start)
     result = blend.result()
     assert (result[..., 6:14] == -20).all() and (result[..., :6] == 1).all()
+
+
+def test_groups_are_full_in_order_and_never_empty():
+    assert groups_of_at_most([3, 4, 3, 20, 1, 9, 1], 10) == [[0, 1, 2], [3], [4, 5], [6]]
+    assert groups_of_at_most([5, 5], 0) == [[0], [1]]
+    assert groups_of_at_most([], 10) == []
