@@ -43,7 +43,7 @@ def main() -> None:
     raw, here = str(args.raw.absolute()), Path(sys.executable).parent
 
     seconds: dict[str, list[float]] = {"promptseg": [], "nnU-Net": []}
-    for run in range(args.runs):
+    for _ in range(args.runs):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             command = [str(here / "promptseg_plan"), "-d", args.dataset, "-np", "2"]

@@ -18,10 +18,11 @@ _MOST_PRODUCTS = 2**17  # multiplications in one matrix product; OpenBLAS thread
 def smooth(image: np.ndarray, sigma: float | Sequence[float] = 2.0) -> np.ndarray:
     """Gaussian smoothing, truncated at 4 sigma, the image reflected at its borders.
 
-    Small volumes are SciPy's. In others each axis is multiplied by a banded matrix, block by block, in double precision, and rounded
-    to float32 before the next, z first: the arithmetic of `scipy.ndimage.gaussian_filter` on a
-    float32 image, but for the order of the additions. That changes a sum by about 1e-16 of its
-    value, so that its float32 differs, by one unit in the last place, for one voxel in 1e8.
+    Small volumes are SciPy's. In others each axis is multiplied by a banded matrix, block by
+    block, in double precision, and rounded to float32 before the next, z first: the arithmetic of
+    `scipy.ndimage.gaussian_filter` on a float32 image, but for the order of the additions. That
+    changes a sum by about 1e-16 of its value, so that its float32 differs, by one unit in the
+    last place, for one voxel in 1e8.
 
     Args:
         image: (z, y, x) finite numbers of any real type; rounded to float32 first.
