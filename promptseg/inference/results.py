@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from promptseg.boxes import WHOLE_VOLUME, box_volume
 from promptseg.prompts.prompts import Prompts
 
 LOW_QUALITY = 0.5  # predicted IoU below which a prediction is flagged
-WHOLE_VOLUME = 0.9  # share of the image above which a box says nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def label_result(
         flags.append(prompts.reason)
     if not len(prompts.boxes):
         flags.append("no_box")
-    elif any(np.prod(b[1] - b[0]) > WHOLE_VOLUME * np.prod(shape) for b in prompts.boxes):
+    elif any(box_volume(box) >= WHOLE_VOLUME * np.prod(shape) for box in prompts.boxes):
         flags.append("box_is_whole_volume")
     if predicted_iou is not None and predicted_iou < LOW_QUALITY:
         flags.append("low_predicted_quality")
