@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -18,16 +19,52 @@ Item = TypeVar("Item")
 _QUEUED = 3  # items a worker: one in work, two waiting, so that results do not pile up unread
 
 
+class Workers:
+    """Worker processes that several `map_cases` share, so that they start once.
+
+    They are spawned when first needed, not forked (forking a process with running threads can
+    hang), and end with the `with` block.
+
+    Args:
+        processes: how many; 0 means that everything runs in this process.
+
+    Raises:
+        ValueError: if `processes` is negative.
+    """
+
+    def __init__(self, processes: int) -> None:
+        if processes < 0:
+            raise ValueError(f"processes must be 0 (none but this one) or more, got {processes}")
+        self.processes = processes
+        self._pool: ProcessPoolExecutor | None = None
+
+    @property
+    def pool(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                self.processes,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_use_one_thread,
+            )
+        return self._pool
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
 def map_cases(
     function: Callable[..., Any],
     items: Sequence[Item],
     *arguments: Any,
-    processes: int,
+    processes: int | Workers,
     description: str,
 ) -> Iterator[tuple[Item, Any, Exception | None]]:
     """Call `function(item, *arguments)` for every item; yield results in the order they come.
 
-    Workers are spawned, not forked (forking a process with running threads can hang), so
     `function` must be a module's own and everything passed must pickle. A caller that stops
     early waits only for the calls that have begun.
 
@@ -35,7 +72,7 @@ def map_cases(
         function: called in a worker.
         items: one call each.
         arguments: passed to every call.
-        processes: worker processes; 0 runs everything in this process.
+        processes: worker processes, or those of `Workers`; 0 runs everything in this process.
         description: of the progress bar.
 
     Yields:
@@ -45,35 +82,32 @@ def map_cases(
         ValueError: if `processes` is negative.
         RuntimeError: naming what was being worked on, if a worker died (out of memory, a signal).
     """
-    if processes < 0:
-        raise ValueError(f"processes must be 0 (none but this one) or more, got {processes}")
+    own = None if isinstance(processes, Workers) else Workers(min(processes, max(len(items), 1)))
+    workers = own or processes
     with tqdm(total=len(items), desc=description, unit="case", dynamic_ncols=True) as bar:
-        if processes == 0 or len(items) < 2:
+        if workers.processes == 0 or len(items) < 2:
             outcomes = ((item, *_outcome_of_call(function, item, arguments)) for item in items)
         else:
-            outcomes = _outcomes_of_pool(function, items, arguments, processes, description)
-        for outcome in outcomes:
-            bar.update()
-            yield outcome
+            outcomes = _outcomes_of_pool(function, items, arguments, workers, description)
+        with own or nullcontext():
+            for outcome in outcomes:
+                bar.update()
+                yield outcome
 
 
 def _outcomes_of_pool(
     function: Callable[..., Any],
     items: Sequence[Item],
     arguments: tuple,
-    processes: int,
+    workers: Workers,
     description: str,
 ) -> Iterator[tuple[Item, Any, Exception | None]]:
-    workers = min(processes, len(items))
-    pool = ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_use_one_thread
-    )
     remaining = iter(items)
     running: dict[Future, Item] = {}
     try:
         while True:
-            for item in islice(remaining, _QUEUED * workers - len(running)):
-                running[pool.submit(function, item, *arguments)] = item
+            for item in islice(remaining, _QUEUED * workers.processes - len(running)):
+                running[workers.pool.submit(function, item, *arguments)] = item
             if not running:
                 return
             done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -88,7 +122,8 @@ def _outcomes_of_pool(
             f'script that calls promptseg needs `if __name__ == "__main__":` around its calls'
         ) from error
     finally:
-        pool.shutdown(cancel_futures=True)
+        for future in running:
+            future.cancel()
 
 
 def _outcome_of_call(

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from promptseg.parallel import map_cases
+from promptseg.parallel import Workers, map_cases
 
 
 def square(number: int, offset: int = 0) -> int:
@@ -102,3 +102,22 @@ def test_numerical_libraries_use_one_thread_in_a_worker():
     for _, threads, error in outcomes:
         assert error is None
         assert threads and set(threads) == {1}
+
+
+def process_of(_):
+    import os
+
+    return os.getpid()
+
+
+def test_shared_workers_start_once_for_several_calls():
+    with Workers(2) as workers:
+        seen = [
+            {pid for _, pid, _ in map_cases(process_of, range(8), processes=workers, description=d)}
+            for d in ("first", "second")
+        ]
+        assert len(seen[0] | seen[1]) <= 2
+        # a caller that stops early leaves the workers ready for the next
+        next(map_cases(process_of, range(8), processes=workers, description="third"))
+        outcomes = map_cases(process_of, range(4), processes=workers, description="fourth")
+        assert [error for _, _, error in outcomes] == [None] * 4

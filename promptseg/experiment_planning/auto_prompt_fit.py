@@ -17,7 +17,7 @@ from promptseg.experiment_planning.auto_prompt_scores import (
     off_centre,
     out_of_fold,
 )
-from promptseg.parallel import map_cases
+from promptseg.parallel import Workers, map_cases
 from promptseg.preprocessing.normalize import Normalization
 from promptseg.prompts.automatic.base import AUTO_PROMPTERS, Proposal
 from promptseg.prompts.automatic.fitted import FittedPrompter
@@ -94,7 +94,7 @@ def fit_auto_prompts(
     *,
     modality: str,
     normalizations: tuple[Normalization, ...],
-    processes: int,
+    processes: int | Workers,
     folds: int = 5,
 ) -> AutoPromptFit:
     """Read every training case once, fit every strategy for every label, choose by box IoU.
@@ -136,7 +136,7 @@ def fit_auto_prompts(
 
 
 def fit_labels(
-    cases: Sequence[FitCase], labels: Sequence[str], *, folds: int = 5, processes: int = 0
+    cases: Sequence[FitCase], labels: Sequence[str], *, folds: int = 5, processes: int | Workers = 0
 ) -> AutoPromptFit:
     """The fit proper, on cases already read and reduced."""
     combined = [n for n in fitted_strategies() if AUTO_PROMPTERS.get(n).members]

@@ -30,7 +30,7 @@ from promptseg.experiment_planning.integrity import (
     unused_labels,
 )
 from promptseg.image_io import Geometry, as_labels, read_image
-from promptseg.parallel import map_cases
+from promptseg.parallel import Workers, map_cases
 from promptseg.raw_dataset import RawCase, RawDataset
 
 
@@ -58,7 +58,7 @@ class _CaseResult:
     hu_histograms: dict[int, dict[int, np.ndarray]]  # channel -> label value -> counts
 
 
-def examine_dataset(dataset: RawDataset, processes: int) -> Examination:
+def examine_dataset(dataset: RawDataset, processes: int | Workers) -> Examination:
     """Check and fingerprint all training cases; broken cases are reported, never raised.
 
     Args:

@@ -24,6 +24,7 @@ from promptseg.experiment_planning.rules import (
 from promptseg.files import replacing, write_json
 from promptseg.folders import Folders, find_dataset_folder
 from promptseg.image_io import file_ending
+from promptseg.parallel import Workers
 from promptseg.preprocessing.normalize import Normalization, ct_window, percentile_clipping
 from promptseg.preprocessing.preprocess import preprocess_dataset
 from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset, remove_case
@@ -98,8 +99,19 @@ def plan_dataset(
         folders.raw, dataset, "set promptseg_raw or --raw to the folder that has your datasets"
     )
     raw = read_raw_dataset(raw_folder)
-    folder = folders.preprocessed / raw.name
-    examination = examine_dataset(raw, processes)
+    with Workers(processes) as workers:
+        return _plan(raw, folders.preprocessed / raw.name, size, plans_name, workers, skip_broken)
+
+
+def _plan(
+    raw: RawDataset,
+    folder: Path,
+    size: str,
+    plans_name: str,
+    workers: Workers,
+    skip_broken: bool,
+) -> PlanningResult:
+    examination = examine_dataset(raw, workers)
     for warning in examination.warnings:
         log.warning(warning)
     cases = examination.good_cases
@@ -113,7 +125,7 @@ def plan_dataset(
         raw.labels,
         modality=fingerprint.modalities[0],
         normalizations=normalizations,
-        processes=processes,
+        processes=workers,
     )
     plans = make_plans(raw, fingerprint, normalizations, window_reason, fit, size, plans_name)
 
@@ -122,7 +134,7 @@ def plan_dataset(
     save_plans(folder / f"{plans_name}.json", plans)
     write_json(folder / f"{plans_name}_auto_prompt_boxes.json", fit.proposals)
     remove_other_cases(cases, folder / plans.data_identifier)
-    failed = preprocess_dataset(cases, plans, folder / plans.data_identifier, processes)
+    failed = preprocess_dataset(cases, plans, folder / plans.data_identifier, workers)
     keep_ground_truth(cases, folder / "gt_segmentations")
     return PlanningResult(
         plans=plans,

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from promptseg.files import read_json
 from promptseg.image_io import Geometry, read_image, read_segmentation
-from promptseg.parallel import map_cases
+from promptseg.parallel import Workers, map_cases
 from promptseg.preprocessing.normalize import Normalization, intensity_range, rescale
 from promptseg.preprocessing.preprocessed_dataset import case_files, remove_case, write_case
 from promptseg.preprocessing.resample import (
@@ -48,7 +48,7 @@ class PreprocessingPlans(Protocol):
 
 
 def preprocess_dataset(
-    cases: Sequence[RawCase], plans: PreprocessingPlans, folder: Path, processes: int
+    cases: Sequence[RawCase], plans: PreprocessingPlans, folder: Path, processes: int | Workers
 ) -> dict[str, str]:
     """Preprocess every case that is not there yet, with a progress bar.
 
