@@ -10,7 +10,8 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -345,17 +346,17 @@ def _run(
     args.typed = list(sys.argv[1:] if arguments is None else arguments)
     # Waiting threads that spin slow training tenfold on a machine that others use as well.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    _log_to_terminal()
-    try:
-        for module in getattr(args, "imports", []):
-            importlib.import_module(module)
-        return command(args)
-    except EXPECTED_ERRORS as error:
-        _print_error(error)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    with _logged_to_terminal():
+        try:
+            for module in getattr(args, "imports", []):
+                importlib.import_module(module)
+            return command(args)
+        except EXPECTED_ERRORS as error:
+            _print_error(error)
+            return 1
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
 
 
 def _print_error(error: BaseException) -> None:
@@ -370,11 +371,18 @@ class _TqdmHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-def _log_to_terminal() -> None:
-    logger = logging.getLogger("promptseg")
-    if not any(isinstance(handler, _TqdmHandler) for handler in logger.handlers):
-        logger.addHandler(_TqdmHandler())
+@contextmanager
+def _logged_to_terminal() -> Iterator[None]:
+    """Log lines of the package appear on the terminal while the block runs."""
+    logger, handler = logging.getLogger("promptseg"), _TqdmHandler()
+    level = logger.level
+    logger.addHandler(handler)
     logger.setLevel(os.environ.get("PROMPTSEG_LOG_LEVEL", "INFO").upper())
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _count(text: str) -> int:
