@@ -35,6 +35,8 @@ __all__ = [
     "widen_box",
 ]
 
+SLAB_VOXELS = 2**18  # compared in one call: slices of a large volume, all of a small one
+
 
 def between(image: np.ndarray, low: float, high: float) -> np.ndarray:
     """(z, y, x) bool: strictly between two numbers, compared in float64 whatever the image's type.
@@ -44,9 +46,11 @@ def between(image: np.ndarray, low: float, high: float) -> np.ndarray:
     """
     mask = np.empty(image.shape, bool)
     low, high = np.float64(low), np.float64(high)
+    slices = max(1, SLAB_VOXELS // image[0].size)
 
     def compare(z: int) -> None:
-        np.logical_and(image[z] > low, image[z] < high, out=mask[z])
+        slab = slice(z, z + slices)
+        np.logical_and(image[slab] > low, image[slab] < high, out=mask[slab])
 
-    map_pieces(compare, range(len(image)), image.size)
+    map_pieces(compare, range(0, len(image), slices), image.size)
     return mask
