@@ -17,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from promptseg.folders import Folders, find_folders
+from promptseg.parallel import Workers
 
 # What a user or a machine can cause: one message. Anything else shows its traceback; so do these
 # with PROMPTSEG_LOG_LEVEL=DEBUG.
@@ -43,36 +44,40 @@ def plan(arguments: Sequence[str] | None = None) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    with Workers(args.processes) as workers:
+        workers.start("promptseg.experiment_planning.planner")  # while this process loads it too
+        results = [_planned(dataset, args, workers) for dataset in args.dataset]
+    return max(results)
+
+
+def _planned(dataset: str, args: argparse.Namespace, workers: Workers) -> int:
+    """Plan one dataset and print what was chosen; its exit code, since others follow."""
     from promptseg.experiment_planning.planner import plan_dataset
 
-    exit_code = 0
-    for dataset in args.dataset:
-        try:
-            result = plan_dataset(
-                dataset,
-                _folders(args),
-                size=args.size,
-                plans_name=args.plans_name,
-                processes=args.processes,
-                skip_broken=args.skip_broken,
-            )
-        except EXPECTED_ERRORS as error:  # the other datasets are planned all the same
-            _print_error(error)
-            exit_code = 1
-            continue
-        plans = result.plans
-        print(f"\n{plans.dataset_name}: {result.folder / (plans.plans_name + '.json')}")
-        print(f"  spacing {_short(plans.spacing)} mm, median shape {plans.median_shape} (zyx)")
-        print(f"  window {plans.window}, stride {plans.stride}, batch size {plans.batch_size}")
-        for rule, reason in plans.reasons.items():
-            print(f"  {rule}: {reason}")
-        print(result.auto_prompt_table)
-        for problem in result.skipped:
-            print(f"  left out: {problem}")
-        for case_id, message in result.failed.items():
-            print(f"  not preprocessed: {case_id}: {message}")
-            exit_code = 1
-    return exit_code
+    try:
+        result = plan_dataset(
+            dataset,
+            _folders(args),
+            size=args.size,
+            plans_name=args.plans_name,
+            processes=workers,
+            skip_broken=args.skip_broken,
+        )
+    except EXPECTED_ERRORS as error:
+        _print_error(error)
+        return 1
+    plans = result.plans
+    print(f"\n{plans.dataset_name}: {result.folder / (plans.plans_name + '.json')}")
+    print(f"  spacing {_short(plans.spacing)} mm, median shape {plans.median_shape} (zyx)")
+    print(f"  window {plans.window}, stride {plans.stride}, batch size {plans.batch_size}")
+    for rule, reason in plans.reasons.items():
+        print(f"  {rule}: {reason}")
+    print(result.auto_prompt_table)
+    for problem in result.skipped:
+        print(f"  left out: {problem}")
+    for case_id, message in result.failed.items():
+        print(f"  not preprocessed: {case_id}: {message}")
+    return 1 if result.failed else 0
 
 
 def train(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +48,11 @@ class Workers:
                 initializer=_use_one_thread,
             )
         return self._pool
+
+    def start(self, module: str) -> None:
+        """Start them now, importing a module, while this process goes on with its own imports."""
+        for _ in range(self.processes):
+            self.pool.submit(_load, module)
 
     def __enter__(self) -> Workers:
         return self
@@ -133,6 +139,10 @@ def _outcome_of_call(
         return function(item, *arguments), None
     except Exception as error:
         return None, error
+
+
+def _load(module: str) -> None:
+    importlib.import_module(module)
 
 
 def _use_one_thread() -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 UNFITTED = ("intensity",)  # needs no fit; every registered FittedPrompter is fitted
 USABLE_IOU = 0.3  # below it a box misleads the network more than the label's name alone
 FEWEST_CASES = 3
-OFF_CENTRE_CASES = 100
+OFF_CENTRE_CASES = 50
 POSITION_ALONE = 0.7  # share of the box IoU left off-centre below which the reason warns
 
 Candidate = tuple[dict[str, Any], list[Proposal], list[Proposal], list[Proposal]]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +74,7 @@ def plan_dataset(
     *,
     size: str = "tiny",
     plans_name: str = DEFAULT_PLANS_NAME,
-    processes: int = 2,
+    processes: int | Workers = 2,
     skip_broken: bool = False,
 ) -> PlanningResult:
     """Check, fingerprint and plan a raw dataset, fit its automatic prompts, preprocess it.
@@ -82,7 +84,8 @@ def plan_dataset(
         folders: the three roots.
         size: encoder size: `tiny`, `small` or `base`.
         plans_name: name of the plans file; choose another to keep plans side by side.
-        processes: worker processes; 0 does everything in this one.
+        processes: worker processes, or `Workers` that several plannings share; 0 does everything
+            in this one.
         skip_broken: plan without the cases that have problems.
 
     Returns:
@@ -99,7 +102,8 @@ def plan_dataset(
         folders.raw, dataset, "set promptseg_raw or --raw to the folder that has your datasets"
     )
     raw = read_raw_dataset(raw_folder)
-    with Workers(processes) as workers:
+    own = None if isinstance(processes, Workers) else Workers(processes)
+    with own or nullcontext(processes) as workers:
         return _plan(raw, folders.preprocessed / raw.name, size, plans_name, workers, skip_broken)
 
 
@@ -216,6 +220,10 @@ def keep_ground_truth(cases: Sequence[RawCase], folder: Path) -> None:
     for path in folder.iterdir():
         if file_ending(path) is not None and path.name not in labels:
             path.unlink()
-    for name, label in labels.items():
+
+    def copy(name: str) -> None:
         with replacing(folder / name) as temporary:
-            shutil.copyfile(label, temporary)
+            shutil.copyfile(labels[name], temporary)
+
+    with ThreadPoolExecutor(8) as pool:  # waiting for the disk, not computing
+        list(pool.map(copy, labels))
