@@ -24,7 +24,7 @@ COLUMNS = (
 
 def write_metrics_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """One line an epoch, in one step; an empty cell is an undefined value."""
-    with replacing(path) as temporary, open(temporary, "w", newline="") as file:
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(

@@ -110,7 +110,8 @@ def start_command(planned, results, *arguments):
         env=environment,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         start_new_session=True,
     )
 
