@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import json
 import logging
+import os
 import random
 import shutil
 import signal
@@ -240,6 +242,7 @@ class BaseTrainer(ABC):
             num_workers=workers,
             multiprocessing_context="spawn" if workers else None,
             prefetch_factor=4 if workers else None,
+            worker_init_fn=_exit_at_once,
         )
         # Ctrl-C reaches every process of the terminal. Workers inherit that it is ignored, so
         # that they go on until the trainer has stopped and saved.
@@ -365,6 +368,15 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def _exit_at_once(worker: int) -> None:
+    """Let a sample worker end without cleaning up, as it holds nothing that needs it.
+
+    A run that ends by time leaves workers in the middle of sending; Python would stop their
+    sending threads inside torch, which aborts the process with a message on the terminal.
+    """
+    atexit.register(os._exit, 0)
 
 
 @contextmanager
