@@ -9,6 +9,7 @@ import numpy as np
 
 from promptseg.files import read_json
 from promptseg.image_io import file_ending
+from promptseg.prompts.prompts import PROMPTS_HEADER
 
 
 def label_files(folder: Path, what: str) -> tuple[dict[str, Path], dict[str, str]]:
@@ -73,10 +74,9 @@ def read_prompts(predictions: Path) -> tuple[dict[str, dict], list[str]]:
         return {}, []
     try:
         content = read_json(path)
-        frame = {key: content.get(key) for key in ("format_version", "frame", "axes")}
-        expected = {"format_version": 1, "frame": "voxel", "axes": "zyx"}
-        if frame != expected:
-            raise ValueError(f"{path}: expected {expected}, found {frame}")
+        header = {key: content.get(key) for key in PROMPTS_HEADER}
+        if header != PROMPTS_HEADER:
+            raise ValueError(f"{path}: expected {PROMPTS_HEADER}, found {header}")
         for case, by_label in content["cases"].items():
             for name, used in by_label.items():
                 for box in used.get("boxes", []):

@@ -112,5 +112,5 @@ def rescale(image: np.ndarray, lower: float, upper: float) -> np.ndarray:
 
 
 def to_uint8(normalized: np.ndarray) -> np.ndarray:
-    """Round [0, 255] floats to uint8, half to even; the form in which images are stored."""
+    """Round [0, 255] floats to uint8, half to even, as preprocessing rounds what it stores."""
     return np.rint(normalized).clip(0, 255).astype(np.uint8)

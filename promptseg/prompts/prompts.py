@@ -13,6 +13,7 @@ from promptseg.files import read_json, write_json
 from promptseg.preprocessing.resample import scale_coordinates
 
 PROMPTS_FORMAT = 1
+PROMPTS_HEADER = {"format_version": PROMPTS_FORMAT, "frame": "voxel", "axes": "zyx"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +143,7 @@ def read_prompts_file(path: Path | str) -> dict[str, dict[str, dict[str, Any]]]:
     if content.get("format_version") != PROMPTS_FORMAT:
         found = content.get("format_version")
         raise ValueError(f"{path}: expected format_version {PROMPTS_FORMAT}, found {found!r}")
-    for key, wanted in (("frame", "voxel"), ("axes", "zyx")):
+    for key, wanted in PROMPTS_HEADER.items():
         if content.get(key, wanted) != wanted:
             raise ValueError(f"{path}: expected {key} {wanted!r}, found {content[key]!r}")
     for case_id, labels in content["cases"].items():
@@ -156,10 +157,7 @@ def read_prompts_file(path: Path | str) -> dict[str, dict[str, dict[str, Any]]]:
 
 def write_prompts_file(path: Path | str, cases: Mapping[str, Mapping[str, Mapping]]) -> None:
     """Write what `read_prompts_file` reads: case to label to the fields of `Prompts.to_json`."""
-    write_json(
-        path,
-        {"format_version": PROMPTS_FORMAT, "frame": "voxel", "axes": "zyx", "cases": cases},
-    )
+    write_json(path, {**PROMPTS_HEADER, "cases": cases})
 
 
 def prompts_from_json(content: Mapping[str, Any], shape: Sequence[int], where: str) -> Prompts:

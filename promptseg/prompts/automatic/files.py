@@ -27,7 +27,7 @@ from promptseg.preprocessing.normalize import (
 from promptseg.prompts.automatic import auto_prompt, make_prompter
 from promptseg.prompts.automatic.base import Proposal
 from promptseg.prompts.automatic.picture import draw_boxes
-from promptseg.prompts.prompts import PROMPTS_FORMAT, Prompts
+from promptseg.prompts.prompts import PROMPTS_HEADER, Prompts
 
 NPZ = ".npz"  # the CVPR 2025 BiomedSegFM challenge's format: `imgs`, uint8 in [0, 255]
 
@@ -92,9 +92,7 @@ def auto_prompt_files(
         else:
             failed[case_id] = str(error) if str(path) in str(error) else f"{path}: {error}"
     content = {
-        "format_version": PROMPTS_FORMAT,
-        "frame": "voxel",
-        "axes": "zyx",
+        **PROMPTS_HEADER,
         "strategy": strategy,
         "parameters": parameters,
         "cases": dict(sorted(cases.items())),
