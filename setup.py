@@ -35,7 +35,9 @@ setup(
     ],
     extras_require={"test": ["hypothesis>=6.100", "pytest>=8", "ruff>=0.9"]},
     entry_points={
-        "console_scripts": [f"promptseg_{name} = promptseg.cli:{name}" for name in COMMANDS]
+        "console_scripts": [
+            f"promptseg_{name} = promptseg.commands.{name}:main" for name in COMMANDS
+        ]
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -1,5 +1,7 @@
 import argparse
+import importlib
 import json
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -8,45 +10,50 @@ from pathlib import Path
 
 import pytest
 
-from promptseg import cli
+import promptseg.commands
+from promptseg.commands import auto_prompt, parsing, plan, predict, train
 from promptseg.image_io import read_image
 from tests.synthetic import write_raw_dataset
 
-COMMANDS = [cli.plan, cli.train, cli.predict, cli.auto_prompt, cli.evaluate, cli.demo]
+COMMANDS = {
+    module.name: importlib.import_module(f"promptseg.commands.{module.name}").main
+    for module in pkgutil.iter_modules(promptseg.commands.__path__)
+    if module.name != "parsing"
+}
 
 
 def test_setup_declares_every_command():
     source = (Path(__file__).parents[1] / "setup.py").read_text()
     declared = re.search(r"COMMANDS = \((.*?)\)", source)[1]
-    assert {c.__name__ for c in COMMANDS} == set(re.findall(r'"(\w+)"', declared))
+    assert set(COMMANDS) == set(re.findall(r'"(\w+)"', declared))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_names_the_command_and_explains_every_flag(command, capsys, monkeypatch):
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_names_the_command_and_explains_every_flag(name, capsys, monkeypatch):
     parsers = []
     monkeypatch.setattr(
-        cli.argparse.ArgumentParser, "print_help", lambda parser, file=None: parsers.append(parser)
+        argparse.ArgumentParser, "print_help", lambda parser, file=None: parsers.append(parser)
     )
     with pytest.raises(SystemExit) as stop:
-        command(["--help"])
+        COMMANDS[name](["--help"])
     assert stop.value.code == 0
     (parser,) = parsers
-    assert parser.prog == f"promptseg_{command.__name__}" and parser.description
+    assert parser.prog == f"promptseg_{name}" and parser.description
     for action in parser._actions:
         assert action.help, action.option_strings
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_mistyped_flag_fails(command, capsys):
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_mistyped_flag_fails(name, capsys):
     with pytest.raises(SystemExit) as stop:
-        command(["--no-such-flag"])
+        COMMANDS[name](["--no-such-flag"])
     assert stop.value.code == 2
     assert "error:" in capsys.readouterr().err
 
 
 def test_an_unknown_dataset_is_one_clear_line_that_lists_what_is_there(tmp_path, capsys):
     write_raw_dataset(tmp_path, 3, "There", cases=1)
-    assert cli.plan(["-d", "33", "--raw", str(tmp_path)]) == 1
+    assert plan.main(["-d", "33", "--raw", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert "error: no folder Dataset033_*" in error
     assert "Dataset003_There" in error and "--raw" in error
@@ -60,13 +67,13 @@ def test_every_dataset_is_planned_although_one_is_broken(tmp_path, capsys):
     broken = tmp_path / "raw" / "Dataset001_Some" / "labelsTr" / "case_1.nii.gz"
     broken.write_bytes(b"not an image")
 
-    assert cli.plan(["-d", "1", "2", "-np", "0", *roots]) == 1
+    assert plan.main(["-d", "1", "2", "-np", "0", *roots]) == 1
 
     captured = capsys.readouterr()
     assert "case_1" in captured.err and "--skip-broken" in captured.err
     assert "Dataset002_Some" in captured.out
     assert not (tmp_path / "pre" / "Dataset001_Some" / "PromptSegPlans.json").exists()
-    assert cli.plan(["-d", "1", "-np", "0", "--skip-broken", *roots]) == 0
+    assert plan.main(["-d", "1", "-np", "0", "--skip-broken", *roots]) == 0
     assert "left out: " in capsys.readouterr().out
 
 
@@ -74,13 +81,13 @@ def test_every_dataset_is_planned_although_one_is_broken(tmp_path, capsys):
     ("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("12", 12)]
 )
 def test_time_budgets_have_units(text, seconds):
-    assert cli._seconds(text) == seconds
+    assert parsing.seconds(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "m", "-5m", "0m", "5d", "1h30m", "fast"])
 def test_other_times_are_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="expected a time such as"):
-        cli._seconds(text)
+        parsing.seconds(text)
 
 
 def test_several_models_are_listed_as_commands_to_choose_from(tmp_path, capsys):
@@ -93,7 +100,7 @@ def test_several_models_are_listed_as_commands_to_choose_from(tmp_path, capsys):
     stray.mkdir(parents=True)
     (stray / "checkpoint_final.pth").touch()
 
-    assert cli.predict(["-i", "in put", "-o", "out", "--results", str(tmp_path)]) == 1
+    assert predict.main(["-i", "in put", "-o", "out", "--results", str(tmp_path)]) == 1
 
     error = capsys.readouterr().err
     for name in names:
@@ -105,17 +112,17 @@ def test_several_models_are_listed_as_commands_to_choose_from(tmp_path, capsys):
 
 def test_epochs_and_a_time_budget_exclude_each_other(capsys):
     with pytest.raises(SystemExit):
-        cli.train(["-d", "4", "--epochs", "5", "--time-budget", "1m"])
+        train.main(["-d", "4", "--epochs", "5", "--time-budget", "1m"])
     assert "not allowed with" in capsys.readouterr().err
 
 
 def test_a_mistyped_import_is_one_message(tmp_path, capsys):
-    assert cli.train(["-d", "4", "--import", "no_such_module"]) == 1
+    assert train.main(["-d", "4", "--import", "no_such_module"]) == 1
     assert "error: No module named 'no_such_module'" in capsys.readouterr().err
 
 
 def test_predicting_without_a_model_says_how_to_get_one(tmp_path, capsys):
-    code = cli.predict(
+    code = predict.main(
         ["-i", str(tmp_path), "-o", str(tmp_path / "out"), "--results", str(tmp_path)]
     )
     assert code == 1
@@ -126,7 +133,7 @@ def test_auto_prompt_needs_no_model_and_no_dataset(tmp_path):
     folder = write_raw_dataset(tmp_path, 1, "Some", cases=2) / "imagesTr"
     output = tmp_path / "boxes.json"
     arguments = ["-i", str(folder), "-o", str(output), "--png", "--label", "liver"]
-    assert cli.auto_prompt(arguments) == 0
+    assert auto_prompt.main(arguments) == 0
     content = json.loads(output.read_text())
     assert set(content["cases"]) == {"case_0", "case_1"}
     for case_id, labels in content["cases"].items():
@@ -145,7 +152,7 @@ def test_importing_the_package_reads_no_environment_and_loads_no_torch():
         "        read.append(key)\n"
         "        return super().__getitem__(key)\n"
         "os.environ.__class__ = Watched\n"
-        "import promptseg, promptseg.cli, promptseg.folders\n"
+        "import promptseg, promptseg.commands.parsing, promptseg.folders\n"
         "assert not [key for key in read if 'promptseg' in key.lower()], read\n"
         "assert 'torch' not in sys.modules and 'monai' not in sys.modules\n"
         "assert set(promptseg.__all__) <= set(dir(promptseg))\n"

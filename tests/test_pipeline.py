@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from promptseg import cli
+from promptseg.commands import evaluate, plan, train
+from promptseg.commands import predict as predict_command
 from promptseg.image_io import Geometry, read_image, read_segmentation, write_image
 from tests.real_data import raw_folder
 
@@ -33,21 +34,21 @@ def roots(tmp_path_factory):
 
     stages = {name: str(root / name) for name in ("raw", "preprocessed", "results")}
     flags = {name: [f"--{name}", path] for name, path in stages.items()}
-    assert cli.plan(["-d", "4", *flags["raw"], *flags["preprocessed"]]) == 0
+    assert plan.main(["-d", "4", *flags["raw"], *flags["preprocessed"]]) == 0
     training = ["-d", "4", "-tr", "ViTTrainer", "-f", "all", "--epochs", "4", "--iterations", "35"]
-    assert cli.train([*training, *flags["preprocessed"], *flags["results"]]) == 0
+    assert train.main([*training, *flags["preprocessed"], *flags["results"]]) == 0
     return root
 
 
 def predict(roots, output, *arguments):
     images = roots / "raw" / "Dataset004_Hippocampus" / "imagesTs"
     command = ["-i", str(images), "-o", str(output), "--results", str(roots / "results")]
-    return cli.predict([*command, *arguments])
+    return predict_command.main([*command, *arguments])
 
 
 def mean_dice(roots, output):
     truth = roots / "raw" / "Dataset004_Hippocampus" / "labelsTs"
-    assert cli.evaluate(["-g", str(truth), "-p", str(output)]) == 0
+    assert evaluate.main(["-g", str(truth), "-p", str(output)]) == 0
     return json.loads((output / "summary.json").read_text())["foreground_mean"]["Dice"]
 
 
@@ -100,7 +101,7 @@ def test_turned_and_flipped_files_come_back_in_their_own_geometry(roots, tmp_pat
     )
     write_image(tmp_path / "in" / "turned.nrrd", image[0], turned)
 
-    code = cli.predict(
+    code = predict_command.main(
         ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--auto-prompt"]
         + ["--results", str(roots / "results")]
     )

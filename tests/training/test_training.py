@@ -100,7 +100,7 @@ def test_a_finished_run_can_be_extended_and_only_by_continuing(planned, tmp_path
 
 def start_command(planned, results, *arguments):
     """promptseg_train in a process of its own, as a user would have it."""
-    code = "import sys; from promptseg.cli import train; sys.exit(train())"
+    code = "import sys; from promptseg.commands.train import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "-d", "7", "-f", "0", *arguments]
     roots = ["--preprocessed", str(planned.preprocessed), "--results", str(results)]
     # the same number of threads as in this process: sums of floats depend on it

@@ -1,0 +1,74 @@
+"""promptseg_auto_prompt: propose boxes for any images, without model or dataset."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from promptseg.commands.parsing import (
+    add_import,
+    command_parser,
+    count,
+    run_command,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = command_parser(__doc__)
+    parser.add_argument("-i", "--input", type=Path, required=True, help="image file or folder")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="boxes.json to write")
+    parser.add_argument("--strategy", default="intensity", help="the paper's by default")
+    parser.add_argument("--modality", help="CT, MRI, PET or US; guessed when not given")
+    parser.add_argument("--window", help="CT window: soft tissue, lung, brain or bone")
+    parser.add_argument("--label", default="object", help="what the boxes are filed under")
+    parser.add_argument("--png", action="store_true", help="draw the boxes beside the output")
+    parser.add_argument("-np", "--processes", type=count, default=0, help="worker processes")
+    parser.add_argument(
+        "--set",
+        dest="parameters",
+        type=_parameter,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a parameter of the strategy, such as sigma=1.5 or margin=0",
+    )
+    add_import(parser)
+    return run_command(parser, arguments, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from promptseg.prompts.automatic.files import auto_prompt_files
+
+    content = auto_prompt_files(
+        args.input,
+        args.output,
+        strategy=args.strategy,
+        modality=args.modality,
+        window=args.window,
+        png=args.png,
+        processes=args.processes,
+        parameters=dict(args.parameters),
+        label=args.label,
+    )
+    for case_id, labels in content["cases"].items():
+        for prompts in labels.values():
+            boxes = [[list(map(int, corner)) for corner in box] for box in prompts["boxes"]]
+            print(f"{case_id}: {boxes or 'no box'} ({prompts['reason']})")
+    for case_id, message in content["failed"].items():
+        print(f"failed: {case_id}: {message}")
+    print(f"boxes are lower and upper corners, zyx, upper exclusive; written to {args.output}")
+    return 1 if content["failed"] else 0
+
+
+def _parameter(text: str) -> tuple[str, object]:
+    """`name=value`; the value is JSON if it can be, else text."""
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value

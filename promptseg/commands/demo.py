@@ -1,0 +1,46 @@
+"""promptseg_demo: phantoms, plan, train, predict, evaluate and a picture, in minutes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from promptseg.commands.parsing import (
+    command_parser,
+    count,
+    run_command,
+    seconds,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = command_parser(__doc__)
+    parser.add_argument(
+        "--modality", choices=("CT", "MRI", "PET", "US"), default="CT", help="of the phantoms"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("promptseg_demo"), help="folder to work in"
+    )
+    parser.add_argument(
+        "--time-budget", type=seconds, default=240.0, metavar="T", help="of the training: 4m"
+    )
+    parser.add_argument("-np", "--processes", type=count, default=2, help="worker processes")
+    return run_command(parser, arguments, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from promptseg.demo.run import run_demo
+    from promptseg.evaluation.evaluate import format_table
+
+    result = run_demo(
+        args.output,
+        modality=args.modality,
+        time_budget=args.time_budget,
+        processes=args.processes,
+    )
+    print(format_table(result["evaluation"]))
+    stages = ", ".join(f"{name} {value:.0f} s" for name, value in result["seconds"].items())
+    print(f"\n{stages}\nLook at {result['picture']}")
+    return 1 if result["evaluation"]["failures"] else 0

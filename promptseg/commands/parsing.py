@@ -1,0 +1,118 @@
+"""What the commands share: flags, the frame each runs in, and how errors reach the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from promptseg.folders import Folders, find_folders
+
+# What a user or a machine can cause: one message. Anything else shows its traceback; so do these
+# with PROMPTSEG_LOG_LEVEL=DEBUG.
+EXPECTED_ERRORS = (ValueError, OSError, RuntimeError, ImportError)
+
+DATASET_HELP = "number or full name, such as 4 or Dataset004_Hippocampus"
+
+
+def command_parser(documentation: str) -> argparse.ArgumentParser:
+    """The parser of a command whose module is documented `promptseg_name: what it does.`"""
+    name, description = documentation.split(":", 1)
+    return argparse.ArgumentParser(prog=name, description=description.strip(), allow_abbrev=False)
+
+
+def add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module that registers classes of your own",
+    )
+
+
+def add_folders(parser: argparse.ArgumentParser, *roots: str) -> None:
+    for root in roots:
+        parser.add_argument(
+            f"--{root}",
+            type=Path,
+            metavar="FOLDER",
+            help=f"{root} datasets; else $promptseg_{root}, else ./promptseg_data/{root}",
+        )
+
+
+def folders_of(args: argparse.Namespace) -> Folders:
+    return find_folders(*(getattr(args, root, None) for root in ("raw", "preprocessed", "results")))
+
+
+def run_command(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    command: Callable[[argparse.Namespace], int],
+) -> int:
+    """Parse, log to the terminal, call; expected errors become one message and exit code 1."""
+    args = parser.parse_args(arguments)
+    args.typed = list(sys.argv[1:] if arguments is None else arguments)
+    # Waiting threads that spin slow training tenfold on a machine that others use as well.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with _logged_to_terminal():
+        try:
+            for module in getattr(args, "imports", []):
+                importlib.import_module(module)
+            return command(args)
+        except EXPECTED_ERRORS as error:
+            print_error(error)
+            return 1
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+
+def print_error(error: BaseException) -> None:
+    logging.getLogger("promptseg").debug("traceback", exc_info=error)
+    print(f"error: {error}", file=sys.stderr)
+
+
+class _TqdmHandler(logging.Handler):
+    """Log lines above the progress bar, not through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+@contextmanager
+def _logged_to_terminal() -> Iterator[None]:
+    """Log lines of the package appear on the terminal while the block runs."""
+    logger, handler = logging.getLogger("promptseg"), _TqdmHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(os.environ.get("PROMPTSEG_LOG_LEVEL", "INFO").upper())
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
+    return value
+
+
+def seconds(text: str) -> float:
+    """`90s`, `30m`, `1.5h` or plain seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not match or not float(match[1]) > 0:
+        raise argparse.ArgumentTypeError(f"expected a time such as 90s, 30m or 2h, got {text!r}")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]

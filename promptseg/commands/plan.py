@@ -1,0 +1,77 @@
+"""promptseg_plan: check, fingerprint, plan, fit automatic prompts, preprocess."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from promptseg.commands.parsing import (
+    DATASET_HELP,
+    EXPECTED_ERRORS,
+    add_folders,
+    add_import,
+    command_parser,
+    count,
+    folders_of,
+    print_error,
+    run_command,
+)
+from promptseg.parallel import Workers
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = command_parser(__doc__)
+    parser.add_argument(
+        "-d", "--dataset", nargs="+", required=True, metavar="ID", help=DATASET_HELP
+    )
+    parser.add_argument(
+        "--size", choices=("tiny", "small", "base"), default="tiny", help="encoder size"
+    )
+    parser.add_argument("-p", "--plans-name", default="PromptSegPlans", help="name of the plans")
+    parser.add_argument("-np", "--processes", type=count, default=2, help="worker processes")
+    parser.add_argument("--skip-broken", action="store_true", help="go on without broken cases")
+    add_import(parser)
+    add_folders(parser, "raw", "preprocessed")
+    return run_command(parser, arguments, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    with Workers(args.processes) as workers:
+        workers.start("promptseg.experiment_planning.planner")  # while this process loads it too
+        results = [_planned(dataset, args, workers) for dataset in args.dataset]
+    return max(results)
+
+
+def _planned(dataset: str, args: argparse.Namespace, workers: Workers) -> int:
+    """Plan one dataset and print what was chosen; its exit code, since others follow."""
+    from promptseg.experiment_planning.planner import plan_dataset
+
+    try:
+        result = plan_dataset(
+            dataset,
+            folders_of(args),
+            size=args.size,
+            plans_name=args.plans_name,
+            processes=workers,
+            skip_broken=args.skip_broken,
+        )
+    except EXPECTED_ERRORS as error:
+        print_error(error)
+        return 1
+    plans = result.plans
+    print(f"\n{plans.dataset_name}: {result.folder / (plans.plans_name + '.json')}")
+    print(f"  spacing {_short(plans.spacing)} mm, median shape {plans.median_shape} (zyx)")
+    print(f"  window {plans.window}, stride {plans.stride}, batch size {plans.batch_size}")
+    for rule, reason in plans.reasons.items():
+        print(f"  {rule}: {reason}")
+    print(result.auto_prompt_table)
+    for problem in result.skipped:
+        print(f"  left out: {problem}")
+    for case_id, message in result.failed.items():
+        print(f"  not preprocessed: {case_id}: {message}")
+    return 1 if result.failed else 0
+
+
+def _short(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"

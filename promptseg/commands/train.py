@@ -1,0 +1,76 @@
+"""promptseg_train: train a fold, then predict and evaluate its validation cases."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from promptseg.commands.parsing import (
+    DATASET_HELP,
+    add_folders,
+    add_import,
+    command_parser,
+    count,
+    folders_of,
+    run_command,
+    seconds,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = command_parser(__doc__)
+    parser.add_argument("-d", "--dataset", required=True, metavar="ID", help=DATASET_HELP)
+    parser.add_argument("-tr", "--trainer", default="ViTTrainer", help="trainer class")
+    parser.add_argument("-f", "--fold", nargs="+", default=["0"], help="0, 1, ..., or all")
+    parser.add_argument("-p", "--plans-name", default="PromptSegPlans", help="name of the plans")
+    parser.add_argument("--c", dest="resume", action="store_true", help="continue training")
+    parser.add_argument("--overwrite", action="store_true", help="start a trained fold again")
+    parser.add_argument(
+        "--recipe",
+        choices=("scratch", "paper"),
+        default="scratch",
+        help="AdamW with warm-up and decay, or the paper's Adam at 1e-5",
+    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=int, help="length of the run")
+    length.add_argument(
+        "--time-budget", type=seconds, metavar="T", help="length of the run: 90s, 30m or 2h"
+    )
+    parser.add_argument("--iterations", type=int, help="optimizer steps in one epoch")
+    parser.add_argument("--lr", type=float, help="initial learning rate")
+    parser.add_argument("--seed", type=int, help="of weights, samples and augmentation")
+    parser.add_argument("-np", "--processes", type=count, default=1, help="sample workers")
+    parser.add_argument("-device", help="cpu, cuda, cuda:1 or mps; a GPU if there is one")
+    add_import(parser)
+    add_folders(parser, "preprocessed", "results")
+    return run_command(parser, arguments, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from promptseg.pipeline import train as train_fold
+
+    for fold in args.fold:
+        model = train_fold(
+            args.dataset,
+            folders_of(args),
+            trainer=args.trainer,
+            fold=fold,
+            plans_name=args.plans_name,
+            recipe=args.recipe,
+            epochs=args.epochs,
+            iterations_per_epoch=args.iterations,
+            time_budget=args.time_budget,
+            initial_lr=args.lr,
+            seed=args.seed,
+            device=args.device,
+            processes=args.processes,
+            resume=args.resume,
+            overwrite=args.overwrite,
+        )
+        if model is None:
+            print("stopped before the end; the same command with --c continues", file=sys.stderr)
+            return 1
+        print(f"trained: {model / f'fold_{fold}'}; look at progress.png there")
+    return 0
