@@ -13,6 +13,7 @@ from promptseg.preprocessing.normalize import Normalization
 
 PLANS_FORMAT = 1
 DEFAULT_PLANS_NAME = "PromptSegPlans"
+PRESETS = ("none", "segvol")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class Plans:
         dataset_name: `Dataset004_Hippocampus`.
         plans_name: the file's name without `.json`; several plans of one dataset can coexist.
         size: encoder size, `tiny`, `small` or `base`.
+        preset: `segvol` for the window, stride and network of SegVol's released weights; `none`
+            where the rules decide. Plans written before there were presets have none.
         channel_names: as in dataset.json.
         modalities: of each channel: `CT`, `MRI`, `PET`, `US` or `unknown`.
         normalizations: of each channel, raw intensities to [0, 255].
@@ -41,6 +44,7 @@ class Plans:
     dataset_name: str
     plans_name: str = DEFAULT_PLANS_NAME
     size: str
+    preset: str = "none"
     channel_names: tuple[str, ...]
     modalities: tuple[str, ...]
     normalizations: tuple[Normalization, ...]
@@ -77,6 +81,7 @@ class Plans:
                 f"{source}: plans format {version!r}, this version of promptseg reads "
                 f"{PLANS_FORMAT}; run promptseg_plan again"
             )
+        content = {"preset": "none", **content}
         names = {f.name for f in fields(cls)}
         if missing := sorted(names - set(content)):
             raise ValueError(f"{source}: missing {', '.join(missing)}; run promptseg_plan again")
@@ -142,6 +147,7 @@ _FORMS = {  # field: its check, and what to expect in words
     "dataset_name": _NAME,
     "plans_name": _NAME,
     "size": _NAME,
+    "preset": (lambda v: v in PRESETS, f"one of {', '.join(PRESETS)}"),
     "channel_names": _NAMES,
     "modalities": _NAMES,
     "normalizations": (lambda v: isinstance(v, (list, tuple)), "a list of objects"),

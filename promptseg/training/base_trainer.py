@@ -323,7 +323,7 @@ class BaseTrainer(ABC):
     def _check_same_run(self, path: Path, content: Mapping[str, Any]) -> None:
         if content["trainer"] != self.name:
             raise ValueError(f"{path} is of {content['trainer']}, this is {self.name}")
-        if content["plans"] != _plain(self.plans.to_json()):
+        if Plans.from_json(content["plans"], path) != self.plans:
             raise ValueError(
                 f"{path} was trained with other plans than {self.plans.plans_name}.json has now; "
                 f"start again with --overwrite, or plan under another name (-p)"

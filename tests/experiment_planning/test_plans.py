@@ -37,7 +37,7 @@ def test_plans_survive_their_file(tmp_path):
     assert read.data_identifier == "PromptSegPlans_3d"
 
 
-@pytest.mark.parametrize("field", sorted(set(PLANS.to_json()) - {"format_version"}))
+@pytest.mark.parametrize("field", sorted(set(PLANS.to_json()) - {"format_version", "preset"}))
 def test_a_missing_field_and_a_null_are_named(field):
     content = good()
     del content[field]
@@ -89,6 +89,7 @@ BAD = [
     ({"labels": {"liver": "1"}}, "labels: expected names with different"),
     ({"labels": {"background": 0, "liver": 1}}, "labels: expected names with different"),
     ({"labels": {"liver": 1, "spleen": 1}}, "labels: expected names with different"),
+    ({"preset": "sam"}, "preset: expected one of none, segvol, found 'sam'"),
     ({"auto_prompts": []}, r"auto_prompts: expected an object, found \[\]"),
     ({"reasons": "none"}, "reasons: expected an object"),
 ]
@@ -98,6 +99,12 @@ BAD = [
 def test_wrong_fields_are_named_with_what_is_expected(changes, message):
     with pytest.raises(ValueError, match=f"^p.json: .*{message}|^p.json: {message}"):
         Plans.from_json({**good(), **changes}, "p.json")
+
+
+def test_plans_from_before_there_were_presets_have_none():
+    content = good()
+    del content["preset"]
+    assert Plans.from_json(content) == Plans.from_json(good())
 
 
 @pytest.mark.parametrize("content", [None, [], "plans", 3])
