@@ -26,7 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "-d", "--dataset", nargs="+", required=True, metavar="ID", help=DATASET_HELP
     )
     parser.add_argument(
-        "--size", choices=("tiny", "small", "base"), default="tiny", help="encoder size"
+        "--size",
+        choices=("tiny", "small", "base"),
+        help="encoder size; tiny, or with the preset segvol base, by default",
+    )
+    parser.add_argument(
+        "--preset",
+        choices=("none", "segvol"),
+        default="none",
+        help="segvol: window, patches and normalization of SegVol's released weights",
     )
     parser.add_argument("-p", "--plans-name", default="PromptSegPlans", help="name of the plans")
     parser.add_argument("-np", "--processes", type=count, default=2, help="worker processes")
@@ -52,6 +60,7 @@ def _planned(dataset: str, args: argparse.Namespace, workers: Workers) -> int:
             dataset,
             folders_of(args),
             size=args.size,
+            preset=args.preset,
             plans_name=args.plans_name,
             processes=workers,
             skip_broken=args.skip_broken,

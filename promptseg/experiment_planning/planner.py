@@ -16,9 +16,11 @@ from promptseg.experiment_planning.auto_prompt_fit import AutoPromptFit, fit_aut
 from promptseg.experiment_planning.examine import examine_dataset
 from promptseg.experiment_planning.fingerprint import HU_EDGES, Fingerprint, save_fingerprint
 from promptseg.experiment_planning.integrity import Problem, report
-from promptseg.experiment_planning.plans import DEFAULT_PLANS_NAME, Plans, save_plans
+from promptseg.experiment_planning.plans import DEFAULT_PLANS_NAME, PRESETS, Plans, save_plans
 from promptseg.experiment_planning.rules import (
     BUDGETS,
+    SEGVOL_STRIDE,
+    SEGVOL_WINDOW,
     choose_ct_window,
     target_spacing,
     window_and_stride,
@@ -27,7 +29,12 @@ from promptseg.files import replacing, write_json
 from promptseg.folders import Folders, find_dataset_folder
 from promptseg.image_io import file_ending
 from promptseg.parallel import Workers
-from promptseg.preprocessing.normalize import Normalization, ct_window, percentile_clipping
+from promptseg.preprocessing.normalize import (
+    Normalization,
+    ct_window,
+    foreground_clipping,
+    percentile_clipping,
+)
 from promptseg.preprocessing.preprocess import preprocess_dataset
 from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset, remove_case
 from promptseg.preprocessing.resample import resampled_shape
@@ -72,7 +79,8 @@ def plan_dataset(
     dataset: int | str,
     folders: Folders,
     *,
-    size: str = "tiny",
+    size: str | None = None,
+    preset: str = "none",
     plans_name: str = DEFAULT_PLANS_NAME,
     processes: int | Workers = 2,
     skip_broken: bool = False,
@@ -82,7 +90,9 @@ def plan_dataset(
     Args:
         dataset: number or full name of a folder under `folders.raw`.
         folders: the three roots.
-        size: encoder size: `tiny`, `small` or `base`.
+        size: encoder size: `tiny` (the default), `small` or `base`.
+        preset: `segvol` for the window, stride, normalization and network of SegVol's released
+            weights, which have size `base`; `none` to follow the rules.
         plans_name: name of the plans file; choose another to keep plans side by side.
         processes: worker processes, or `Workers` that several plannings share; 0 does everything
             in this one.
@@ -94,27 +104,46 @@ def plan_dataset(
     Raises:
         FileNotFoundError: if the dataset is not there.
         BrokenDatasetError: listing every broken case, unless `skip_broken` and others are left.
-        ValueError: for an unknown size.
+        ValueError: for an unknown size or preset, or a preset that does not fit size or images.
     """
-    if size not in BUDGETS:
-        raise ValueError(f"unknown size {size!r}; there are {', '.join(BUDGETS)}")
+    size = checked_size(size, preset)
     raw_folder = find_dataset_folder(
         folders.raw, dataset, "set promptseg_raw or --raw to the folder that has your datasets"
     )
     raw = read_raw_dataset(raw_folder)
     own = None if isinstance(processes, Workers) else Workers(processes)
     with own or nullcontext(processes) as workers:
-        return _plan(raw, folders.preprocessed / raw.name, size, plans_name, workers, skip_broken)
+        folder = folders.preprocessed / raw.name
+        return _plan(raw, folder, size, preset, plans_name, workers, skip_broken)
+
+
+def checked_size(size: str | None, preset: str) -> str:
+    """The size that was asked for, or the usual one; a ValueError for what there is not."""
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
+    usual = "base" if preset == "segvol" else "tiny"
+    size = size or usual
+    if size not in BUDGETS:
+        raise ValueError(f"unknown size {size!r}; there are {', '.join(BUDGETS)}")
+    if preset == "segvol" and size != usual:
+        raise ValueError(f"SegVol's weights have size {usual!r}; leave out the size {size!r}")
+    return size
 
 
 def _plan(
     raw: RawDataset,
     folder: Path,
     size: str,
+    preset: str,
     plans_name: str,
     workers: Workers,
     skip_broken: bool,
 ) -> PlanningResult:
+    if preset == "segvol" and len(raw.channel_names) != 1:
+        raise ValueError(
+            f"{raw.name} has {len(raw.channel_names)} channels ({', '.join(raw.channel_names)}), "
+            f"but SegVol's weights look at one; make a dataset of the channel you want"
+        )
     examination = examine_dataset(raw, workers)
     for warning in examination.warnings:
         log.warning(warning)
@@ -123,7 +152,7 @@ def _plan(
         raise BrokenDatasetError(raw, examination.problems, len(cases))
 
     fingerprint = examination.fingerprint
-    normalizations, window_reason = choose_normalizations(fingerprint)
+    normalizations, window_reason = choose_normalizations(fingerprint, preset)
     fit = fit_auto_prompts(
         cases,
         raw.labels,
@@ -131,7 +160,9 @@ def _plan(
         normalizations=normalizations,
         processes=workers,
     )
-    plans = make_plans(raw, fingerprint, normalizations, window_reason, fit, size, plans_name)
+    plans = make_plans(
+        raw, fingerprint, normalizations, window_reason, fit, size, preset, plans_name
+    )
 
     write_json(folder / "dataset.json", raw.content)
     save_fingerprint(folder, fingerprint)
@@ -149,8 +180,16 @@ def _plan(
     )
 
 
-def choose_normalizations(fingerprint: Fingerprint) -> tuple[tuple[Normalization, ...], str]:
-    """A CT window where a channel is CT, percentile clipping elsewhere, and the reason."""
+def choose_normalizations(
+    fingerprint: Fingerprint, preset: str = "none"
+) -> tuple[tuple[Normalization, ...], str]:
+    """A CT window where a channel is CT, percentile clipping elsewhere, and the reason.
+
+    With the preset `segvol` every channel is normalized as SegVol does.
+    """
+    if preset == "segvol":
+        reason = "preset segvol: SegVol's, between percentiles of the voxels above the mean"
+        return (foreground_clipping(),) * len(fingerprint.modalities), reason
     chosen, reasons = [], []
     for channel, modality in enumerate(fingerprint.modalities):
         if modality == "CT":
@@ -170,19 +209,30 @@ def make_plans(
     normalization_reason: str,
     fit: AutoPromptFit,
     size: str,
+    preset: str,
     plans_name: str,
 ) -> Plans:
     """Call the rules in order; reads no file and writes none."""
     spacings = np.array([case.spacing for case in fingerprint.cases])
     shapes = np.array([case.shape for case in fingerprint.cases])
     spacing, spacing_reason = target_spacing(spacings, shapes)
-    resampled = [resampled_shape(s, sp, spacing) for s, sp in zip(shapes, spacings, strict=True)]
+    own_voxels = preset == "segvol"
+    resampled = [
+        s if own_voxels else resampled_shape(s, sp, spacing)
+        for s, sp in zip(shapes, spacings, strict=True)
+    ]
     median_shape = tuple(int(n) for n in np.median(resampled, axis=0).round())
-    window, stride, window_reason = window_and_stride(median_shape, spacing, BUDGETS[size])
+    if own_voxels:
+        spacing_reason += "; preset segvol: only for the record, every image keeps its own voxels"
+        window, stride = SEGVOL_WINDOW, SEGVOL_STRIDE
+        window_reason = "preset segvol: what the released weights were trained with"
+    else:
+        window, stride, window_reason = window_and_stride(median_shape, spacing, BUDGETS[size])
     return Plans(
         dataset_name=raw.name,
         plans_name=plans_name,
         size=size,
+        preset=preset,
         channel_names=raw.channel_names,
         modalities=tuple(fingerprint.modalities),
         normalizations=normalizations,

@@ -29,7 +29,8 @@ class Plans:
         channel_names: as in dataset.json.
         modalities: of each channel: `CT`, `MRI`, `PET`, `US` or `unknown`.
         normalizations: of each channel, raw intensities to [0, 255].
-        spacing: mm, zyx, that every image is resampled to.
+        spacing: mm, zyx, that every image is resampled to; with the preset `segvol`, which keeps
+            each image's own voxels, only what is usual among the training images.
         median_shape: voxels, zyx, of the training images at that spacing.
         window: voxels, zyx, that the network sees at once.
         stride: voxels, zyx, of one token of the image embedding.
@@ -56,6 +57,11 @@ class Plans:
     labels: dict[str, int]
     auto_prompts: dict[str, dict[str, Any]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def keeps_spacing(self) -> bool:
+        """Whether every image stays on its own voxels instead of being resampled to `spacing`."""
+        return self.preset == "segvol"
 
     @property
     def data_identifier(self) -> str:

@@ -35,6 +35,7 @@ BUDGETS = {
     "base": Budget(window_voxels=32 * 256 * 256, tokens=2048, batch_size=2),
 }
 
+SEGVOL_WINDOW, SEGVOL_STRIDE = (32, 256, 256), (4, 16, 16)  # of the released weights, zyx
 ANISOTROPY = 3.0  # nnU-Net's threshold for calling a spacing anisotropic
 
 

@@ -1,4 +1,4 @@
-"""Raw intensities to [0, 255]: clinical windows for CT, percentile clipping for all else."""
+"""Raw intensities to [0, 255]: clinical windows for CT, percentiles for all else, or SegVol's."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ CT_WINDOWS: dict[str, tuple[float, float]] = {  # width, level in HU (paper, sec
     "bone": (1800.0, 400.0),
 }
 PERCENTILES = (0.5, 99.5)  # paper, section 3.3: MRI, PET and ultrasound
+FOREGROUND_PERCENTILES = (0.05, 99.95)  # SegVol, every modality
+KINDS = ("window", "percentiles", "foreground")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +23,9 @@ class Normalization:
     """How one channel's intensities become [0, 255]; a piece of the plans.
 
     Attributes:
-        kind: `window` (CT: HU between two fixed values) or `percentiles` (of each volume).
-        lower, upper: HU for `window`, percentiles for `percentiles`; what lies outside is clipped.
+        kind: `window` (CT: HU between two fixed values), `percentiles` (of each volume) or
+            `foreground` (percentiles of each volume's voxels above its mean).
+        lower, upper: HU for `window`, else percentiles; what lies outside is clipped.
     """
 
     kind: str
@@ -30,8 +33,8 @@ class Normalization:
     upper: float
 
     def __post_init__(self) -> None:
-        if self.kind not in ("window", "percentiles"):
-            raise ValueError(f"normalization kind {self.kind!r} is neither window nor percentiles")
+        if self.kind not in KINDS:
+            raise ValueError(f"normalization kind {self.kind!r} is none of {', '.join(KINDS)}")
         if not self.lower < self.upper:
             raise ValueError(f"normalization needs lower < upper, got {self.lower}, {self.upper}")
 
@@ -50,6 +53,21 @@ def percentile_clipping() -> Normalization:
     return Normalization(kind="percentiles", lower=PERCENTILES[0], upper=PERCENTILES[1])
 
 
+def foreground_clipping() -> Normalization:
+    """SegVol's normalization, whatever the modality.
+
+    SegVol clips to percentiles of the voxels above the volume's mean, takes off their mean,
+    divides by their standard deviation and scales what comes out to its own minimum and maximum.
+    The last step undoes the two before it, and background is never above the lower percentile:
+    what remains is a linear map of the clipped intensities.
+
+    Source:
+        SegVol, data_process/demo_data_process.py, ForegroundNormalization and MinMaxNormalization.
+    """
+    lower, upper = FOREGROUND_PERCENTILES
+    return Normalization(kind="foreground", lower=lower, upper=upper)
+
+
 def default_normalization(modality: str) -> Normalization:
     """What a modality gets when no training cases say better: soft tissue for `CT`."""
     return ct_window("soft tissue") if modality == "CT" else percentile_clipping()
@@ -65,7 +83,12 @@ def intensity_range(image: np.ndarray, normalization: Normalization) -> tuple[fl
         return normalization.lower, normalization.upper
     if image.size == 0:
         return 0.0, 0.0
-    lower, upper = np.percentile(image, (normalization.lower, normalization.upper))
+    looked_at = image
+    if normalization.kind == "foreground":
+        looked_at = image[image > image.mean()]
+        if looked_at.size == 0:  # a constant volume
+            return float(image.min()), float(image.min())
+    lower, upper = np.percentile(looked_at, (normalization.lower, normalization.upper))
     if lower == upper:
         lower, upper = image.min(), image.max()
     return float(lower), float(upper)
@@ -97,18 +120,23 @@ def rescale(image: np.ndarray, lower: float, upper: float) -> np.ndarray:
     Returns:
         (z, y, x) float32 in [0, 255]; all 0 when the volume is constant after clipping.
     """
+    scaled = rescale_part(image, lower, upper)
+    if scaled.size and scaled.min() == scaled.max():
+        scaled.fill(0.0)
+    return scaled
+
+
+def rescale_part(image: np.ndarray, lower: float, upper: float) -> np.ndarray:
+    """`rescale` of a part of a volume that is not constant; 0 when `lower` equals `upper`."""
     width = np.float32(upper - lower)
-    if image.size == 0 or not width > 0:
+    if not width > 0:
         return np.zeros(image.shape, np.float32)
     scaled = image.astype(np.float32)  # the one float copy; everything below works in place
     np.clip(scaled, lower, upper, out=scaled)
     scaled -= np.float32(lower)
     scaled /= width  # before the factor: 255 / width overflows for tiny widths
     scaled *= np.float32(255.0)
-    np.clip(scaled, 0.0, 255.0, out=scaled)
-    if scaled.min() == scaled.max():
-        scaled.fill(0.0)
-    return scaled
+    return np.clip(scaled, 0.0, 255.0, out=scaled)
 
 
 def to_uint8(normalized: np.ndarray) -> np.ndarray:

@@ -78,7 +78,7 @@ BAD = [
     ({"normalizations": [{"kind": "window", "lower": 0}] * 2}, "normalizations: .*'upper'"),
     (
         {"normalizations": [{"kind": "zscore", "lower": 0, "upper": 1}] * 2},
-        "normalizations: normalization kind 'zscore' is neither",
+        "normalizations: normalization kind 'zscore' is none of",
     ),
     (
         {"normalizations": [{"kind": "window", "lower": 3, "upper": 1}] * 2},

@@ -116,7 +116,10 @@ def test_to_uint8_rounds_half_to_even_and_clips():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (dict(kind="zscore", lower=0, upper=1), "'zscore' is neither window nor percentiles"),
+        (
+            dict(kind="zscore", lower=0, upper=1),
+            "'zscore' is none of window, percentiles, foreground",
+        ),
         (dict(kind="window", lower=5, upper=5), "lower < upper, got 5, 5"),
         (dict(kind="percentiles", lower=99.5, upper=0.5), "lower < upper"),
         (dict(kind="window", lower=float("nan"), upper=5), "lower < upper, got nan"),

@@ -1,0 +1,89 @@
+"""SegVol's preprocessing: its normalization, its crop to the foreground, its resizing.
+
+Of the original two things are kept because the released weights were used with them, and two are
+not reproduced.
+
+Kept:
+- Volumes are taken as they are stored, in their own voxels: neither reoriented (the original asks
+  for RAS, but has dropped the affine by then) nor resampled to a common spacing.
+- The whole volume is resized by nearest neighbours, without averaging.
+
+Not reproduced:
+- The original pads to the window before it crops, so the crop takes the padding off again, but
+  its corners count the padding. Here corners are voxels of the volume, and nothing is padded.
+- A constant volume divides by zero there; here it is all 0 and has no crop.
+
+Source:
+    SegVol, data_process/demo_data_process.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from promptseg.boxes import mask_box
+from promptseg.preprocessing.normalize import Normalization, intensity_range, rescale_part
+
+
+class SegVolImage:
+    """A raw image that is normalized where it is asked for.
+
+    Normalizing and nearest neighbours can change places, so no second copy of the volume is held.
+    It slices like a (c, z, y, x) float32 array in [0, 255].
+
+    Args:
+        raw: (1, z, y, x) raw intensities; kept as they are.
+        normalization: how they become [0, 255].
+
+    Attributes:
+        shape: of `raw`.
+        foreground: (2, 3) half-open box, zyx, of what is brighter than 0 after normalization;
+            the whole volume when nothing is.
+
+    Raises:
+        ValueError: if there are several channels, or a voxel is NaN or infinite.
+    """
+
+    def __init__(self, raw: np.ndarray, normalization: Normalization) -> None:
+        if raw.ndim != 4 or len(raw) != 1:
+            raise ValueError(f"SegVol looks at one channel, (1, z, y, x); got shape {raw.shape}")
+        if np.issubdtype(raw.dtype, np.floating) and not np.isfinite(raw).all():
+            bad = int((~np.isfinite(raw)).sum())
+            raise ValueError(f"{bad} of {raw.size} voxels are NaN or infinite")
+        self.raw, self.shape = raw, raw.shape
+        self.limits = intensity_range(raw[0], normalization)
+        bright = mask_box(raw[0] > self.limits[0]) if self.limits[0] < self.limits[1] else None
+        self.foreground = np.array([(0, 0, 0), raw.shape[1:]]) if bright is None else bright
+
+    def __getitem__(self, region: tuple[slice, ...]) -> np.ndarray:
+        """(c, n, m, k) float32 of `[:, z0:z1, y0:y1, x0:x1]`."""
+        return rescale_part(self.raw[region], *self.limits)
+
+    def resized(self, size: Sequence[int]) -> np.ndarray:
+        """(1, *size) float32: the foreground box, resized by nearest neighbours."""
+        lower, upper = self.foreground
+        axes = [
+            low + nearest_indices(high - low, n, "nearest-exact")
+            for low, high, n in zip(lower, upper, size, strict=True)
+        ]
+        return rescale_part(self.raw[(slice(None), *np.ix_(*axes))], *self.limits)
+
+
+def nearest_indices(old: int, new: int, mode: str) -> np.ndarray:
+    """For each of `new` voxels along an axis the one of `old` that PyTorch's resizing takes.
+
+    Args:
+        old, new: voxels along the axis.
+        mode: `nearest-exact` (the voxel that holds the new one's centre) or `nearest` (the one
+            that holds its lower face).
+
+    Returns:
+        (new,) indices, in PyTorch's own rounding.
+    """
+    import torch  # here, so that worker processes never import torch
+
+    line = torch.arange(int(old), dtype=torch.float32).view(1, 1, -1, 1, 1)
+    resized = torch.nn.functional.interpolate(line, (int(new), 1, 1), mode=mode)
+    return resized.flatten().long().numpy()
