@@ -18,6 +18,7 @@ from promptseg.inference.predict_files import predict_cases
 from promptseg.inference.predictor import Predictor
 from promptseg.networks.device import choose_device
 from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
+from promptseg.prompts.given import case_from_json
 from promptseg.raw_dataset import RawCase
 from promptseg.training.patches import AutoBoxes
 from promptseg.training.settings import RunOptions
@@ -160,7 +161,8 @@ def validate_fold(
     folder = model_folder / f"fold_{fold}" / "validation"
     shutil.rmtree(folder, ignore_errors=True)
     predictor = Predictor.from_model_folder(model_folder, folds=[fold], device=device)
-    report = predict_cases(predictor, cases, folder, from_file=prompts)
+    given = {case_id: case_from_json(labels) for case_id, labels in prompts.items()}
+    report = predict_cases(predictor, cases, folder, from_file=given)
     summary = evaluate_folders(
         preprocessed / "gt_segmentations", folder, labels=plans.labels, cases=case_ids
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from promptseg.files import read_json
 from promptseg.image_io import file_ending
-from promptseg.prompts.prompts import PROMPTS_HEADER
+from promptseg.prompts.prompts import read_prompts_file
 
 
 def label_files(folder: Path, what: str) -> tuple[dict[str, Path], dict[str, str]]:
@@ -73,21 +73,9 @@ def read_prompts(predictions: Path) -> tuple[dict[str, dict], list[str]]:
     if not path.is_file():
         return {}, []
     try:
-        content = read_json(path)
-        header = {key: content.get(key) for key in PROMPTS_HEADER}
-        if header != PROMPTS_HEADER:
-            raise ValueError(f"{path}: expected {PROMPTS_HEADER}, found {header}")
-        for case, by_label in content["cases"].items():
-            for name, used in by_label.items():
-                for box in used.get("boxes", []):
-                    if np.asarray(box, float).shape != (2, 3):
-                        raise ValueError(
-                            f"{path}: case {case!r}, label {name!r}: a box is "
-                            f"[[z, y, x], [z, y, x]], found {box}"
-                        )
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        return read_prompts_file(path), []
+    except ValueError as error:
         return {}, [f"box IoU left out, prompts_used.json cannot be used: {error!s}"]
-    return content["cases"], []
 
 
 def case_id_of(path: Path) -> str:

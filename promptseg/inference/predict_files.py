@@ -16,12 +16,9 @@ from promptseg.files import read_json, replacing, write_json
 from promptseg.image_io import WRITABLE_ENDINGS, Geometry, file_ending, read_image, write_image
 from promptseg.inference.predictor import Prediction, Predictor
 from promptseg.prompts.automatic.base import AUTO_PROMPTERS
-from promptseg.prompts.prompts import (
-    Prompts,
-    prompts_from_json,
-    read_prompts_file,
-    write_prompts_file,
-)
+from promptseg.prompts.given import CasePrompts
+from promptseg.prompts.prompts import Prompts, write_prompts_file
+from promptseg.prompts.prompts_file import read_case_prompts
 from promptseg.raw_dataset import RawCase, cases_in_folder
 
 log = logging.getLogger(__name__)
@@ -58,8 +55,8 @@ def predict_files(
         output: folder to write to.
         folds: networks to average; every trained fold when not given.
         auto_prompt: `plans` or a strategy's name; None asks by label names, or by `prompts`.
-        prompts: prompts.json; the cases in `inputs` must be in it. Labels that a case does not
-            list are not segmented.
+        prompts: file or folder of prompts, see `read_case_prompts`; a case it has nothing for
+            fails. Labels that a case does not list are not segmented.
         checkpoint, device, step_size, tta: see `Predictor.from_model_folder`.
         continue_prediction: keep the segmentations that are there, but those of cases that the
             report calls failed.
@@ -81,7 +78,6 @@ def predict_files(
         AUTO_PROMPTERS.get(auto_prompt)  # a wrong name fails here, once
     if not 0 <= part < parts:
         raise ValueError(f"part must be in 0 to {parts - 1} for {parts} part(s), got {part}")
-    from_file = None if prompts is None else read_prompts_file(prompts)
     predictor = Predictor.from_model_folder(
         model_folder,
         folds=folds,
@@ -93,8 +89,10 @@ def predict_files(
     cases, notes, problems = cases_in_folder(inputs, len(predictor.plans.channel_names))
     for note in notes:
         log.info(note)
-    if from_file is not None:
-        _check_case_names(from_file, cases, prompts)
+    from_file = None
+    if prompts is not None:
+        case_ids = [case.case_id for case in cases]
+        from_file = read_case_prompts(prompts, case_ids, predictor.plans.labels)
     suffix = "" if parts == 1 else f"_part{part}"
     report = predict_cases(
         predictor,
@@ -116,7 +114,7 @@ def predict_cases(
     output: Path | str,
     *,
     auto_prompt: str | None = None,
-    from_file: Mapping[str, Mapping[str, Any]] | None = None,
+    from_file: Mapping[str, CasePrompts] | None = None,
     continue_prediction: bool = False,
     suffix: str = "",
     problems: Mapping[str, str] | None = None,
@@ -128,7 +126,7 @@ def predict_cases(
         cases: to segment; labels are not looked at.
         output: folder to write to; made when missing.
         auto_prompt, continue_prediction: see `predict_files`.
-        from_file: what `read_prompts_file` returns.
+        from_file: prompts by case; see `read_case_prompts`.
         suffix: of the report's and the prompts file's names.
         problems: for cases that cannot be read as they are, why; they are reported as failed.
     """
@@ -197,7 +195,7 @@ class _Run:
         self,
         predictor: Predictor,
         output: Path,
-        from_file: Mapping[str, Mapping[str, Any]] | None,
+        from_file: Mapping[str, CasePrompts] | None,
         auto_prompt: str | None,
         kept: Container[str],
         problems: Mapping[str, str],
@@ -252,10 +250,7 @@ class _Run:
         if self.from_file is not None:
             if case.case_id not in self.from_file:
                 raise ValueError("the prompts file has nothing for this case")
-            given = {
-                label: prompts_from_json(content, geometry.shape, f"label {label!r}")
-                for label, content in self.from_file[case.case_id].items()
-            }
+            given = self.from_file[case.case_id].on(geometry)
             labels = list(given)
         return self.predictor.predict_prompts(given, labels=labels, auto_prompt=self.auto_prompt)
 
@@ -285,20 +280,6 @@ def _failure(case: RawCase, error: Exception) -> dict[str, Any]:
     message = str(error) or type(error).__name__
     log.error("case %s failed: %s", case.case_id, message)
     return {"status": "failed", "images": [str(p) for p in case.images], "error": message}
-
-
-def _check_case_names(
-    from_file: dict[str, Any], cases: Sequence[RawCase], path: Path | str
-) -> None:
-    """A prompts file that fits no image at all is a mistake worth stopping for."""
-    there = {case.case_id for case in cases}
-    if not there & set(from_file):
-        raise ValueError(
-            f"{path} has prompts for {', '.join(list(from_file)[:5]) or 'no case'}, none of which "
-            f"is among the images: {', '.join(sorted(there)[:5])}"
-        )
-    for case_id in sorted(set(from_file) - there):
-        log.warning("%s has prompts for %r, which is not among the images", path, case_id)
 
 
 def _keep_dataset_json(model_folder: Path, output: Path) -> None:

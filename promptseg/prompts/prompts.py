@@ -13,7 +13,14 @@ from promptseg.files import read_json, write_json
 from promptseg.preprocessing.resample import scale_coordinates
 
 PROMPTS_FORMAT = 1
-PROMPTS_HEADER = {"format_version": PROMPTS_FORMAT, "frame": "voxel", "axes": "zyx"}
+VOXEL = "voxel zyx"
+WORLD = "world mm"  # x, y, z as ITK and DICOM count them: to the left, posterior, superior (LPS)
+WORLD_RAS = "world mm RAS"
+FRAMES = (VOXEL, WORLD, WORLD_RAS)
+PROMPTS_HEADER = {"format_version": PROMPTS_FORMAT, "frame": VOXEL}
+# Written by promptseg_auto_prompt and by earlier versions; nothing is read from them.
+_BESIDE_THE_PROMPTS = {"axes", "strategy", "parameters", "report", "failed"}
+_FIELDS = ("boxes", "points", "point_labels", "source", "score", "reason")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +98,9 @@ def make_prompts(
             image, or labels that are neither 0 nor 1.
     """
     shape_array = np.asarray(shape)
-    box_array = _numbers(boxes, (2, 3), f"{where}: boxes")
-    point_array = _numbers(points, (3,), f"{where}: points")
+    box_array, point_array, kinds = check_numbers(boxes, points, point_labels, VOXEL, where)
     clipped = np.clip(box_array, 0, shape_array)
     for given, box in zip(box_array, clipped, strict=True):
-        if not (given[0] < given[1]).all():
-            raise ValueError(
-                f"{where}: box {given.tolist()} is empty; corners are lower and upper, zyx, "
-                f"the upper one exclusive"
-            )
         if not (box[0] < box[1]).all():
             raise ValueError(
                 f"{where}: box {given.tolist()} lies outside the image of shape {tuple(shape)} "
@@ -112,47 +113,125 @@ def make_prompts(
             f"first {point_array[outside][0].tolist()} for shape {tuple(shape)} (both zyx, voxels "
             f"of the raw image); if they came as xyz, reverse each point"
         )
-    kinds = np.ones(len(point_array), int) if point_labels is None else np.asarray(point_labels)
-    if kinds.shape != (len(point_array),) or not np.isin(kinds, (0, 1)).all():
-        raise ValueError(
-            f"{where}: {len(point_array)} points need as many labels, each 1 (foreground) or 0 "
-            f"(background), found {kinds.tolist()}"
-        )
     return Prompts(
         boxes=clipped,
         points=point_array,
-        point_labels=kinds.astype(int),
+        point_labels=kinds,
         source=source,
         score=score,
         reason=reason,
     )
 
 
-def read_prompts_file(path: Path | str) -> dict[str, dict[str, dict[str, Any]]]:
-    """Read prompts.json: case identifier to label name to the fields of `Prompts`.
+def check_numbers(
+    boxes: Any, points: Any, point_labels: Any, frame: str, where: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes, points and their labels as arrays, checked as far as that goes without an image.
 
-    The boxes and points are checked later, against each image, by `prompts_from_json`.
+    Returns:
+        (n, 2, 3) boxes, (k, 3) points, both in `frame`, and (k,) labels 0 or 1.
+
+    Raises:
+        ValueError: for wrong shapes, what is no finite number, empty boxes, or other labels.
+    """
+    box_array = _numbers(boxes, (2, 3), f"{where}: boxes")
+    point_array = _numbers(points, (3,), f"{where}: points")
+    for box in box_array:
+        if frame == VOXEL and not (box[0] < box[1]).all():
+            raise ValueError(
+                f"{where}: box {box.tolist()} is empty; corners are lower and upper, zyx, "
+                f"the upper one exclusive"
+            )
+        if (box[0] == box[1]).any():
+            raise ValueError(
+                f"{where}: box {box.tolist()} is empty; give two opposite corners, x, y, z in mm"
+            )
+    kinds = np.ones(len(point_array), int) if point_labels is None else np.asarray(point_labels)
+    if kinds.shape != (len(point_array),) or not np.isin(kinds, (0, 1)).all():
+        raise ValueError(
+            f"{where}: {len(point_array)} points need as many labels, each 1 (foreground) or 0 "
+            f"(background), found {kinds.tolist()}"
+        )
+    return box_array, point_array, kinds.astype(int)
+
+
+def read_prompts_json(path: Path | str, case_id: str | None = None) -> tuple[str, dict[str, Any]]:
+    """Read a prompts file's frame, and what it has for each case, which is not looked at yet.
+
+    Args:
+        path: the file.
+        case_id: the only case that a file with `labels` in place of `cases` can be for.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: naming the file and what is wrong with it.
+        ValueError: naming the file and what is wrong with it as a whole.
     """
     content = read_json(path)
+    if isinstance(content, dict) and isinstance(content.get("labels"), dict):
+        if "cases" in content:
+            raise ValueError(f"{path}: expected either `cases` or `labels`, found both")
+        if case_id is None:
+            raise ValueError(
+                f"{path} has `labels` of one case; several images need `cases`, or a folder with "
+                f"one file a case"
+            )
+        content = {**content, "cases": {case_id: content["labels"]}}
+        del content["labels"]
     if not isinstance(content, dict) or not isinstance(content.get("cases"), dict):
         raise ValueError(f'{path}: expected {{"format_version": 1, "cases": {{CASE: ...}}}}')
     if content.get("format_version") != PROMPTS_FORMAT:
         found = content.get("format_version")
         raise ValueError(f"{path}: expected format_version {PROMPTS_FORMAT}, found {found!r}")
-    for key, wanted in PROMPTS_HEADER.items():
-        if content.get(key, wanted) != wanted:
-            raise ValueError(f"{path}: expected {key} {wanted!r}, found {content[key]!r}")
-    for case_id, labels in content["cases"].items():
-        if not isinstance(labels, dict) or not all(isinstance(p, dict) for p in labels.values()):
-            raise ValueError(
-                f'{path}: case {case_id!r}: expected {{LABEL: {{"boxes": [...], '
-                f'"points": [...], "point_labels": [...]}}}}'
-            )
-    return content["cases"]
+    if unknown := sorted(set(content) - {*PROMPTS_HEADER, "cases", *_BESIDE_THE_PROMPTS}):
+        raise ValueError(
+            f"{path}: unknown {', '.join(unknown)}; known: format_version, frame, and cases or "
+            f"labels"
+        )
+    if (axes := content.get("axes", "zyx")) != "zyx":
+        raise ValueError(f"{path}: expected axes 'zyx', found {axes!r}")
+    frame = content.get("frame", VOXEL)
+    frame = VOXEL if frame == "voxel" else frame
+    if frame not in FRAMES:
+        known = ", ".join(map(repr, FRAMES))
+        raise ValueError(f"{path}: expected frame to be one of {known}, found {frame!r}")
+    return frame, content["cases"]
+
+
+def check_case(labels: Any, frame: str, where: str) -> tuple[dict[str, dict], list[str]]:
+    """What a prompts file has for one case: the fields of `Prompts` by label, and every problem.
+
+    Boxes and points become arrays in `frame`; they are checked against the image later.
+    """
+    if not isinstance(labels, dict) or not all(isinstance(p, dict) for p in labels.values()):
+        expected = '{LABEL: {"boxes": [...], "points": [...], "point_labels": [...]}}'
+        return {}, [f"{where}: expected {expected}, found {str(labels)[:80]}"]
+    checked, problems = {}, []
+    for label, content in labels.items():
+        try:
+            checked[label] = _check_fields(content, frame, f"{where}, label {label!r}")
+        except ValueError as error:
+            problems.append(str(error))
+    return checked, problems
+
+
+def read_prompts_file(path: Path | str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Read prompts.json in voxels: case identifier to label name to the fields of `Prompts`.
+
+    Whether the boxes and points lie in the image is checked later, by `prompts_from_json`.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: naming the file and everything that is wrong with it.
+    """
+    frame, cases = read_prompts_json(path)
+    if frame != VOXEL:
+        raise ValueError(f"{path}: expected frame {VOXEL!r}, found {frame!r}")
+    problems = []
+    for case_id, labels in cases.items():
+        problems += check_case(labels, frame, f"{path}: case {case_id!r}")[1]
+    if problems:
+        raise ValueError("\n".join(problems))
+    return cases
 
 
 def write_prompts_file(path: Path | str, cases: Mapping[str, Mapping[str, Mapping]]) -> None:
@@ -162,19 +241,29 @@ def write_prompts_file(path: Path | str, cases: Mapping[str, Mapping[str, Mappin
 
 def prompts_from_json(content: Mapping[str, Any], shape: Sequence[int], where: str) -> Prompts:
     """Check one label's entry of a prompts file against its image; `where` is for errors."""
-    allowed = {"boxes", "points", "point_labels", "source", "score", "reason"}
-    if unknown := sorted(set(content) - allowed):
-        raise ValueError(f"{where}: unknown {', '.join(unknown)}; known: {sorted(allowed)}")
-    return make_prompts(
-        boxes=content.get("boxes"),
-        points=content.get("points"),
-        point_labels=content.get("point_labels"),
-        shape=shape,
-        where=where,
-        source=str(content.get("source", "file")),
-        score=content.get("score"),
-        reason=str(content.get("reason", "ok")),
-    )
+    return make_prompts(**_check_fields(content, VOXEL, where), shape=shape, where=where)
+
+
+def _check_fields(content: Mapping[str, Any], frame: str, where: str) -> dict[str, Any]:
+    """The arguments of `make_prompts` from one label's entry of a prompts file."""
+    if unknown := sorted(set(content) - set(_FIELDS)):
+        raise ValueError(f"{where}: unknown {', '.join(unknown)}; known: {sorted(_FIELDS)}")
+    given = (content.get("boxes"), content.get("points"), content.get("point_labels"))
+    boxes, points, point_labels = check_numbers(*given, frame, where)
+    source, score = content.get("source", "file"), content.get("score")
+    reason = content.get("reason", "ok")
+    if not isinstance(source, str) or not isinstance(reason, str):
+        raise ValueError(f"{where}: source and reason are texts, found {source!r} and {reason!r}")
+    if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float))):
+        raise ValueError(f"{where}: score is a number or null, found {score!r}")
+    return {
+        "boxes": boxes,
+        "points": points,
+        "point_labels": point_labels,
+        "source": source,
+        "score": score,
+        "reason": reason,
+    }
 
 
 def _readable(array: np.ndarray) -> list:
@@ -185,12 +274,16 @@ def _readable(array: np.ndarray) -> list:
 
 def _numbers(values: Any, item_shape: tuple[int, ...], where: str) -> np.ndarray:
     """`values` as (n, *item_shape) finite floats; None and empty lists give n = 0."""
-    if values is None or (hasattr(values, "__len__") and not len(values)):
+    empty = isinstance(values, (list, tuple, np.ndarray)) and not len(values)
+    if values is None or empty:
         return np.zeros((0, *item_shape))
     try:
-        array = np.asarray(values, dtype=float)
-    except (TypeError, ValueError) as error:
+        array = np.asarray(values)
+    except (TypeError, ValueError) as error:  # lists of different lengths
         raise ValueError(f"{where}: expected numbers, found {values!r}") from error
+    if array.dtype.kind not in "iuf":  # also texts such as "3": a typo is likelier than a number
+        raise ValueError(f"{where}: expected numbers, found {values!r}")
+    array = array.astype(float)
     if array.shape == item_shape:
         array = array[None]
     if array.shape[1:] != item_shape:

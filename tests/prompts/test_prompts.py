@@ -97,7 +97,7 @@ def test_prompts_survive_their_file(tmp_path):
     assert read.to_json() == prompts.to_json()
     default = prompts_from_json(content["case"]["spleen"], SHAPE, "spleen")
     assert default.is_empty and default.source == "file" and default.score is None
-    assert read_json(path)["axes"] == "zyx" and read_json(path)["frame"] == "voxel"
+    assert read_json(path)["frame"] == "voxel zyx"
 
 
 GOOD_FILE = {"format_version": 1, "frame": "voxel", "axes": "zyx", "cases": {"a": {"liver": {}}}}
@@ -113,7 +113,10 @@ GOOD_FILE = {"format_version": 1, "frame": "voxel", "axes": "zyx", "cases": {"a"
         ({"format_version": 2}, "expected format_version 1, found 2"),
         ({"format_version": None}, "expected format_version 1, found None"),
         ({"axes": "xyz"}, "expected axes 'zyx', found 'xyz'"),
-        ({"frame": "world"}, "expected frame 'voxel', found 'world'"),
+        ({"frame": "world"}, "expected frame to be one of 'voxel zyx', .*, found 'world'"),
+        ({"frame": "world mm"}, "expected frame 'voxel zyx', found 'world mm'"),
+        ({"frame": ["voxel zyx"]}, "expected frame to be one of"),
+        ({"Frame": "world mm"}, "unknown Frame; known: format_version, frame"),
     ],
 )
 def test_wrong_prompts_files_are_refused_by_name(tmp_path, changes, message):

@@ -28,6 +28,7 @@ from promptseg.prompts.automatic import auto_prompt, make_prompter
 from promptseg.prompts.automatic.base import Proposal
 from promptseg.prompts.automatic.picture import draw_boxes
 from promptseg.prompts.prompts import PROMPTS_HEADER, Prompts
+from promptseg.prompts.world import voxel_to_world
 
 NPZ = ".npz"  # the CVPR 2025 BiomedSegFM challenge's format: `imgs`, uint8 in [0, 255]
 
@@ -233,6 +234,4 @@ def _prompts(proposal: Proposal, strategy: str) -> Prompts:
 
 def _in_world(box: np.ndarray, geometry: Geometry) -> list[list[float]]:
     """Outer edges of a box's first and last voxel, world x, y, z in mm (SimpleITK's frame)."""
-    direction = np.reshape(geometry.direction, (3, 3))
-    steps = (box - 0.5)[:, ::-1] * geometry.spacing[::-1]  # voxel i reaches from i - 0.5 to i + 0.5
-    return np.round(geometry.origin + steps @ direction.T, 3).tolist()
+    return np.round(voxel_to_world(box - 0.5, geometry), 3).tolist()

@@ -94,7 +94,7 @@ def test_the_written_file_is_a_prompts_file(tmp_path):
 
     assert prompts.boxes.tolist() == only_box(content, "A")
     written = json.loads((tmp_path / "out" / "boxes.json").read_text())
-    assert (written["frame"], written["axes"], written["format_version"]) == ("voxel", "zyx", 1)
+    assert (written["frame"], written["format_version"]) == ("voxel zyx", 1)
 
 
 def test_boxes_in_mm_are_the_voxels_outer_edges_in_the_world(tmp_path):

@@ -1,0 +1,221 @@
+"""3D Slicer's markups (`.mrk.json`) to prompts: ROIs are boxes, control points are points.
+
+Source: the format as Slicer documents it, markups-schema-v1.0.3.json and "Markups json file
+format" in its developer guide. Read here: `type`, `name`, `coordinateSystem`, `coordinateUnits`,
+`center`, `size`, `orientation`, and of control points `label`, `description`, `position` and
+`positionStatus`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from promptseg.files import read_json
+from promptseg.prompts.given import CasePrompts, GivenPrompts
+from promptseg.prompts.prompts import WORLD
+from promptseg.prompts.world import RAS, corners
+
+MARKUPS = ".mrk.json"
+_TO_LPS = {"LPS": np.ones(3), "RAS": RAS}
+_TO_MM = {"mm": 1.0, "um": 1e-3}
+_COUNTER = re.compile(r"[-_ ]?\d+$")  # Slicer numbers what it names: liver-1, liver_2
+_WORD = r"(^|[-_ ])({})(?=$|[-_ ])"
+_NEGATIVE = re.compile(_WORD.format("neg|negative|background") + "|-$", re.IGNORECASE)
+_POSITIVE = re.compile(_WORD.format("pos|positive|foreground") + r"|\+$", re.IGNORECASE)
+
+
+def read_markups(
+    files: Sequence[tuple[Path, str]], labels: Iterable[str], case_id: str
+) -> CasePrompts:
+    """Read one case's markups files; what is wrong with them is kept, not raised.
+
+    A box or a point belongs to the label that names it: the first of the control point's
+    description and label, the markup's name, and the file's name that is a label's name. See
+    `label_named` for what else may stand in a name.
+
+    Args:
+        files: each file with what is left of its name without the case and the ending.
+        labels: the names that the model knows.
+        case_id: for errors.
+    """
+    labels = list(labels)
+    found: dict[str, tuple[list, list, list, list]] = {}
+    problems = []
+    for path, rest in files:
+        try:
+            markups = _markups(path)
+        except ValueError as error:
+            problems.append(f"case {case_id!r}: {error}")
+            continue
+        for number, markup in enumerate(markups, 1):
+            where = f"{path}: case {case_id!r}, markup {number}"
+            try:
+                for label, box, point, kind in _prompts_of(markup, rest, labels, where):
+                    boxes, points, kinds, sources = found.setdefault(label, ([], [], [], []))
+                    if box is not None:
+                        boxes.append(box)
+                    if point is not None:
+                        points.append(point)
+                        kinds.append(kind)
+                    sources.append(str(path))
+            except ValueError as error:
+                problems.append(str(error))
+    given = {
+        label: GivenPrompts(
+            frame=WORLD,
+            boxes=np.reshape(boxes, (-1, 8, 3)),
+            points=np.reshape(points, (-1, 3)),
+            point_labels=np.array(kinds, int),
+            where=f"{', '.join(dict.fromkeys(paths))}: case {case_id!r}, label {label!r}",
+        )
+        for label, (boxes, points, kinds, paths) in found.items()
+    }
+    return CasePrompts(labels=given, problems=tuple(problems))
+
+
+def label_named(text: str, labels: Iterable[str]) -> tuple[str | None, bool]:
+    """The label that a name means, and whether it marks the background of that label.
+
+    Upper and lower case, and blank, `_` and `-`, are not told apart. What is no label's name as
+    it stands may end in a number (`liver-1`), and mark the background by a final `-` or by the
+    word `neg`, `negative` or `background` (`liver-`, `liver negative`, `liver--1`); a final `+`,
+    `pos`, `positive` or `foreground` say what holds anyway. It may also be such a mark alone.
+
+    Returns:
+        the label, None if the text names none; True for the background.
+    """
+    by_name = {_plain(label): label for label in labels}
+    text = text.strip()
+    numbered = _COUNTER.sub("", text)
+    for name in (text, numbered):
+        if _plain(name) in by_name:
+            return by_name[_plain(name)], False
+    negative = bool(_NEGATIVE.search(numbered))
+    bare = _POSITIVE.sub("", _NEGATIVE.sub("", numbered)).strip(" -_")
+    for name in (bare, _COUNTER.sub("", bare)):
+        if _plain(name) in by_name:
+            return by_name[_plain(name)], negative
+    return None, negative
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[-_ ]+", " ", text).casefold()
+
+
+def _markups(path: Path) -> list[dict[str, Any]]:
+    content = read_json(path)
+    markups = content.get("markups") if isinstance(content, dict) else None
+    if not isinstance(markups, list) or not all(isinstance(m, dict) for m in markups):
+        raise ValueError(f'{path}: expected 3D Slicer\'s {{"markups": [{{"type": ...}}]}}')
+    if not markups:
+        raise ValueError(f"{path}: has no markup; draw a ROI or place points, and save it again")
+    return markups
+
+
+def _prompts_of(
+    markup: dict[str, Any], rest: str, labels: Sequence[str], where: str
+) -> list[tuple[str, np.ndarray | None, np.ndarray | None, int]]:
+    """Label, (8, 3) corners or None, (3,) point or None, and 1 or 0, of what a markup holds."""
+    kind, name = markup.get("type"), _text(markup, "name", where)
+    where += f" ({kind} {name!r})" if name else f" ({kind})"
+    if kind not in ("ROI", "Fiducial"):
+        raise ValueError(
+            f"{where}: type {kind!r} is no prompt; ROI (a box) and Fiducial (points) are, remove "
+            f"the others from the file"
+        )
+    to_lps = _to_lps_mm(markup, where)
+    points = markup.get("controlPoints", [])
+    if not isinstance(points, list) or not all(isinstance(p, dict) for p in points):
+        raise ValueError(f"{where}: controlPoints must be a list of objects, found {points!r}")
+    if kind == "ROI":
+        texts = [name, *(t for point in points for t in _point_texts(point, where)), rest]
+        label, negative = _label_of(texts, labels, where)
+        if negative:
+            raise ValueError(f"{where}: a box cannot mark the background; use points for that")
+        return [(label, _roi_corners(markup, where) * to_lps, None, 1)]
+    found = []
+    for number, point in enumerate(points, 1):
+        if point.get("positionStatus", "defined") != "defined":
+            continue  # Slicer keeps a place in the list for a point that is not placed yet
+        at = f"{where}, control point {number}"
+        label, negative = _label_of([*_point_texts(point, at), name, rest], labels, at)
+        position = _vector(point, "position", 3, at)
+        found.append((label, None, position * to_lps, int(not negative)))
+    if not found:
+        raise ValueError(f"{where}: has no point that is placed")
+    return found
+
+
+def _label_of(texts: Sequence[str], labels: Sequence[str], where: str) -> tuple[str, bool]:
+    """The label that the first of the texts names, and whether any of them says background."""
+    named = [label_named(text, labels) for text in texts if text]
+    label = next((label for label, _ in named if label is not None), None)
+    if label is None:
+        tried = ", ".join(repr(text) for text in dict.fromkeys(texts) if text) or "nothing"
+        raise ValueError(
+            f"{where}: unknown label(s): found the names {tried}, expected one of "
+            f"{', '.join(labels)}; rename it in 3D Slicer, or the file to CASE_LABEL{MARKUPS}"
+        )
+    return label, any(negative for _, negative in named)
+
+
+def _point_texts(point: dict[str, Any], where: str) -> list[str]:
+    return [_text(point, "description", where), _text(point, "label", where)]
+
+
+def _roi_corners(markup: dict[str, Any], where: str) -> np.ndarray:
+    """(8, 3) corners in the markup's own coordinates and unit.
+
+    The columns of `orientation` are the ROI's axes; Slicer writes them, like `center`, in the
+    file's coordinate system.
+    """
+    if markup.get("insideOut"):
+        raise ValueError(f"{where}: an inside-out ROI means what lies outside; turn that off")
+    center = _vector(markup, "center", 3, where)
+    size = _vector(markup, "size", 3, where)
+    axes = np.eye(3)
+    if "orientation" in markup:
+        axes = _vector(markup, "orientation", 9, where).reshape(3, 3)
+    if not (size > 0).all():
+        raise ValueError(f"{where}: size must be positive, found {size.tolist()}; the box is empty")
+    if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
+        raise ValueError(
+            f"{where}: orientation must be three perpendicular unit vectors, found "
+            f"{axes.ravel().tolist()}"
+        )
+    half = np.stack([-size / 2, size / 2])[None]
+    return center + corners(half)[0] @ axes.T
+
+
+def _to_lps_mm(markup: dict[str, Any], where: str) -> np.ndarray:
+    """(3,) factors from the markup's coordinates to mm in LPS."""
+    system = markup.get("coordinateSystem", "LPS")
+    if not isinstance(system, str) or system not in _TO_LPS:
+        raise ValueError(f"{where}: expected coordinateSystem 'LPS' or 'RAS', found {system!r}")
+    unit = markup.get("coordinateUnits", "mm")
+    code = unit[0] if isinstance(unit, list) and unit else unit  # or ["mm", "UCUM", "millimeter"]
+    if not isinstance(code, str) or code not in _TO_MM:
+        raise ValueError(f"{where}: expected coordinateUnits 'mm' or 'um', found {unit!r}")
+    return _TO_LPS[system] * _TO_MM[code]
+
+
+def _text(item: dict[str, Any], key: str, where: str) -> str:
+    text = item.get(key, "")
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: expected {key} to be a text, found {text!r}")
+    return text
+
+
+def _vector(item: dict[str, Any], key: str, length: int, where: str) -> np.ndarray:
+    values = item.get(key)
+    numbers = isinstance(values, list) and all(
+        isinstance(v, (int, float)) and not isinstance(v, bool) for v in values
+    )
+    if not numbers or len(values) != length or not np.isfinite(values).all():
+        raise ValueError(f"{where}: expected {key} of {length} finite numbers, found {values!r}")
+    return np.array(values, float)
