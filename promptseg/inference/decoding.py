@@ -12,7 +12,7 @@ from torch import Tensor
 from promptseg.inference.queries import flipped, in_window
 from promptseg.networks.prompt_encoder import Query, batch_queries
 from promptseg.networks.promptable import PromptableNetwork, decode_in_parts
-from promptseg.preprocessing.resample import resample_image
+from promptseg.preprocessing.lazy import LazyImage
 from promptseg.training.patches import cut_window
 
 
@@ -20,7 +20,7 @@ class ImageDecoder:
     """Answers queries about one image, window by window.
 
     Args:
-        image: (c, z, y, x) preprocessed.
+        image: preprocessed, in the end.
         networks: whose answers are averaged.
         window: voxels, zyx.
         flips: mirrorings to average over, each a tuple of axes.
@@ -30,7 +30,7 @@ class ImageDecoder:
 
     def __init__(
         self,
-        image: np.ndarray,
+        image: LazyImage,
         networks: Sequence[PromptableNetwork],
         window: Sequence[int],
         *,
@@ -67,7 +67,7 @@ class ImageDecoder:
     def in_whole(self, queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
         """The same for the whole image resized to one window; queries in voxels of that."""
         size = tuple(self.window.tolist())
-        return self._decode("whole", lambda: resample_image(self.image, size), queries)
+        return self._decode("whole", lambda: self.image.resized(size), queries)
 
     def _decode(
         self, key: Any, cut: Callable[[], np.ndarray], queries: Sequence[Query]

@@ -23,19 +23,19 @@ from promptseg.inference.sliding_window import gaussian_weights, windows_of_regi
 from promptseg.networks.device import choose_device
 from promptseg.networks.prompt_encoder import Query
 from promptseg.networks.promptable import PromptableNetwork
-from promptseg.preprocessing.preprocess import preprocess_image
+from promptseg.preprocessing.lazy import LazyImage
 from promptseg.prompts.automatic.propose import propose_boxes
 from promptseg.prompts.prompts import Prompts, make_prompts
 
-__all__ = ["LabelResult", "Prediction", "Predictor"]
+__all__ = ["LabelResult", "Prediction", "Predictor", "PreparedImage"]
 log = logging.getLogger(__name__)
 
 KEPT_VOXELS = 2**23  # of windows whose encodings are kept
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Image:
-    """The image set, (c, z, y, x) as it came, and what answers queries about it."""
+class PreparedImage:
+    """An image, (c, z, y, x) as it came, and what answers queries about it."""
 
     raw: np.ndarray
     spacing: tuple[float, float, float]
@@ -96,7 +96,7 @@ class Predictor:
         self.flips = flips(mirror_axes)
         self.most_encodings = most_encodings or max(1, KEPT_VOXELS // int(np.prod(plans.window)))
         self._weights = gaussian_weights(plans.window)
-        self._image: _Image | None = None
+        self._image: PreparedImage | None = None
 
     @classmethod
     def from_model_folder(
@@ -146,6 +146,14 @@ class Predictor:
                 image is set then.
         """
         self._image = None
+        self.set_prepared(self.prepare(image, spacing))
+
+    def set_prepared(self, image: PreparedImage) -> None:
+        """Take the image that the next prompts are about from `prepare`."""
+        self._image = image
+
+    def prepare(self, image: np.ndarray, spacing: Sequence[float]) -> PreparedImage:
+        """The part of `set_image` that other threads can do while an image is worked on."""
         image = np.asarray(image)
         image = image[None] if image.ndim == 3 else image
         channels = len(self.plans.channel_names)
@@ -154,24 +162,21 @@ class Predictor:
                 f"expected an image of {channels} channel(s) "
                 f"({', '.join(self.plans.channel_names)}), shape (c, z, y, x), found {image.shape}"
             )
-        if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
-            bad = int((~np.isfinite(image)).sum())
-            raise ValueError(f"{bad} of {image.size} voxels are NaN or infinite")
-        preprocessed = preprocess_image(
+        lazy = LazyImage(
             image,
             spacing,
             normalizations=self.plans.normalizations,
-            target_spacing=self.plans.spacing,
+            target_spacing=spacing if self.plans.keeps_spacing else self.plans.spacing,
         )
         decoder = ImageDecoder(
-            preprocessed,
+            lazy,
             self.networks,
             self.plans.window,
             flips=self.flips,
             device=self.device,
             most_encodings=self.most_encodings,
         )
-        self._image = _Image(raw=image, spacing=tuple(spacing), decoder=decoder)
+        return PreparedImage(raw=image, spacing=tuple(spacing), decoder=decoder)
 
     def predict(
         self,
@@ -235,7 +240,7 @@ class Predictor:
         wanted = {label: prompts.get(label, nothing) for label in labels}
         if auto_prompt:
             unprompted = [label for label, p in wanted.items() if p.is_empty]
-            wanted.update(self._propose(unprompted, auto_prompt))
+            wanted.update(self.propose(image, unprompted, auto_prompt))
         queries = {
             label: as_queries(
                 prompts, list(self.plans.labels).index(label), image.raw_shape, image.shape
@@ -244,14 +249,18 @@ class Predictor:
         }
         return self._segment(wanted, queries)
 
-    def _current_image(self) -> _Image:
+    def _current_image(self) -> PreparedImage:
         if self._image is None:
             raise RuntimeError("no image is set; call set_image first")
         return self._image
 
-    def _propose(self, labels: Sequence[str], strategy: str) -> dict[str, Prompts]:
-        """Automatic prompts in raw voxels; without boxes, and why, where there is no proposal."""
-        image = self._current_image()
+    def propose(
+        self, image: PreparedImage, labels: Sequence[str], strategy: str
+    ) -> dict[str, Prompts]:
+        """Automatic prompts in raw voxels; without boxes, and why, where there is no proposal.
+
+        Other threads can do this while an image is worked on.
+        """
         proposals = propose_boxes(
             image.raw,
             image.spacing,

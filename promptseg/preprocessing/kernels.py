@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from scipy import sparse
@@ -66,6 +66,27 @@ def resampled_planes(
                 held[z] = _resample_plane(slice_at(z), along_y, along_x)
             plane += share * held[z]
         yield plane
+
+
+def resampled_from_planes(
+    planes: Iterable[np.ndarray],
+    along_z: sparse.csr_matrix,
+    along_y: sparse.csr_matrix,
+    along_x: sparse.csr_matrix,
+) -> np.ndarray:
+    """The (z', y', x') float32 volume that slices (y, x), coming in order, are resampled to.
+
+    Equal to `resampled_planes`, but holds the result and one slice: for many slices that become
+    a small volume.
+    """
+    by_slice = along_z.tocsc()
+    volume = np.zeros([matrix.shape[0] for matrix in (along_z, along_y, along_x)], np.float32)
+    for z, plane in enumerate(planes):
+        resampled = _resample_plane(plane, along_y, along_x)
+        entries = slice(by_slice.indptr[z], by_slice.indptr[z + 1])
+        for row, share in zip(by_slice.indices[entries], by_slice.data[entries], strict=True):
+            volume[row] += share * resampled
+    return volume
 
 
 def _resample_plane(

@@ -14,15 +14,10 @@ from scipy import ndimage
 from promptseg.files import read_json
 from promptseg.image_io import Geometry, read_image, read_segmentation
 from promptseg.parallel import Workers, map_cases
-from promptseg.preprocessing.normalize import Normalization, intensity_range, rescale
+from promptseg.preprocessing.lazy import LazyImage
+from promptseg.preprocessing.normalize import Normalization
 from promptseg.preprocessing.preprocessed_dataset import case_files, remove_case, write_case
-from promptseg.preprocessing.resample import (
-    Shape,
-    coarse_axes,
-    resample_image,
-    resample_segmentation,
-    resampled_shape,
-)
+from promptseg.preprocessing.resample import resample_segmentation
 
 if TYPE_CHECKING:
     from promptseg.raw_dataset import RawCase
@@ -39,11 +34,13 @@ class PreprocessingPlans(Protocol):
     Attributes:
         normalizations: one a channel.
         spacing: of the preprocessed images, mm, zyx.
+        keeps_spacing: images stay on their own voxels whatever `spacing` says.
         labels: values by name; 0 is background.
     """
 
     normalizations: tuple[Normalization, ...]
     spacing: tuple[float, float, float]
+    keeps_spacing: bool
     labels: dict[str, int]
 
 
@@ -101,10 +98,12 @@ def preprocess_case(case: RawCase, plans: PreprocessingPlans, folder: Path) -> N
             f"case {case.case_id!r}: {len(raw)} channels in {_names(case.images)}, but the plans "
             f"normalize {len(plans.normalizations)}; see channel_names in dataset.json"
         )
-    shape = resampled_shape(geometry.shape, geometry.spacing, plans.spacing)
-    axes = coarse_axes(geometry.spacing, plans.spacing)
-    image, ranges = _to_uint8_channels(raw, plans.normalizations, shape, axes)
-    del raw
+    spacing = geometry.spacing if plans.keeps_spacing else plans.spacing
+    lazy = LazyImage(
+        raw, geometry.spacing, normalizations=plans.normalizations, target_spacing=spacing
+    )
+    image, ranges, shape = lazy.everything(), lazy.ranges, lazy.shape[1:]
+    del raw, lazy
     segmentation, labels = None, {}
     if case.label is not None:
         segmentation = resample_segmentation(_read_label(case.label, geometry, plans), shape)
@@ -136,11 +135,7 @@ def preprocess_image(
     normalizations: Sequence[Normalization],
     target_spacing: Sequence[float],
 ) -> np.ndarray:
-    """Normalize and resample a raw image, as training cases are.
-
-    Intensities are clipped first and interpolated after, so that metal or a hot bladder cannot
-    spread into its neighbours, and rounded once, at the end. Channels are taken one by one: beside
-    input and result one float copy of one channel is held.
+    """Normalize and resample a raw image, as training cases are; see `LazyImage`.
 
     Args:
         image: (c, z, y, x) finite raw intensities.
@@ -152,31 +147,10 @@ def preprocess_image(
         (c, z', y', x') uint8; a constant channel is 0.
 
     Raises:
-        ValueError: if the channels are not as many as the normalizations.
+        ValueError: if the channels are not as many as the normalizations, or a voxel is not finite.
     """
-    if image.ndim != 4 or len(image) != len(normalizations):
-        raise ValueError(
-            f"expected a (c, z, y, x) image of {len(normalizations)} channels, got shape "
-            f"{image.shape}"
-        )
-    shape = resampled_shape(image.shape[1:], spacing, target_spacing)
-    axes = coarse_axes(spacing, target_spacing)
-    return _to_uint8_channels(image, normalizations, shape, axes)[0]
-
-
-def _to_uint8_channels(
-    image: np.ndarray,
-    normalizations: Sequence[Normalization],
-    shape: Shape,
-    linear_axes: Sequence[int],
-) -> tuple[np.ndarray, list[tuple[float, float]]]:
-    """The preprocessed image, and for each channel the raw intensities that became 0 and 255."""
-    result = np.empty((len(image), *shape), np.uint8)
-    ranges = [intensity_range(*pair) for pair in zip(image, normalizations, strict=True)]
-    for channel, limits, out in zip(image, ranges, result, strict=True):
-        scaled = rescale(channel, *limits)[None]
-        out[...] = resample_image(scaled, shape, linear_axes=linear_axes, dtype=np.uint8)[0]
-    return result, ranges
+    lazy = LazyImage(image, spacing, normalizations=normalizations, target_spacing=target_spacing)
+    return lazy.everything()
 
 
 def _read_label(path: Path, of_image: Geometry, plans: PreprocessingPlans) -> np.ndarray:
@@ -228,7 +202,7 @@ def _settings(case: RawCase, plans: PreprocessingPlans) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "normalizations": [n.to_json() for n in plans.normalizations],
-        "spacing": [float(s) for s in plans.spacing],
+        "spacing": "as it is" if plans.keeps_spacing else [float(s) for s in plans.spacing],
         "labels": dict(plans.labels),
         "files": [[path.name, state.st_size, state.st_mtime_ns] for path, state in states],
     }

@@ -96,10 +96,7 @@ def resample_image(
     dtype = np.dtype(dtype or (np.uint8 if image.dtype == np.uint8 else np.float32))
     if image.shape[1:] == new_shape and image.dtype == dtype:
         return image
-    weights = [
-        axis_weights(n, m, linear if axis in linear_axes else cubic, antialias=True)
-        for axis, (n, m) in enumerate(zip(image.shape[1:], new_shape, strict=True))
-    ]
+    weights = image_weights(image.shape[1:], new_shape, linear_axes)
     resampled = np.empty((len(image), *new_shape), dtype)
     for source, target in zip(image, resampled, strict=True):
         planes = (
@@ -108,6 +105,16 @@ def resample_image(
         for plane, out in zip(planes, target, strict=True):
             out[...] = np.rint(plane).clip(0, 255) if dtype == np.uint8 else plane
     return resampled
+
+
+def image_weights(
+    shape: Sequence[int], new_shape: Sequence[int], linear_axes: Sequence[int] = ()
+) -> list[sparse.csr_matrix]:
+    """For each axis the (new, old) weights with which `resample_image` interpolates."""
+    return [
+        axis_weights(n, m, linear if axis in linear_axes else cubic, antialias=True)
+        for axis, (n, m) in enumerate(zip(shape, new_shape, strict=True))
+    ]
 
 
 def resample_segmentation(segmentation: np.ndarray, new_shape: Sequence[int]) -> np.ndarray:

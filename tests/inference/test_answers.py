@@ -10,7 +10,9 @@ from promptseg.inference.answers import blended_answers
 from promptseg.inference.decoding import ImageDecoder
 from promptseg.inference.sliding_window import gaussian_weights, windows_of_regions
 from promptseg.networks.prompt_encoder import Query
+from promptseg.preprocessing.lazy import LazyImage
 from tests.inference.fakes import LevelNetwork
+from tests.small_plans import IDENTITY
 
 SHAPE, WINDOW = (10, 20, 60), (8, 12, 16)
 BOXES = np.array(
@@ -21,7 +23,8 @@ BOXES = np.array(
 def answers(**options):
     image = np.random.default_rng(0).uniform(0, 255, (1, *SHAPE)).astype(np.float32)
     network = LevelNetwork()
-    decoder = ImageDecoder(image, [network], WINDOW, flips=[()], device="cpu", most_encodings=100)
+    lazy = LazyImage(image, (1, 1, 1), normalizations=[IDENTITY], target_spacing=(1, 1, 1))
+    decoder = ImageDecoder(lazy, [network], WINDOW, flips=[()], device="cpu", most_encodings=100)
     queries = [Query(label=label, box=box) for label, box in enumerate(BOXES)]
     starts = windows_of_regions(SHAPE, WINDOW, BOXES)
     found = blended_answers(decoder, queries, starts, gaussian_weights(WINDOW), **options)

@@ -30,6 +30,7 @@ def make_plans(**changes):
     values = {
         "normalizations": (percentile_clipping(),),
         "spacing": (1.5, 2.0, 1.5),
+        "keeps_spacing": False,
         "labels": {"organ": 1, "lesion": 2, "absent": 3},
     }
     return SimpleNamespace(**{**values, **changes})
