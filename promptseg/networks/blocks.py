@@ -28,6 +28,28 @@ def stride_ladder(stride: Sequence[int]) -> list[tuple[int, int, int]]:
     return ladder
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalization over the channels of each voxel.
+
+    Unlike instance normalization nothing is averaged over the window, so that on coarse grids of
+    a few tokens a change in one place is not a change everywhere.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, z, y, x) maps; free of copies where memory is channels last."""
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def start_small(normalization: nn.LayerNorm, scale: float = 0.1) -> nn.LayerNorm:
+    """The last normalization of a residual branch, begun small: long chains train and stay local.
+
+    Source:
+        Touvron et al. 2021, arXiv:2103.17239 (LayerScale).
+    """
+    nn.init.constant_(normalization.weight, scale)
+    return normalization
+
+
 class ConvBlock(nn.Module):
     """Convolution, instance normalization, leaky ReLU; the stride may differ by axis."""
 

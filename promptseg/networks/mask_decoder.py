@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from monai.networks.nets.vista3d import TwoWayTransformer
 from torch import Tensor, nn
 
 from promptseg.networks.blocks import ConvBlock
+from promptseg.networks.two_way import TwoWayTransformer
 
 
 class FeaturePyramid(nn.Module):
@@ -67,11 +67,10 @@ class MaskDecoder(nn.Module):
         self.iou_token = nn.Parameter(torch.randn(channels) * 0.1)
         self.mask_token = nn.Parameter(torch.randn(channels) * 0.1)
         self.transformer = TwoWayTransformer(depth, channels, heads, mlp_channels)
-        self.transformer.layers[0].skip_first_layer_pe = False
         self.pyramid = FeaturePyramid(channels, feature_channels)
         answering = [channels, *feature_channels]
-        self.responses = nn.ModuleList(_mlp(channels, channels, c + 1) for c in answering)
-        self.iou_head = _mlp(channels, channels, 1)
+        self.responses = nn.ModuleList(mlp(channels, channels, c + 1) for c in answering)
+        self.iou_head = mlp(channels, channels, 1)
 
     def forward(
         self,
@@ -79,7 +78,7 @@ class MaskDecoder(nn.Module):
         pyramid: Sequence[Tensor],
         positions: Tensor,
         tokens: Tensor,
-        token_counts: Tensor,
+        is_own: Tensor,
         regions: Tensor,
         image_index: Tensor,
     ) -> tuple[Tensor, Tensor]:
@@ -90,69 +89,50 @@ class MaskDecoder(nn.Module):
             pyramid: shared maps (b, c_l, z_l, y_l, x_l), finest first, from `self.pyramid`.
             positions: (c, z', y', x') encodings of the grid.
             tokens: (n, t, c) prompt tokens, padded to the longest query.
-            token_counts: (n,) how many of them are a query's own, the first ones.
+            is_own: (n, t) bool, False for the padding.
             regions: (n, c, z', y', x') region maps.
             image_index: (n,) image of each query.
 
         Returns:
             (n, z, y, x) mask logits at the finest map's resolution and (n,) predicted IoU logits.
         """
-        n = len(tokens)
+        n = tokens.shape[0]  # not len, which torch.export would take for a constant
         own = torch.stack([self.iou_token, self.mask_token]).expand(n, 2, -1)
         source = embedding.index_select(0, image_index) + regions
-        places = positions.expand_as(source)
-        tokens, token_counts = torch.cat([own, tokens], dim=1), token_counts + own.shape[1]
-        iou_token, mask_token, keys = self._attend(source, places, tokens, token_counts)
-        answers = keys.transpose(1, 2).unflatten(2, source.shape[2:])
+        tokens, is_own = torch.cat([own, tokens], dim=1), F.pad(is_own, (2, 0), value=True)
+        hidden, cells = self.transformer(source, positions, tokens, is_own)
+        iou_token, mask_token = hidden[:, 0], hidden[:, 1]
+        answers = cells.transpose(1, 2).unflatten(2, source.shape[2:])
         logits = _respond(self.responses[0](mask_token), answers)
         for response, shared in zip(self.responses[:0:-1], reversed(pyramid), strict=True):
             up = F.interpolate(
                 logits[:, None], shared.shape[2:], mode="trilinear", align_corners=False
             )
             logits = up[:, 0] + _respond(response(mask_token), shared, image_index)
-        return logits, self.iou_head(iou_token)[:, 0]
-
-    def _attend(
-        self, source: Tensor, places: Tensor, tokens: Tensor, token_counts: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the transformer, on queries with equally many tokens at a time.
-
-        Padding would be attended to as if it were a prompt, and an answer would depend on how
-        many points the other queries of the batch have.
-
-        Returns:
-            (n, c) IoU tokens, (n, c) mask tokens and (n, cells, c) image embeddings.
-        """
-        order, hidden, keys = [], [], []
-        for count in token_counts.unique().tolist():
-            mine = (token_counts == count).nonzero()[:, 0]
-            of_tokens, of_image = self.transformer(source[mine], places[mine], tokens[mine, :count])
-            order.append(mine)
-            hidden.append(of_tokens[:, :2])
-            keys.append(of_image)
-        back = torch.cat(order).argsort()
-        iou_token, mask_token = torch.cat(hidden)[back].unbind(dim=1)
-        return iou_token, mask_token, torch.cat(keys)[back]
+        return logits, self.iou_head(iou_token)[:, 0].float()
 
 
 def _respond(weights: Tensor, maps: Tensor, image_index: Tensor | None = None) -> Tensor:
-    """Weights (n, c + 1), the last a bias, applied to maps: (n, z, y, x).
+    """Weights (n, c + 1), the last a bias, applied to maps: (n, z, y, x) float32.
 
     `maps` is (n, c, ...) without `image_index`, else (b, c, ...) shared by the queries of an image.
     """
     linear, bias = weights[:, :-1], weights[:, -1]
     if image_index is None:
         answer = torch.einsum("nc,nczyx->nzyx", linear, maps)
-    else:
-        answer = maps.new_zeros(len(weights), *maps.shape[2:])
+    elif len(maps) == 1:
+        answer = torch.einsum("nc,czyx->nzyx", linear, maps[0])
+    else:  # image by image: a gathered copy of the maps for every query would be large
+        answer = linear.new_zeros(len(weights), *maps.shape[2:])
         for image in range(len(maps)):
             mine = (image_index == image).nonzero()[:, 0]
-            flat = linear[mine].to(maps.dtype) @ maps[image].flatten(1)
-            answer = answer.index_copy(0, mine, flat.unflatten(1, maps.shape[2:]))
-    return answer / linear.shape[1] ** 0.5 + bias[:, None, None, None]
+            part = torch.einsum("nc,czyx->nzyx", linear[mine], maps[image])
+            answer = answer.index_copy(0, mine, part.to(answer.dtype))
+    return answer.float() / linear.shape[1] ** 0.5 + bias[:, None, None, None]
 
 
-def _mlp(channels_in: int, hidden: int, channels_out: int) -> nn.Sequential:
+def mlp(channels_in: int, hidden: int, channels_out: int) -> nn.Sequential:
+    """Three linear maps with ReLUs between."""
     return nn.Sequential(
         nn.Linear(channels_in, hidden),
         nn.ReLU(),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 NO_POINT = -1  # label of a padding point
@@ -60,11 +61,6 @@ class PromptBatch:
         """Some of the queries."""
         return PromptBatch(**{f.name: getattr(self, f.name)[some] for f in fields(self)})
 
-    @property
-    def point_counts(self) -> Tensor:
-        """(n,) points of each query, without padding."""
-        return (self.point_labels != NO_POINT).sum(dim=1)
-
     def to(self, device: torch.device | str) -> PromptBatch:
         return PromptBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
@@ -103,7 +99,9 @@ class FourierPositions(nn.Module):
 
     def forward(self, positions: Tensor) -> Tensor:
         """(..., 3) positions, 0 to 1 along each axis, to (..., channels)."""
-        angles = 2 * math.pi * ((2 * positions.float() - 1) @ self.frequencies.float())
+        # No matrix product: autocast would round the angles to 8 bits.
+        directions = (2 * positions.float() - 1).unsqueeze(-1) * self.frequencies.float()
+        angles = 2 * math.pi * directions.sum(dim=-2)
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
     def grid(self, shape: Sequence[int]) -> Tensor:
@@ -148,8 +146,8 @@ class PromptEncoder(nn.Module):
             grid: shape, zyx, of the image embedding.
 
         Returns:
-            (n, 3 + k, channels) tokens, padded to the most points; (n,) how many of them, the
-            first ones, are a query's own; and (n, channels, *grid) region maps.
+            (n, 3 + k, channels) tokens, padded to the most points; (n, 3 + k) bool, False for
+            the padding; and (n, channels, *grid) region maps.
         """
         size = prompts.boxes.new_tensor(list(window))
         last = self.label_tokens.num_embeddings - 1
@@ -160,11 +158,8 @@ class PromptEncoder(nn.Module):
         if prompts.points.shape[1]:
             located = self.positions((prompts.points + 0.5) / size)
             tokens.append(located + self.point_kinds(prompts.point_labels.clamp(min=0)))
-        return (
-            torch.cat(tokens, dim=1),
-            3 + prompts.point_counts,
-            self._regions(prompts, size, grid),
-        )
+        is_own = F.pad(prompts.point_labels != NO_POINT, (3, 0), value=True)
+        return torch.cat(tokens, dim=1), is_own, self._regions(prompts, size, grid)
 
     def _regions(self, prompts: PromptBatch, size: Tensor, grid: Sequence[int]) -> Tensor:
         share = share_of_cells_in_boxes(prompts.boxes / size, grid)[:, None]

@@ -144,8 +144,9 @@ def test_padding_is_not_learnt_from():
     torch.manual_seed(0)
     encoder = PromptEncoder(8, 1)
     batch = batch_queries([Query(label=0), Query(label=0, points=[[0, 0, 0]], point_labels=[1])])
-    tokens, counts, _ = encoder(batch, (4, 4, 4), (2, 2, 2))
-    assert tokens.shape == (2, 4, 8) and counts.tolist() == [3, 4]
+    tokens, is_own, _ = encoder(batch, (4, 4, 4), (2, 2, 2))
+    assert tokens.shape == (2, 4, 8)
+    assert is_own.tolist() == [[True, True, True, False], [True] * 4]
     assert batch.point_labels.tolist() == [[-1], [1]]
     assert batch.has_box.tolist() == [False, False]
 

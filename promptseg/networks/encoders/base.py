@@ -11,6 +11,16 @@ from torch import Tensor, nn
 from promptseg.registry import Registry
 
 ENCODERS = Registry("image encoder")
+SIZES = ("tiny", "small", "base")
+
+
+def known_size(size: str, encoder: str) -> str:
+    """The size, or a ValueError that lists those there are."""
+    if size not in SIZES:
+        raise ValueError(
+            f"unknown size {size!r} of the encoder {encoder}; it has {', '.join(SIZES)}"
+        )
+    return size
 
 
 @dataclass(frozen=True, kw_only=True)

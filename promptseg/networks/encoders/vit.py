@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from promptseg.networks.blocks import ConvStem, stride_ladder
-from promptseg.networks.encoders.base import ENCODERS, ImageEmbedding, ImageEncoder
+from promptseg.networks.encoders.base import ENCODERS, ImageEmbedding, ImageEncoder, known_size
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,26 @@ SIZES = {
 }
 
 
+def transformer_blocks(size: ViTSize) -> nn.TransformerEncoder:
+    """Pre-norm blocks, exact GELU, a last normalization: (b, tokens, channels) to the same."""
+    layer = nn.TransformerEncoderLayer(
+        size.channels,
+        size.heads,
+        size.mlp_channels,
+        dropout=0.0,
+        activation="gelu",
+        batch_first=True,
+        norm_first=True,
+    )
+    blocks = nn.TransformerEncoder(
+        layer, size.layers, norm=nn.LayerNorm(size.channels), enable_nested_tensor=False
+    )
+    for parameter in blocks.parameters():  # the layers start as copies of one another
+        if parameter.ndim > 1:
+            nn.init.trunc_normal_(parameter, std=0.02)
+    return blocks
+
+
 @ENCODERS.register("vit")
 class ViT(ImageEncoder):
     """A pre-norm vision transformer on the tokens of a convolutional stem.
@@ -47,9 +67,7 @@ class ViT(ImageEncoder):
         self, *, channels_in: int, window: Sequence[int], stride: Sequence[int], size: str
     ) -> None:
         super().__init__(channels_in=channels_in, window=window, stride=stride, size=size)
-        if size not in SIZES:
-            raise ValueError(f"unknown size {size!r} of the encoder vit; it has {', '.join(SIZES)}")
-        widths = SIZES[size]
+        widths = self.widths(size)
         ladder = stride_ladder(stride)
         stem_channels = [
             min(widths.stem_channels * 2**level, widths.channels) for level in range(len(ladder))
@@ -60,21 +78,12 @@ class ViT(ImageEncoder):
         self.stem = ConvStem(channels_in, stem_channels, ladder)
         self.to_tokens = nn.Conv3d(stem_channels[-1], widths.channels, 1)
         self.positions = nn.Parameter(torch.randn(1, widths.channels, *grid) * 0.02)
-        layer = nn.TransformerEncoderLayer(
-            widths.channels,
-            widths.heads,
-            widths.mlp_channels,
-            dropout=0.0,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
-        )
-        self.blocks = nn.TransformerEncoder(
-            layer, widths.layers, norm=nn.LayerNorm(widths.channels), enable_nested_tensor=False
-        )
-        for parameter in self.blocks.parameters():  # the layers start as copies of one another
-            if parameter.ndim > 1:
-                nn.init.trunc_normal_(parameter, std=0.02)
+        self.blocks = transformer_blocks(widths)
+
+    @staticmethod
+    def widths(size: str) -> ViTSize:
+        """Widths of a size; a ValueError lists the sizes when there is no such one."""
+        return SIZES[known_size(size, "vit")]
 
     def forward(self, image: Tensor) -> ImageEmbedding:
         *features, coarse = self.stem(image)

@@ -1,0 +1,118 @@
+"""SAM's two-way transformer over padded tokens: they attend to the image, and it to them."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class TwoWayTransformer(nn.Module):
+    """Prompt tokens and image cells exchange what they know.
+
+    Padding tokens are attended to by none, so that an answer does not depend on how many points
+    the other queries of the batch have.
+
+    Source:
+        Kirillov et al. 2023, arXiv:2304.02643, Appendix A. Differs: padding, and a residual
+        connection and positions in the first self-attention too. MONAI's `TwoWayTransformer` has
+        the same parameters under the same names, and no padding.
+    """
+
+    def __init__(self, depth: int, channels: int, heads: int, mlp_channels: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            TwoWayBlock(channels, heads, mlp_channels) for _ in range(depth)
+        )
+        self.final_attn_token_to_image = Attention(channels, channels // 2, heads)
+        self.norm_final_attn = nn.LayerNorm(channels)
+
+    def forward(
+        self, source: Tensor, places: Tensor, tokens: Tensor, is_own: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Run all layers.
+
+        Args:
+            source: (n, c, z', y', x') what each query sees of its image.
+            places: (c, z', y', x') encodings of the grid.
+            tokens: (n, t, c) of the queries.
+            is_own: (n, t) bool, False for padding; at least one of each query is its own.
+
+        Returns:
+            (n, t, c) tokens, meaningless where they are padding, and (n, cells, c) image cells.
+        """
+        mask = is_own[:, None, None]
+        places = places.flatten(1).transpose(0, 1)
+        hidden, cells = tokens, source.flatten(2).transpose(1, 2)
+        for layer in self.layers:
+            hidden, cells = layer(hidden, cells, tokens, places, mask)
+        found = self.final_attn_token_to_image(hidden + tokens, cells + places, cells)
+        return self.norm_final_attn(hidden + found), cells
+
+
+class TwoWayBlock(nn.Module):
+    """Tokens attend to tokens, tokens to cells, an MLP on the tokens, cells to tokens."""
+
+    def __init__(self, channels: int, heads: int, mlp_channels: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(channels, channels, heads)
+        self.norm1 = nn.LayerNorm(channels)
+        self.cross_attn_token_to_image = Attention(channels, channels // 2, heads)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = MLP(channels, mlp_channels)
+        self.norm3 = nn.LayerNorm(channels)
+        self.norm4 = nn.LayerNorm(channels)
+        self.cross_attn_image_to_token = Attention(channels, channels // 2, heads)
+
+    def forward(
+        self, hidden: Tensor, cells: Tensor, tokens: Tensor, places: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden tokens and cells, one layer on; `tokens` and `places` say again what they are."""
+        hidden = self.norm1(self.among_tokens(hidden, tokens, mask))
+        found = self.cross_attn_token_to_image(hidden + tokens, cells + places, cells)
+        hidden = self.norm2(hidden + found)
+        hidden = self.norm3(hidden + self.mlp(hidden))
+        found = self.cross_attn_image_to_token(cells + places, hidden + tokens, hidden, mask)
+        return hidden, self.norm4(cells + found)
+
+    def among_tokens(self, hidden: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """What the tokens are after they have attended to one another."""
+        asking = hidden + tokens
+        return hidden + self.self_attn(asking, asking, hidden, mask)
+
+
+class Attention(nn.Module):
+    """Multi-head attention in fewer channels than come in."""
+
+    def __init__(self, channels: int, inner_channels: int, heads: int) -> None:
+        super().__init__()
+        if inner_channels % heads:
+            raise ValueError(
+                f"{heads} heads need a multiple of {heads} channels inside an attention, got "
+                f"{inner_channels}; an encoder's channels are a multiple of {2 * heads}"
+            )
+        self.heads = heads
+        self.q_proj = nn.Linear(channels, inner_channels)
+        self.k_proj = nn.Linear(channels, inner_channels)
+        self.v_proj = nn.Linear(channels, inner_channels)
+        self.out_proj = nn.Linear(inner_channels, channels)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(n, q, c) answers of (n, k, c) keys and values; `mask` is False where not to look."""
+        q, k, v = (
+            projection(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for projection, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
+        )
+        answer = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_proj(answer.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """Two linear maps with a ReLU between."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(channels, hidden)
+        self.linear2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear2(F.relu(self.linear1(x)))
