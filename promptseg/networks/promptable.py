@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from promptseg.experiment_planning.plans import Plans
 from promptseg.networks.encoders import ENCODERS, ImageEncoder
+from promptseg.networks.encoding import Encoding
 from promptseg.networks.mask_decoder import MaskDecoder
 from promptseg.networks.prompt_encoder import PromptBatch, PromptEncoder
+from promptseg.networks.segvol import SegVolNetwork, build_segvol_network
 from promptseg.preprocessing.resample import resample_logits
-
-
-@dataclass(frozen=True, kw_only=True)
-class Encoding:
-    """Everything about images that does not depend on prompts.
-
-    Attributes:
-        window: voxels, zyx.
-        embedding: (b, c, z', y', x').
-        pyramid: maps up to full resolution, finest first.
-    """
-
-    window: tuple[int, int, int]
-    embedding: Tensor
-    pyramid: Sequence[Tensor]
 
 
 class PromptableNetwork(nn.Module):
@@ -54,13 +38,13 @@ class PromptableNetwork(nn.Module):
             (n, z, y, x) mask logits and (n,) predicted IoU logits.
         """
         grid = encoding.embedding.shape[2:]
-        tokens, token_counts, regions = self.prompt_encoder(prompts, encoding.window, grid)
+        tokens, is_own, regions = self.prompt_encoder(prompts, encoding.window, grid)
         logits, iou = self.mask_decoder(
             encoding.embedding,
             encoding.pyramid,
             self.prompt_encoder.positions.grid(grid),
             tokens,
-            token_counts,
+            is_own,
             regions,
             prompts.image_index,
         )
@@ -86,12 +70,15 @@ def decode_in_parts(
     return torch.cat(logits), torch.cat(iou)
 
 
-def build_network(plans: Plans, encoder: str) -> PromptableNetwork:
+def build_network(plans: Plans, encoder: str) -> PromptableNetwork | SegVolNetwork:
     """The network that plans and an encoder's name describe, with random weights.
 
     Raises:
-        ValueError: for an unknown encoder or size, listing those that there are.
+        ValueError: for an unknown encoder or size, listing those that there are, and for plans
+            of the preset `segvol` with another encoder than `vit`.
     """
+    if plans.preset == "segvol":
+        return build_segvol_network(plans, encoder)
     image_encoder = ENCODERS.get(encoder)(
         channels_in=len(plans.channel_names),
         window=plans.window,

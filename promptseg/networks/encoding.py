@@ -1,0 +1,23 @@
+"""What a network keeps of images, to answer any number of prompts about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """Everything about images that does not depend on prompts.
+
+    Attributes:
+        window: voxels, zyx.
+        embedding: (b, c, z', y', x').
+        pyramid: maps up to full resolution, finest first.
+    """
+
+    window: tuple[int, int, int]
+    embedding: Tensor
+    pyramid: Sequence[Tensor]

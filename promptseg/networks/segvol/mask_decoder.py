@@ -1,0 +1,101 @@
+"""SegVol's mask decoder: SAM's, in 3D, with an upscaling that is tied to one grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from promptseg.networks.mask_decoder import mlp
+from promptseg.networks.two_way import TwoWayBlock, TwoWayTransformer
+
+
+class FirstBlock(TwoWayBlock):
+    """Quirk (SAM's): the first self-attention replaces the tokens, and sees them only once."""
+
+    def among_tokens(self, hidden: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """What the tokens are after they have attended to one another."""
+        return self.self_attn(hidden, hidden, hidden, mask)
+
+
+class SegVolMaskDecoder(nn.Module):
+    """Two-way transformer, then for every query an upscaling of its own to a quarter of a token.
+
+    Source:
+        Kirillov et al. 2023, arXiv:2304.02643, Appendix A; Du et al. 2024 (SegVol),
+        arXiv:2311.13385.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        grid: Sequence[int],
+        *,
+        heads: int,
+        mlp_channels: int,
+        depth: int,
+        mask_tokens: int,
+        iou_channels: int,
+    ) -> None:
+        super().__init__()
+        middle, fine = channels // 4, channels // 8
+        self.iou_token = nn.Embedding(1, channels)
+        self.mask_tokens = nn.Embedding(mask_tokens, channels)
+        self.transformer = TwoWayTransformer(depth, channels, heads, mlp_channels)
+        self.transformer.layers[0] = FirstBlock(channels, heads, mlp_channels)
+        self.upscaling = nn.Sequential(
+            nn.ConvTranspose3d(channels, middle, kernel_size=2, stride=2),
+            # Quirk: normalized over channels and space, with a weight for every voxel.
+            nn.LayerNorm([middle, *(2 * cells for cells in grid)]),
+            nn.GELU(),
+            nn.ConvTranspose3d(middle, fine, kernel_size=2, stride=2),
+            nn.GELU(),
+        )
+        self.responses = nn.ModuleList(mlp(channels, channels, fine) for _ in range(mask_tokens))
+        self.iou_head = mlp(channels, iou_channels, mask_tokens)
+        self.text_response = nn.Linear(channels, fine)
+
+    def forward(
+        self,
+        embedding: Tensor,
+        positions: Tensor,
+        sparse: Tensor,
+        dense: Tensor,
+        *,
+        text: Tensor | None = None,
+        is_own: Tensor | None = None,
+        has_text: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Decode n queries.
+
+        Args:
+            embedding: (n, c, z', y', x') embedding of each query's image, or (1, ...) of one image.
+            positions: (c, z', y', x') encodings of the grid.
+            sparse: (n, t, c) prompt tokens.
+            dense: (n, c, z', y', x'), or (1, ...).
+            text: (n, c) text embeddings, which are also among the tokens.
+            is_own: (n, t) bool, which tokens a query has; all, when not given.
+            has_text: (n,) bool, which queries have a text; all, when not given.
+
+        Returns:
+            (n, masks, 4 z', 4 y', 4 x') logits and (n, masks) predicted IoU, no sigmoid.
+        """
+        n = len(sparse)
+        if is_own is None:
+            is_own = sparse.new_ones(sparse.shape[:2], dtype=torch.bool)
+        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens = torch.cat([own.expand(n, -1, -1), sparse], dim=1)
+        is_own = F.pad(is_own, (len(own), 0), value=True)
+        source = (embedding + dense).expand(n, -1, -1, -1, -1)
+        hidden, cells = self.transformer(source, positions, tokens, is_own)
+        upscaled = self.upscaling(cells.transpose(1, 2).unflatten(2, source.shape[2:]))
+        weights = torch.stack(
+            [respond(hidden[:, 1 + i]) for i, respond in enumerate(self.responses)], dim=1
+        )
+        if text is not None:
+            # SegVol adds (text . upscaled) to the logits of every mask token: the same sum.
+            similar = self.text_response(text)[:, None]
+            weights = weights + (similar if has_text is None else similar * has_text[:, None, None])
+        return torch.einsum("nmc,nczyx->nmzyx", weights, upscaled), self.iou_head(hidden[:, 0])

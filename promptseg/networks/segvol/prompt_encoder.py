@@ -1,0 +1,147 @@
+"""SegVol's prompt encoder: points, box corners and a text vector as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from promptseg.networks.prompt_encoder import (
+    NO_LABEL,
+    NO_POINT,
+    FourierPositions,
+    PromptBatch,
+)
+
+
+class SegVolPromptEncoder(nn.Module):
+    """Prompts to tokens, with every quirk that the released weights have learned to live with.
+
+    Each quirk is named where it is. A query's tokens are, in this order: its points, a padding
+    point if it has points and no box, the two corners of its box, its text.
+    """
+
+    def __init__(self, channels: int, window: Sequence[int], grid: Sequence[int]) -> None:
+        super().__init__()
+        self.window, self.grid = tuple(window), tuple(grid)
+        self.positions = FourierPositions(channels)
+        self.point_kinds = nn.Embedding(2, channels)  # background, foreground
+        self.corners = nn.Embedding(2, channels)
+        self.not_a_point = nn.Embedding(1, channels)
+        self.no_mask = nn.Embedding(1, channels)
+
+    def forward(
+        self,
+        *,
+        points: Tensor | None = None,
+        point_labels: Tensor | None = None,
+        boxes: Tensor | None = None,
+        text: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Embed n queries that all have the same kinds of prompts, as SegVol does.
+
+        Args:
+            points: (n, k, 3) voxel indices in the window, zyx.
+            point_labels: (n, k) 1 foreground, 0 background, -1 not a point (an embedding of its
+                own, attended to as any other token).
+            boxes: (n, 2, 3) half-open, voxels of the window, zyx.
+            text: (n, channels) text embeddings.
+
+        Returns:
+            (n, t, channels) sparse embeddings and (n, channels, z', y', x') dense ones; n is 1
+            and t is 0 without any prompt.
+        """
+        given = [prompt for prompt in (points, boxes, text) if prompt is not None]
+        count = len(given[0]) if given else 1
+        tokens = [self.no_mask.weight.new_zeros(count, 0, self.no_mask.embedding_dim)]
+        if points is not None:
+            tokens.append(self._of_points(points, point_labels))
+            if boxes is None:
+                tokens.append(self._padding(count))
+        if boxes is not None:
+            tokens.append(self._of_boxes(boxes))
+        if text is not None:
+            tokens.append(text[:, None])
+        return torch.cat(tokens, dim=1), self.dense(count)
+
+    def embed(self, prompts: PromptBatch, text: Tensor, has_text: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed n queries of different kinds.
+
+        Args:
+            prompts: n queries; points labelled -1 are no prompts, they only fill the tensor.
+            text: (n, channels) text embeddings.
+            has_text: (n,) bool, which of them are prompts.
+
+        Returns:
+            (n, k + 4, channels) tokens and (n, k + 4) bool, which of them a query has.
+        """
+        is_point = prompts.point_labels != NO_POINT
+        is_padding = is_point.any(dim=1, keepdim=True) & ~prompts.has_box[:, None]
+        tokens = [
+            self._of_points(prompts.points, prompts.point_labels),
+            self._padding(len(prompts)),
+            self._of_boxes(prompts.boxes),
+            text[:, None],
+        ]
+        is_corner = prompts.has_box[:, None].expand(-1, 2)
+        is_own = torch.cat([is_point, is_padding, is_corner, has_text[:, None]], dim=1)
+        return torch.cat(tokens, dim=1), is_own
+
+    def dense(self, count: int = 1) -> Tensor:
+        """(count, channels, z', y', x') the "no mask" embedding: SegVol has no mask prompts."""
+        return self.no_mask.weight[..., None, None, None].expand(count, -1, *self.grid)
+
+    def dense_positions(self) -> Tensor:
+        """(channels, z', y', x') encodings of the grid.
+
+        Quirk: the frequencies of z and y change places, against those of points and boxes and
+        although the relative coordinates themselves are right here.
+        """
+        z, y, x = self.grid
+        return self.positions.grid((y, z, x)).transpose(1, 2)
+
+    def _of_points(self, points: Tensor, labels: Tensor) -> Tensor:
+        known = self._locate(points) + self.point_kinds(labels.long().clamp(min=0))
+        return torch.where((labels == NO_POINT)[..., None], self.not_a_point.weight, known)
+
+    def _of_boxes(self, boxes: Tensor) -> Tensor:
+        # SegVol's boxes end with their last voxel, ours half-open behind it.
+        last = torch.stack([torch.zeros(3), torch.ones(3)]).to(boxes)
+        return self._locate(boxes - last) + self.corners.weight
+
+    def _padding(self, count: int) -> Tensor:
+        """Quirk (SAM's): points without a box are followed by one that is not a point."""
+        return self.not_a_point.weight.expand(count, 1, -1)
+
+    def _locate(self, indices: Tensor) -> Tensor:
+        """Encode (..., 3) voxel indices.
+
+        Quirk: z is divided by the window's height and y by its depth. With the released window
+        of 32x256x256 relative z ends at 0.12 and y at 8.
+        """
+        z, y, x = self.window
+        return self.positions((indices + 0.5) / indices.new_tensor([y, z, x]))
+
+
+class LabelText(nn.Module):
+    """A learned vector for each label, in place of CLIP's embedding of its name.
+
+    It takes the ways of SegVol's text embedding: through `align` to a token and, in the mask
+    decoder, onto the logits. A label counts as learned once it was asked for in training. Until
+    then, as right after loading released weights, naming it is no prompt.
+    """
+
+    def __init__(self, label_count: int, text_channels: int, channels: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(label_count, text_channels)
+        self.align = nn.Linear(text_channels, channels)
+        self.register_buffer("learned", torch.zeros(label_count, dtype=torch.bool))
+
+    def forward(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(n,) label indices or `NO_LABEL` to (n, channels) texts and (n,) bool: is it a prompt?"""
+        if self.training:
+            every = torch.arange(len(self.learned), device=labels.device)
+            self.learned.logical_or_((labels[:, None] == every).any(dim=0))
+        index = labels.clamp(min=0)
+        return self.align(self.tokens(index)), (labels != NO_LABEL) & self.learned[index]

@@ -1,0 +1,222 @@
+"""SegVol's released weights: read from a file, checked, and put into our network."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from promptseg.networks.encoders.vit import ViTSize
+from promptseg.networks.pretrained_report import PretrainedReport
+from promptseg.networks.segvol.names import (
+    converted,
+    expected_shape,
+    is_new,
+    is_of_text,
+    reason_unused,
+    sources_of,
+)
+from promptseg.networks.segvol.network import SegVolNetwork, SegVolSizes
+
+log = logging.getLogger(__name__)
+
+PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
+
+
+def read_weights(path: Path | str) -> Any:
+    """The content of a file written by `torch.save`, without running code of it.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if it is damaged, or holds more than tensors and plain values.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file of weights")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds, none of which names the file
+        raise ValueError(
+            f"{path} cannot be read as a file of weights: {error}. Only tensors and plain values "
+            f"are read, never pickled code; a file you trust can be saved again with its state "
+            f"dict alone"
+        ) from error
+
+
+def read_segvol_state(path: Path | str) -> dict[str, Tensor]:
+    """SegVol's state dict from a checkpoint, under SegVol's own names.
+
+    Known are the GitHub file (`{"model": {"module.NAME": ...}}`), the Hugging Face file
+    (`{"model.NAME": ...}`), training checkpoints (`{"model_state_dict": {...}}`) and bare names.
+
+    Raises:
+        FileNotFoundError: if the file is not there.
+        ValueError: if it cannot be read, or is none of these.
+    """
+    return segvol_state(read_weights(path), path)
+
+
+def segvol_state(content: Any, source: Path | str = "checkpoint") -> dict[str, Tensor]:
+    """`read_segvol_state` of a file's content."""
+    state = content
+    for key in ("model", "model_state_dict", "state_dict"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if isinstance(state, Mapping) and all(isinstance(name, str) for name in state):
+        state = dict(state)
+        for prefix in ("module.", "model.", "module."):
+            if state and all(name.startswith(prefix) for name in state):
+                # at the start only: CLIP's names have `model.` in their middle
+                state = {name.removeprefix(prefix): value for name, value in state.items()}
+        tensors = all(isinstance(value, Tensor) for value in state.values())
+        if tensors and all(any(n.startswith(part) for n in state) for part in PARTS):
+            return state
+    found = type(state).__name__
+    if isinstance(state, Mapping):
+        found = f"{len(state)} entries such as {', '.join(map(str, list(state)[:4])) or 'none'}"
+    raise ValueError(
+        f"{source} is no SegVol checkpoint: expected tensors named {'*, '.join(PARTS)}*, behind "
+        f"`module.`, `model.` or nothing, found {found}"
+    )
+
+
+def segvol_network(
+    state: Mapping[str, Tensor],
+    *,
+    window: Sequence[int],
+    stride: Sequence[int],
+    heads: int = 12,
+    decoder_heads: int = 8,
+    labels: int = 1,
+) -> SegVolNetwork:
+    """The network whose weights a SegVol state dict is, of whatever width and depth.
+
+    Args:
+        state: under SegVol's own names, as from `read_segvol_state`.
+        window: voxels, zyx, that the weights were trained for (released: 32x256x256).
+        stride: voxels, zyx, of a patch (released: 4x16x16).
+        heads: of the image encoder's attention; weights do not tell it.
+        decoder_heads: of the mask decoder's attention.
+        labels: how many labels get a text embedding to be learned.
+
+    Raises:
+        ValueError: naming every tensor that is missing or does not fit.
+    """
+    sizes = segvol_sizes(state, stride=stride, heads=heads, decoder_heads=decoder_heads)
+    network = SegVolNetwork(sizes, window=window, stride=stride, label_count=labels)
+    log.info(load_segvol(network, state).summary())
+    return network.eval()
+
+
+def segvol_sizes(
+    state: Mapping[str, Tensor], *, stride: Sequence[int], heads: int, decoder_heads: int
+) -> SegVolSizes:
+    """The sizes that the shapes of a state dict tell, the released ones where it lacks them."""
+    released = SegVolSizes()
+
+    def length(key: str, axis: int, otherwise: int) -> int:
+        tensor = state.get(key)
+        return tensor.shape[axis] if tensor is not None and tensor.ndim > axis else otherwise
+
+    channels = length("mask_decoder.mask_tokens.weight", 1, released.vit.channels)
+    of_patch = length("image_encoder.patch_embedding.patch_embeddings.1.weight", 1, 1)
+    vit = ViTSize(
+        channels=channels,
+        layers=_count(state, r"image_encoder\.blocks\.(\d+)\.") or released.vit.layers,
+        heads=heads,
+        mlp_channels=length("image_encoder.blocks.0.mlp.linear1.weight", 0, 4 * channels),
+        stem_channels=0,
+    )
+    layers = _count(state, r"mask_decoder\.transformer\.layers\.(\d+)\.")
+    text_channels = released.text_channels
+    if length("text_encoder.dim_align.weight", 0, 0) == channels:
+        text_channels = state["text_encoder.dim_align.weight"].shape[1]
+    return SegVolSizes(
+        vit=vit,
+        channels_in=max(of_patch // math.prod(stride), 1),
+        decoder_layers=layers or released.decoder_layers,
+        decoder_heads=decoder_heads,
+        decoder_mlp_channels=length(
+            "mask_decoder.transformer.layers.0.mlp.lin1.weight", 0, released.decoder_mlp_channels
+        ),
+        mask_tokens=length("mask_decoder.mask_tokens.weight", 0, released.mask_tokens),
+        iou_channels=length(
+            "mask_decoder.iou_prediction_head.layers.0.weight", 0, released.iou_channels
+        ),
+        text_channels=text_channels,
+    )
+
+
+def load_segvol(
+    network: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    only: str = "",
+    source: str = "SegVol's state dict",
+) -> PretrainedReport:
+    """Put a SegVol state dict into a network.
+
+    The text branch alone may be missing or of another width (SegVol writes 768 to 96 channels
+    into its code, which fits no reduced network): it then keeps its initial values.
+
+    Args:
+        network: ours, or with `only`, one that has parts under our names.
+        state: under SegVol's own names.
+        only: a prefix of our names: load what fits of these parts, layer by layer.
+        source: named in errors and the report.
+
+    Raises:
+        ValueError: naming every tensor that is missing or does not fit; without `only`.
+    """
+    stride = network.image_encoder.patches.kernel_size if not only else ()
+    values, used, missing, problems = {}, set(), {}, {}
+    own = network.state_dict()
+    for name, tensor in own.items():
+        if is_new(name) or not name.startswith(only):
+            missing[name] = "new here" if is_new(name) else "no counterpart in this network"
+            continue
+        keys = sources_of(name)
+        if name.endswith("in_proj_bias") and keys[0] not in state:
+            values[name] = torch.zeros_like(tensor)  # SegVol's qkv has no bias
+            continue
+        expected = expected_shape(name, tensor.shape, stride)
+        why = {}
+        for key in keys:
+            if key not in state:
+                why[key] = "not in the file"
+            elif tuple(state[key].shape) != expected:
+                found = tuple(state[key].shape)
+                why[key] = f"is {found} in the file, {expected} fits this network"
+        if not why:
+            values[name] = converted(name, [state[key] for key in keys], tensor.shape)
+            used.update(keys)
+        elif is_of_text(name) or only:
+            missing[name] = "the file's does not fit" if keys[0] in state else "not in the file"
+        else:
+            problems.update(why)
+    if problems:
+        listed = "\n".join(f"  {key}: {why}" for key, why in problems.items())
+        raise ValueError(
+            f"{source} does not fit this network ({_described(network)}): {len(problems)} "
+            f"tensors are missing or of another shape, and nothing was loaded\n{listed}"
+        )
+    network.load_state_dict({**own, **values})
+    left_out = {key: reason_unused(key) for key in state if key not in used}
+    return PretrainedReport(source=source, loaded=tuple(values), left_out=left_out, missing=missing)
+
+
+def _described(network: nn.Module) -> str:
+    if not isinstance(network, SegVolNetwork):
+        return type(network).__name__
+    return f"window {network.window}, stride {network.stride}, both zyx"
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    """How many layers a state dict numbers, from 0."""
+    found = [re.match(pattern, key) for key in state]
+    return 1 + max((int(match[1]) for match in found if match), default=-1)
