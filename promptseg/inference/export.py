@@ -2,66 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from promptseg.inference.sliding_window import Blend
 
-def resample_region(
-    logits: Tensor, lower: Sequence[int], shape: Sequence[int], raw_shape: Sequence[int]
-) -> tuple[Tensor, np.ndarray]:
-    """Carry the logits of a region to the raw grid, by linear interpolation.
+SLAB = 2**22  # raw voxels that are interpolated at a time: 16 MB
+_LARGEST = torch.finfo(torch.float16).max
+
+
+def raw_slabs(
+    blend: Blend, shape: Sequence[int], raw_shape: Sequence[int], most_voxels: int = SLAB
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Carry the logits of a region to the raw grid, by linear interpolation, slab by slab.
 
     Both grids cover the same field of view; a voxel i covers [i, i + 1). Equal to resampling the
     whole volume (torch's `trilinear`, `align_corners=False`) and cutting out the raw voxels whose
     centre lies in the region, without ever holding that volume.
 
     Args:
-        logits: (z, y, x) of the region.
-        lower: its first voxel in the preprocessed volume, zyx.
+        blend: of the region.
         shape: of the preprocessed volume, zyx.
         raw_shape: of the raw volume, zyx.
+        most_voxels: of a slab, but at least one slice of the region.
+
+    Yields:
+        (z, y, x) logits of a slab of the raw volume, and that slab's first voxel, zyx. Nothing
+        when no raw voxel's centre lies in the region.
+    """
+    corners = zip(blend.lower.tolist(), blend.upper.tolist(), shape, raw_shape, strict=True)
+    axes = [_between(*numbers) for numbers in corners]
+    (first, left, share), *in_plane = axes
+    slices = max(1, most_voxels // max(1, len(in_plane[0][1]) * len(in_plane[1][1])))
+    if not all(len(places) for _, places, _ in axes):
+        return
+    for here in range(0, len(left), slices):
+        lefts = left[here : here + slices]
+        low, high = int(lefts[0]), int(lefts[-1]) + 2
+        logits = blend.result(low, high)
+        logits = _interpolated(logits, 0, lefts - low, share[here : here + slices])
+        for axis, (_, places, shares) in enumerate(in_plane, start=1):
+            logits = _interpolated(logits, axis, places, shares)
+        yield logits, np.array([first + here, *(start for start, _, _ in in_plane)])
+
+
+def _between(low: int, high: int, n: int, raw: int) -> tuple[int, Tensor, Tensor]:
+    """Which raw voxels of an axis lie in a region, and between which of its voxels.
 
     Returns:
-        (z, y, x) logits of a region of the raw volume, and that region's first voxel, zyx.
+        The first one, for each the region's voxel to its left, and how far it is from there to
+        the next, in [0, 1].
     """
-    if tuple(shape) == tuple(raw_shape):
-        return logits, np.asarray(lower, int)
-    firsts = []
-    for axis, (low, n, raw) in enumerate(zip(lower, shape, raw_shape, strict=True)):
-        extent = logits.shape[axis]
-        centres = (torch.arange(raw, dtype=torch.float64) + 0.5) * (n / raw)
-        inside = ((centres >= low) & (centres <= low + extent)).nonzero()[:, 0]
-        first = int(inside[0]) if len(inside) else 0
-        position = (centres[inside] - 0.5 - low).clamp(0, extent - 1)
-        left = position.floor().long()
-        right = (left + 1).clamp(max=extent - 1)
-        share = (position - left).to(logits).view([-1 if a == axis else 1 for a in range(3)])
-        logits = torch.lerp(
-            logits.index_select(axis, left), logits.index_select(axis, right), share
-        )
-        firsts.append(first)
-    return logits, np.array(firsts)
+    centres = (torch.arange(raw, dtype=torch.float64) + 0.5) * (n / raw)
+    inside = ((centres >= low) & (centres <= high)).nonzero()[:, 0]
+    position = (centres[inside] - 0.5 - low).clamp(0, high - low - 1)
+    left = position.floor().long()
+    return int(inside[0]) if len(inside) else 0, left, position - left
+
+
+def _interpolated(logits: Tensor, axis: int, left: Tensor, share: Tensor) -> Tensor:
+    extent = logits.shape[axis]
+    if not share.any() and torch.equal(left, torch.arange(extent)[: len(left)]):
+        return logits.narrow(axis, 0, len(left))  # the same voxels: nothing to interpolate
+    right = (left + 1).clamp(max=extent - 1)
+    share = share.to(logits).view([-1 if a == axis else 1 for a in range(3)])
+    return torch.lerp(logits.index_select(axis, left), logits.index_select(axis, right), share)
 
 
 class LabelMap:
     """The winning label of every raw voxel, one label's logits at a time.
 
     A voxel goes to the label with the largest logit above 0, to the lowest value when several
-    are equal, whatever the order in which labels come. Memory: the label map and one float32
-    volume, however many labels there are.
+    are equal, whatever the order in which labels come. Logits are compared as float16: to about
+    one part in 2000, that is where two labels are equally likely. Memory: the label map and, of
+    the regions that were entered, a float16 a voxel, however many labels there are.
     """
 
     def __init__(self, raw_shape: Sequence[int], largest_value: int) -> None:
         self.labels = np.zeros(tuple(raw_shape), np.uint8 if largest_value < 256 else np.int16)
-        self._best = np.zeros(tuple(raw_shape), np.float32)
+        # Bits of a float16: those of positive numbers are ordered as the numbers are.
+        self._best = np.zeros(tuple(raw_shape), np.int16)  # no memory before it is written to
+        self._counts = np.zeros(largest_value + 1, np.int64)
 
     def add(self, value: int, logits: Tensor, lower: np.ndarray) -> None:
         """Enter the (z, y, x) raw-grid logits of one label's region."""
         region = tuple(slice(int(a), int(a + n)) for a, n in zip(lower, logits.shape, strict=True))
-        new, best, labels = logits.numpy(), self._best[region], self.labels[region]
+        best, labels = self._best[region], self.labels[region]
+        bits = logits.clamp(0, _LARGEST).half().view(torch.int16).clamp_(min=1)
+        new = torch.where(logits > 0, bits, 0).numpy()  # never for NaN
         wins = (new > best) | ((new == best) & (labels > value))
         best[wins] = new[wins]
+        lost = np.bincount(labels[wins], minlength=len(self._counts))
+        self._counts -= lost
+        self._counts[value] += lost.sum()
         labels[wins] = value
+
+    def voxels(self, value: int) -> int:
+        """How many voxels a label has won so far."""
+        return int(self._counts[value])

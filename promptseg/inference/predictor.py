@@ -14,7 +14,7 @@ import torch
 from promptseg.experiment_planning.plans import Plans
 from promptseg.inference.answers import blended_answers
 from promptseg.inference.decoding import ImageDecoder
-from promptseg.inference.export import LabelMap, resample_region
+from promptseg.inference.export import LabelMap, raw_slabs
 from promptseg.inference.locate import locate
 from promptseg.inference.model_folder import load_networks
 from promptseg.inference.queries import as_queries, flips, windows_that_meet
@@ -126,7 +126,8 @@ class Predictor:
         folder, device = Path(folder), choose_device(device)
         networks, plans, settings = load_networks(folder, folds, checkpoint)
         log.info("predicting on %s", device)
-        return cls(
+        kind = _segvol_predictor() if plans.preset == "segvol" else cls
+        return kind(
             networks,
             plans,
             device=device,
@@ -162,13 +163,18 @@ class Predictor:
                 f"expected an image of {channels} channel(s) "
                 f"({', '.join(self.plans.channel_names)}), shape (c, z, y, x), found {image.shape}"
             )
+        spacing = tuple(spacing)
+        return PreparedImage(raw=image, spacing=spacing, decoder=self._decoder(image, spacing))
+
+    def _decoder(self, image: np.ndarray, spacing: Sequence[float]) -> ImageDecoder:
+        """What answers queries about a (c, z, y, x) raw image."""
         lazy = LazyImage(
             image,
             spacing,
             normalizations=self.plans.normalizations,
             target_spacing=spacing if self.plans.keeps_spacing else self.plans.spacing,
         )
-        decoder = ImageDecoder(
+        return ImageDecoder(
             lazy,
             self.networks,
             self.plans.window,
@@ -176,7 +182,6 @@ class Predictor:
             device=self.device,
             most_encodings=self.most_encodings,
         )
-        return PreparedImage(raw=image, spacing=tuple(spacing), decoder=decoder)
 
     def predict(
         self,
@@ -312,18 +317,23 @@ class Predictor:
         ious: dict[str, list[float]] = {label: [] for label in wanted}
         answers = blended_answers(image.decoder, located, starts, self._weights)
         for index, blend, iou in answers:
-            logits, lower = resample_region(
-                blend.result(), blend.lower, image.shape, image.raw_shape
-            )
-            label_map.add(values[names[index]], logits, lower)
+            for logits, lower in raw_slabs(blend, image.shape, image.raw_shape):
+                label_map.add(values[names[index]], logits, lower)
             ious[names[index]].append(iou)
         results = {
             label: label_result(
                 prompts,
                 min(ious[label], default=None),  # the worst object needs a person's look
-                int(np.count_nonzero(label_map.labels == values[label])),
+                label_map.voxels(values[label]),
                 image.raw_shape,
             )
             for label, prompts in wanted.items()
         }
         return Prediction(segmentation=label_map.labels, labels=results)
+
+
+def _segvol_predictor() -> type[Predictor]:
+    """The predictor for the preset `segvol`; its module needs this one."""
+    from promptseg.inference.segvol.predictor import SegVolPredictor
+
+    return SegVolPredictor

@@ -132,13 +132,23 @@ class Blend:
         here, there = self._common(start)
         self.sum[there] += logits.float().cpu()[here] * self.weights[here]
 
-    def result(self, outside: float = -20.0) -> Tensor:
-        """(z, y, x) mean logits of the region; `outside` where no window reached."""
-        weight_sum = torch.zeros_like(self.sum)
+    def result(self, first: int = 0, last: int | None = None, outside: float = -20.0) -> Tensor:
+        """(z, y, x) mean logits of the region; `outside` where no window reached.
+
+        Args:
+            first, last: slices of the region, the last one exclusive; all when not given.
+            outside: what stands for no answer.
+        """
+        logits = self.sum[first:last]
+        weight_sum = torch.zeros_like(logits)
         for start in self.starts:
-            here, there = self._common(start)
-            weight_sum[there] += self.weights[here]
-        return torch.where(weight_sum > 0, self.sum / weight_sum, outside)
+            here, (z, *in_plane) = self._common(start)
+            low, high = max(z.start, first), min(z.stop, first + len(logits))
+            if low < high:
+                part = slice(here[0].start + low - z.start, here[0].start + high - z.start)
+                there = (slice(low - first, high - first), *in_plane)
+                weight_sum[there] += self.weights[(part, *here[1:])]
+        return torch.where(weight_sum > 0, logits / weight_sum, outside)
 
     def _common(self, start: np.ndarray) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
         """What a window and the region have in common, as slices of each."""
