@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
-COMMANDS = ("plan", "train", "predict", "auto_prompt", "evaluate", "demo")
+COMMANDS = ("plan", "train", "predict", "import_segvol", "auto_prompt", "evaluate", "demo")
 
 setup(
     name="promptseg",
@@ -33,7 +33,10 @@ setup(
         "torch>=2.2",
         "tqdm>=4.66",
     ],
-    extras_require={"test": ["hypothesis>=6.100", "pytest>=8", "ruff>=0.9"]},
+    extras_require={
+        "dask": ["distributed>=2024.1"],
+        "test": ["distributed>=2024.1", "hypothesis>=6.100", "pytest>=8", "ruff>=0.9"],
+    },
     entry_points={
         "console_scripts": [
             f"promptseg_{name} = promptseg.commands.{name}:main" for name in COMMANDS

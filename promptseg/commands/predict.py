@@ -12,6 +12,7 @@ from promptseg.commands.parsing import (
     add_folders,
     add_import,
     command_parser,
+    count,
     folders_of,
     run_command,
 )
@@ -48,6 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--continue_prediction", action="store_true", help="keep what is there")
     parser.add_argument("-num_parts", type=int, default=1, help="commands that share the work")
     parser.add_argument("-part_id", type=int, default=0, help="which of them this is, from 0")
+    parser.add_argument(
+        "-npp", type=count, default=1, help="threads that read and prompt; 0 does it in turn"
+    )
+    parser.add_argument("-nps", type=count, default=1, help="threads that write; 0 does it in turn")
+    parser.add_argument(
+        "--dask",
+        metavar="SCHEDULER_ADDRESS",
+        help="have the workers of a Dask cluster do the cases; tcp://HOST:PORT",
+    )
     parser.add_argument("-device", help="cpu, cuda, cuda:1 or mps; a GPU if there is one")
     add_import(parser)
     add_folders(parser, "results")
@@ -79,6 +89,10 @@ def _run(args: argparse.Namespace) -> int:
         continue_prediction=args.continue_prediction,
         parts=args.num_parts,
         part=args.part_id,
+        readers=args.npp,
+        writers=args.nps,
+        dask=args.dask,
+        imports=args.imports,
     )
     done = len(report["cases"]) - report["failed"]
     print(f"{done} segmentations, prompts_used.json and predict_report.json in {args.output}")

@@ -190,7 +190,7 @@ def test_a_failed_case_leaves_no_old_segmentation_and_is_predicted_again(images,
 
 def test_an_interrupted_run_leaves_no_segmentation_of_an_earlier_one(images, tmp_path):
     class Interrupted(Predictor):
-        def set_image(self, image, spacing):
+        def predict_prompts(self, prompts, **options):
             raise KeyboardInterrupt
 
     output, cases = tmp_path / "out", cases_of(images)

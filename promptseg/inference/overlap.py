@@ -1,0 +1,104 @@
+"""Three steps over many items, where the steps of different items run at the same time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+
+
+def overlapped(
+    items: Iterable[Item],
+    read: Callable[[Item], Any],
+    compute: Callable[[Item, Any], Any],
+    write: Callable[[Item, Any], Any],
+    done: Callable[[Item, Any, Exception | None], None],
+    *,
+    readers: int,
+    writers: int,
+) -> None:
+    """Call `write(item, compute(item, read(item)))` for every item; tell `done` what came of it.
+
+    `compute` runs in the caller's thread, on one item at a time and in their order, while threads
+    read the next items and write the last ones. At most `readers` items are read ahead, and at
+    most `writers` wait to be written, so that memory holds a few items whatever their number.
+    Threads do, and pass arrays on without copying: reading and compressing files, and the array
+    libraries, let other threads run meanwhile.
+
+    If the caller's thread is interrupted, nothing new is begun, what is being written is finished
+    and told to `done`, and the interrupt goes on.
+
+    Args:
+        items: worked on one after the other.
+        read, compute, write: the steps; an exception in one is its item's alone.
+        done: called in the caller's thread with item, result, None or item, None, exception; in
+            the order of the items, but for failures, which are told at once.
+        readers: threads that read; 0 reads in the caller's thread, when it is needed.
+        writers: threads that write; 0 writes in the caller's thread.
+
+    Raises:
+        ValueError: if `readers` or `writers` is negative.
+    """
+    if readers < 0 or writers < 0:
+        raise ValueError(
+            f"readers and writers must be 0 (none but this thread) or more, got {readers} and "
+            f"{writers}"
+        )
+    remaining = iter(items)
+    coming: deque[tuple[Item, Future]] = deque()
+    going: deque[tuple[Item, Future]] = deque()
+
+    def read_ahead(count: int) -> None:
+        for item in islice(remaining, max(0, count - len(coming))):
+            coming.append((item, reading.submit(read, item)))
+
+    def tell(most: int) -> None:
+        while going and (len(going) > most or going[0][1].done()):
+            item, future = going.popleft()
+            done(item, *_outcome(future.result))
+
+    with _executor(readers) as reading, _executor(writers) as writing:
+        try:
+            while read_ahead(max(readers, 1)) or coming:
+                item, future = coming.popleft()
+                read_ahead(readers)
+                computed, error = _outcome(lambda: compute(item, future.result()))  # noqa: B023
+                del future  # and with it what was read
+                if error is None:
+                    going.append((item, writing.submit(write, item, computed)))
+                    del computed
+                else:
+                    done(item, None, error)
+                tell(writers)
+        finally:
+            for _, future in coming:
+                future.cancel()
+            tell(0)
+
+
+def _outcome(call: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    try:
+        return call(), None
+    except Exception as error:
+        return None, error
+
+
+def _executor(threads: int) -> Executor:
+    return ThreadPoolExecutor(threads) if threads else _InPlace()
+
+
+class _InPlace(Executor):
+    """Calls at once, in the thread that submits."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future:
+        future: Future = Future()
+        result, error = _outcome(lambda: function(*arguments, **named))
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+        return future
