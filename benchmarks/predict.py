@@ -1,0 +1,128 @@
+"""Segmenting a folder of images: promptseg_predict against nnU-Net, in turn, in one run.
+
+    python benchmarks/predict.py --model MODEL_FOLDER --raw RAW_ROOT -d 4 \
+        --nnunet PATH/TO/NNUNET_ENVIRONMENT/bin
+
+The images are the validation cases of fold 0. Each tool runs in its own environment on the CPU,
+into an empty folder every time, its start-up included: `promptseg_predict --auto-prompt` and
+`nnUNetv2_predict -c 3d_fullres -f 0 -device cpu`, both with their defaults, which for nnU-Net
+include mirroring at test time.
+
+nnU-Net's model comes from the folder `--nnunet-work`: planned, preprocessed and built there by
+nnU-Net's own code when it is not there yet. It is not trained: the time does not depend on the
+weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from promptseg.folders import find_dataset_folder
+from promptseg.raw_dataset import read_raw_dataset
+from promptseg.training.splits import fold_cases, make_splits
+
+UNTRAINED = """
+import json, os, sys, torch
+from nnunetv2.run.run_training import get_trainer_from_args
+trainer = get_trainer_from_args(sys.argv[1], "3d_fullres", 0, device=torch.device("cpu"))
+trainer.initialize()
+trainer.save_checkpoint(os.path.join(trainer.output_folder, "checkpoint_final.pth"))
+for name, content in (("plans", trainer.plans_manager.plans), ("dataset", trainer.dataset_json)):
+    with open(os.path.join(trainer.output_folder_base, name + ".json"), "w") as file:
+        json.dump(content, file)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True, help="promptseg's model folder")
+    parser.add_argument("--raw", type=Path, required=True, help="folder of raw datasets")
+    parser.add_argument("-d", "--dataset", default="4")
+    parser.add_argument("--nnunet", type=Path, help="bin folder of nnU-Net's environment")
+    parser.add_argument("--nnunet-work", type=Path, help="folder for nnU-Net's plans and model")
+    parser.add_argument("--cases", type=int, help="the first so many; all when not given")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="of ours, at last")
+    args = parser.parse_args()
+    if args.nnunet and not args.nnunet_work:
+        parser.error("--nnunet needs --nnunet-work, a folder to keep nnU-Net's model in")
+    dataset = find_dataset_folder(args.raw.absolute(), args.dataset, "name its folder with --raw")
+
+    with tempfile.TemporaryDirectory() as scratch:
+        images = Path(scratch) / "images"
+        count = _link_images(dataset, images, args.cases)
+        tools = {"promptseg": ([str(Path(sys.executable).parent / "promptseg_predict")], {})}
+        tools["promptseg"][0].extend(["-m", str(args.model), "--auto-prompt", "-device", "cpu"])
+        tools["promptseg"][0].extend(args.options)
+        if args.nnunet:
+            environment = _nnunet_model(args.nnunet, args.nnunet_work.absolute(), dataset)
+            command = [str(args.nnunet / "nnUNetv2_predict"), "-d", dataset.name, "-f", "0"]
+            tools["nnU-Net"] = ([*command, "-c", "3d_fullres", "-device", "cpu"], environment)
+        seconds: dict[str, list[float]] = {name: [] for name in tools}
+        for _ in range(args.runs):
+            for name, (command, environment) in tools.items():
+                with tempfile.TemporaryDirectory(dir=scratch) as output:
+                    command = [*command, "-i", str(images), "-o", output]
+                    seconds[name].append(_timed(command, environment, Path(scratch) / "log.txt"))
+                    written = len(list(Path(output).glob("*.nii.gz")))
+                    assert written == count, f"{name} wrote {written} of {count} segmentations"
+            print({name: [round(s, 1) for s in values] for name, values in seconds.items()})
+            sys.stdout.flush()
+
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    for name, median in medians.items():
+        print(f"{name}: median {median:.1f} s of {args.runs}, {median / count:.3f} s a case")
+    if args.nnunet:
+        ratio = medians["nnU-Net"] / medians["promptseg"]
+        print(f"{count} cases: promptseg is {ratio:.1f} times as fast")
+
+
+def _link_images(dataset: Path, folder: Path, cases: int | None) -> int:
+    """Link the images of fold 0's validation cases into a folder; returns how many cases."""
+    by_name = {case.case_id: case for case in read_raw_dataset(dataset).cases}
+    _, validation = fold_cases(make_splits(list(by_name)), "0", list(by_name))
+    folder.mkdir()
+    for case_id in validation[:cases]:
+        for image in by_name[case_id].images:
+            (folder / image.name).symlink_to(image)
+    return len(validation[:cases])
+
+
+def _nnunet_model(nnunet: Path, work: Path, dataset: Path) -> dict[str, str]:
+    """The environment in which nnU-Net finds a 3d_fullres model of the dataset, made if needed."""
+    environment = {f"nnUNet_{name}": str(work / name) for name in ("preprocessed", "results")}
+    environment["nnUNet_raw"] = str(dataset.parent)
+    trained = work / "results" / dataset.name / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    if not (trained / "fold_0" / "checkpoint_final.pth").is_file():
+        work.mkdir(parents=True, exist_ok=True)
+        number = dataset.name[len("Dataset") :].split("_")[0]
+        plan = [str(nnunet / "nnUNetv2_plan_and_preprocess"), "-d", number, "-c", "3d_fullres"]
+        _timed([*plan, "-np", "2"], environment, work / "plan.log")
+        _timed(
+            [str(nnunet / "python"), "-c", UNTRAINED, dataset.name], environment, work / "build.log"
+        )
+    return environment
+
+
+def _timed(command: list[str], environment: dict[str, str], log: Path) -> float:
+    """Wall seconds of a command; its output goes to a file that is shown when it fails."""
+    with open(log, "w") as output:
+        start = time.perf_counter()
+        code = subprocess.run(
+            command, env={**os.environ, **environment}, stdout=output, stderr=output
+        ).returncode
+        seconds = time.perf_counter() - start
+    if code:
+        sys.exit(f"{command[0]} failed:\n{log.read_text()[-2000:]}")
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
