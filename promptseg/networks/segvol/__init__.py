@@ -28,5 +28,13 @@ Source:
 """
 
 from promptseg.networks.segvol.network import SegVolNetwork, SegVolSizes, build_segvol_network
+from promptseg.networks.segvol.weights import load_segvol, read_segvol_state, segvol_network
 
-__all__ = ["SegVolNetwork", "SegVolSizes", "build_segvol_network"]
+__all__ = [
+    "SegVolNetwork",
+    "SegVolSizes",
+    "build_segvol_network",
+    "load_segvol",
+    "read_segvol_state",
+    "segvol_network",
+]

@@ -73,7 +73,7 @@ class SegVolMaskDecoder(nn.Module):
         Args:
             embedding: (n, c, z', y', x') embedding of each query's image, or (1, ...) of one image.
             positions: (c, z', y', x') encodings of the grid.
-            sparse: (n, t, c) prompt tokens.
+            sparse: (n, t, c) prompt tokens, or (1, t, c) for all images.
             dense: (n, c, z', y', x'), or (1, ...).
             text: (n, c) text embeddings, which are also among the tokens.
             is_own: (n, t) bool, which tokens a query has; all, when not given.
@@ -82,7 +82,8 @@ class SegVolMaskDecoder(nn.Module):
         Returns:
             (n, masks, 4 z', 4 y', 4 x') logits and (n, masks) predicted IoU, no sigmoid.
         """
-        n = len(sparse)
+        n = max(len(sparse), len(embedding))
+        sparse = sparse.expand(n, -1, -1)
         if is_own is None:
             is_own = sparse.new_ones(sparse.shape[:2], dtype=torch.bool)
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
