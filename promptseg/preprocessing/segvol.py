@@ -27,18 +27,38 @@ from promptseg.boxes import mask_box
 from promptseg.preprocessing.normalize import Normalization, intensity_range, rescale_part
 
 
-class SegVolImage:
-    """A raw image that is normalized where it is asked for.
+class NormalizedView:
+    """Raw voxels that are normalized where they are asked for.
+
+    It slices like a (c, z, y, x) float32 array in [0, 255].
+
+    Args:
+        raw: (c, z, y, x) raw intensities; kept as they are.
+        limits: the raw intensities that become 0 and 255.
+    """
+
+    def __init__(self, raw: np.ndarray, limits: tuple[float, float]) -> None:
+        self.raw, self.limits, self.shape = raw, limits, raw.shape
+
+    def __getitem__(self, region: tuple[slice | np.ndarray, ...]) -> np.ndarray:
+        return rescale_part(self.raw[region], *self.limits)
+
+    def part(self, box: np.ndarray) -> NormalizedView:
+        """What lies in a (2, 3) half-open box, zyx, with limits that stay those of the whole."""
+        inside = tuple(slice(int(a), int(b)) for a, b in zip(*box, strict=True))
+        return NormalizedView(self.raw[(slice(None), *inside)], self.limits)
+
+
+class SegVolImage(NormalizedView):
+    """A raw image and what SegVol sees of it.
 
     Normalizing and nearest neighbours can change places, so no second copy of the volume is held.
-    It slices like a (c, z, y, x) float32 array in [0, 255].
 
     Args:
         raw: (1, z, y, x) raw intensities; kept as they are.
         normalization: how they become [0, 255].
 
     Attributes:
-        shape: of `raw`.
         foreground: (2, 3) half-open box, zyx, of what is brighter than 0 after normalization;
             the whole volume when nothing is.
 
@@ -52,23 +72,18 @@ class SegVolImage:
         if np.issubdtype(raw.dtype, np.floating) and not np.isfinite(raw).all():
             bad = int((~np.isfinite(raw)).sum())
             raise ValueError(f"{bad} of {raw.size} voxels are NaN or infinite")
-        self.raw, self.shape = raw, raw.shape
-        self.limits = intensity_range(raw[0], normalization)
-        bright = mask_box(raw[0] > self.limits[0]) if self.limits[0] < self.limits[1] else None
+        super().__init__(raw, intensity_range(raw[0], normalization))
+        lower, upper = self.limits
+        bright = mask_box(raw[0] > lower) if lower < upper else None
         self.foreground = np.array([(0, 0, 0), raw.shape[1:]]) if bright is None else bright
-
-    def __getitem__(self, region: tuple[slice, ...]) -> np.ndarray:
-        """(c, n, m, k) float32 of `[:, z0:z1, y0:y1, x0:x1]`."""
-        return rescale_part(self.raw[region], *self.limits)
 
     def resized(self, size: Sequence[int]) -> np.ndarray:
         """(1, *size) float32: the foreground box, resized by nearest neighbours."""
-        lower, upper = self.foreground
         axes = [
             low + nearest_indices(high - low, n, "nearest-exact")
-            for low, high, n in zip(lower, upper, size, strict=True)
+            for low, high, n in zip(*self.foreground, size, strict=True)
         ]
-        return rescale_part(self.raw[(slice(None), *np.ix_(*axes))], *self.limits)
+        return self[(slice(None), *np.ix_(*axes))]
 
 
 def nearest_indices(old: int, new: int, mode: str) -> np.ndarray:
