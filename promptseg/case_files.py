@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from promptseg.image_io import FILE_ENDINGS, count_channels, file_ending, is_dicom_folder
+from promptseg.image_io import FILE_ENDINGS, NPZ, count_channels, file_ending, is_dicom_folder
 
 _CHANNEL = re.compile(r"(?P<case_id>.+)_(?P<channel>\d{4})")
 _COMPANIONS = (".raw", ".zraw", ".img", ".raw.gz", ".json", ".txt", ".csv", ".md")
@@ -128,7 +128,7 @@ def _images_beside(
         return [], [file.name]
     stem = file.name[: -len(ending)]
     match = _CHANNEL.fullmatch(stem)
-    if channel_count == 1 or not match:
+    if channel_count == 1 or not match or ending == NPZ:
         return [(stem, file)], []
     stems = [f"{match['case_id']}_{channel:04d}" for channel in range(channel_count)]
     paths = [file.with_name(stem + file.name[-len(ending) :]) for stem in stems]
@@ -142,7 +142,7 @@ def _group(
     numbered: dict[str, dict[int, list[Path]]] = {}
     whole: dict[str, list[Path]] = {}
     for stem, path in images:
-        match = _CHANNEL.fullmatch(stem)
+        match = None if file_ending(path) == NPZ else _CHANNEL.fullmatch(stem)
         if match:
             channels = numbered.setdefault(match["case_id"], {})
             channels.setdefault(int(match["channel"]), []).append(path)
@@ -170,7 +170,8 @@ def _group(
         elif channel_count > 1 and (problem := _problem_of_whole(paths[0], channel_count, case_id)):
             problems[case_id] = problem
     cases = [RawCase(case_id=c, images=images, label=None) for c, images in sorted(files.items())]
-    notes = _notes_on_names([p for paths in whole.values() for p in paths if p.is_file()])
+    unnumbered = [path for paths in whole.values() for path in paths if path.is_file()]
+    notes = _notes_on_names([path for path in unnumbered if file_ending(path) != NPZ])
     return cases, notes, problems
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from promptseg.files import is_file_name
-from promptseg.image_io import FILE_ENDINGS
+from promptseg.image_io import ITK_ENDINGS
 
 
 def problems_of_content(content: Any) -> list[str]:
@@ -19,8 +19,9 @@ def problems_of_content(content: Any) -> list[str]:
         return [f"expected an object {{...}}, found {type(content).__name__}"]
     problems = _problems_of_channel_names(content) + _problems_of_labels(content.get("labels"))
     ending = content.get("file_ending")
-    if ending not in FILE_ENDINGS:
-        problems.append(f"file_ending: expected one of {', '.join(FILE_ENDINGS)}, found {ending!r}")
+    if ending not in ITK_ENDINGS:
+        expected = ", ".join(ITK_ENDINGS)
+        problems.append(f"file_ending: expected one of {expected}, found {ending!r}")
     count = content.get("numTraining")
     if count is not None and not _is_int(count):
         problems.append(f"numTraining: expected the number of training cases, found {count!r}")

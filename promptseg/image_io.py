@@ -1,4 +1,4 @@
-"""Image files to arrays and back, through SimpleITK; the only place where xyz and zyx meet."""
+"""Image files to arrays and back; the only place where SimpleITK's xyz and zyx meet."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from promptseg.challenge_npz import LABEL_KEYS, read_npz_volume, write_npz_labels
 from promptseg.files import replacing
-from promptseg.itk_reading import count_channels, is_dicom_folder, read_itk
+from promptseg.itk_reading import count_channels as count_itk_channels
+from promptseg.itk_reading import is_dicom_folder, read_itk
 
 __all__ = [
     "FILE_ENDINGS",
+    "ITK_ENDINGS",
+    "NPZ",
+    "SEGMENTATION_ENDINGS",
     "WRITABLE_ENDINGS",
     "Geometry",
     "as_labels",
@@ -25,8 +30,11 @@ __all__ = [
     "write_image",
 ]
 
-FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl.gz", ".gipl", ".hdr")
+ITK_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl.gz", ".gipl", ".hdr")
+NPZ = ".npz"  # of the BiomedSegFM challenge: one channel, and image and labels in one file or two
+FILE_ENDINGS = (*ITK_ENDINGS, NPZ)
 WRITABLE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")  # one file, and it keeps the direction
+SEGMENTATION_ENDINGS = (*WRITABLE_ENDINGS, NPZ)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +93,7 @@ def read_image(paths: Path | str | Sequence[Path | str]) -> tuple[np.ndarray, Ge
 
     Returns:
         (c, z, y, x) array in the files' own number type, and its geometry. A file with several
-        components a voxel gives as many channels.
+        components a voxel gives as many channels; of an .npz file `imgs` is read.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -95,21 +103,18 @@ def read_image(paths: Path | str | Sequence[Path | str]) -> tuple[np.ndarray, Ge
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if not paths:
         raise ValueError("a case needs at least one image file, got none")
-    images = [read_itk(path) for path in paths]
-    geometries = [_geometry(image) for image in images]
+    channels, geometries = zip(*map(_read_channels, paths), strict=True)
     for path, geometry in zip(paths, geometries, strict=True):
         if difference := geometries[0].difference_from(geometry):
             raise ValueError(
                 f"{paths[0]} and {path} are channels of one case but differ: {difference}; "
                 f"resample one onto the other's grid"
             )
-    views = [sitk.GetArrayViewFromImage(image) for image in images]
-    channels = [v[None] if v.ndim == 3 else np.moveaxis(v, -1, 0) for v in views]
-    return np.concatenate(channels), geometries[0]  # the only copy of the voxels
+    return channels[0] if len(channels) == 1 else np.concatenate(channels), geometries[0]
 
 
 def read_segmentation(path: Path | str) -> tuple[np.ndarray, Geometry]:
-    """Read a label file.
+    """Read a label file; of an .npz file `segs`, else `gts`.
 
     Returns:
         (z, y, x) array of integers in the smallest fitting of uint8, int16 and int32, and its
@@ -120,7 +125,7 @@ def read_segmentation(path: Path | str) -> tuple[np.ndarray, Geometry]:
         ValueError: if it cannot be read, has several channels or values that are not whole
             numbers.
     """
-    array, geometry = read_image(path)
+    array, geometry = _read_channels(path, LABEL_KEYS) if _is_npz(path) else read_image(path)
     if array.shape[0] != 1:
         raise ValueError(f"{path}: a segmentation has one channel, found {array.shape[0]}")
     try:
@@ -149,11 +154,13 @@ def as_labels(array: np.ndarray) -> np.ndarray:
 def write_image(path: Path | str, array: np.ndarray, geometry: Geometry) -> None:
     """Write a (z, y, x) array with its geometry, in one step; the ending gives the format.
 
+    An .npz file is written in the challenge's layout and takes labels only.
+
     Raises:
         ValueError: if the shapes disagree, or the format needs two files (they could not be
             replaced in one step) or drops the direction.
     """
-    if not str(path).lower().endswith(WRITABLE_ENDINGS):
+    if not str(path).lower().endswith(SEGMENTATION_ENDINGS):
         raise ValueError(
             f"{path}: images are written as {', '.join(WRITABLE_ENDINGS)}; other formats need a "
             f"second file or lose the direction"
@@ -164,12 +171,42 @@ def write_image(path: Path | str, array: np.ndarray, geometry: Geometry) -> None
         array = array.astype(np.uint8)
     elif array.dtype == np.float16:  # no image format has it
         array = array.astype(np.float32)
+    if _is_npz(path):
+        write_npz_labels(path, array, geometry.spacing)
+        return
     image = sitk.GetImageFromArray(array)
     image.SetSpacing([float(s) for s in geometry.spacing[::-1]])
     image.SetOrigin(geometry.origin)
     image.SetDirection(geometry.direction)
     with replacing(path) as temporary:
         sitk.WriteImage(image, str(temporary), useCompression=True)
+
+
+def count_channels(path: Path | str) -> int:
+    """How many channels a file has, from its header; 1 for a DICOM folder and for .npz.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file if its header cannot be read.
+    """
+    return 1 if _is_npz(path) else count_itk_channels(path)
+
+
+def _is_npz(path: Path | str) -> bool:
+    return file_ending(path) == NPZ
+
+
+def _read_channels(
+    path: Path | str, npz_keys: Sequence[str] = ("imgs",)
+) -> tuple[np.ndarray, Geometry]:
+    """(c, z, y, x) voxels of one file, and their geometry."""
+    if _is_npz(path):
+        volume, spacing = read_npz_volume(path, npz_keys)
+        return volume[None], Geometry(shape=volume.shape, spacing=spacing)
+    image = read_itk(path)
+    view = sitk.GetArrayViewFromImage(image)
+    channels = view[None] if view.ndim == 3 else np.moveaxis(view, -1, 0)
+    return np.array(channels, order="C"), _geometry(image)  # the only copy of the voxels
 
 
 def _geometry(image: sitk.Image) -> Geometry:
