@@ -11,6 +11,7 @@ import numpy as np
 
 from promptseg.files import read_json, write_json
 from promptseg.preprocessing.resample import scale_coordinates
+from promptseg.prompts.checks import check_numbers
 
 PROMPTS_FORMAT = 1
 VOXEL = "voxel zyx"
@@ -98,7 +99,7 @@ def make_prompts(
             image, or labels that are neither 0 nor 1.
     """
     shape_array = np.asarray(shape)
-    box_array, point_array, kinds = check_numbers(boxes, points, point_labels, VOXEL, where)
+    box_array, point_array, kinds = check_numbers(boxes, points, point_labels, where)
     clipped = np.clip(box_array, 0, shape_array)
     for given, box in zip(box_array, clipped, strict=True):
         if not (box[0] < box[1]).all():
@@ -121,38 +122,6 @@ def make_prompts(
         score=score,
         reason=reason,
     )
-
-
-def check_numbers(
-    boxes: Any, points: Any, point_labels: Any, frame: str, where: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes, points and their labels as arrays, checked as far as that goes without an image.
-
-    Returns:
-        (n, 2, 3) boxes, (k, 3) points, both in `frame`, and (k,) labels 0 or 1.
-
-    Raises:
-        ValueError: for wrong shapes, what is no finite number, empty boxes, or other labels.
-    """
-    box_array = _numbers(boxes, (2, 3), f"{where}: boxes")
-    point_array = _numbers(points, (3,), f"{where}: points")
-    for box in box_array:
-        if frame == VOXEL and not (box[0] < box[1]).all():
-            raise ValueError(
-                f"{where}: box {box.tolist()} is empty; corners are lower and upper, zyx, "
-                f"the upper one exclusive"
-            )
-        if (box[0] == box[1]).any():
-            raise ValueError(
-                f"{where}: box {box.tolist()} is empty; give two opposite corners, x, y, z in mm"
-            )
-    kinds = np.ones(len(point_array), int) if point_labels is None else np.asarray(point_labels)
-    if kinds.shape != (len(point_array),) or not np.isin(kinds, (0, 1)).all():
-        raise ValueError(
-            f"{where}: {len(point_array)} points need as many labels, each 1 (foreground) or 0 "
-            f"(background), found {kinds.tolist()}"
-        )
-    return box_array, point_array, kinds.astype(int)
 
 
 def read_prompts_json(path: Path | str, case_id: str | None = None) -> tuple[str, dict[str, Any]]:
@@ -249,13 +218,14 @@ def _check_fields(content: Mapping[str, Any], frame: str, where: str) -> dict[st
     if unknown := sorted(set(content) - set(_FIELDS)):
         raise ValueError(f"{where}: unknown {', '.join(unknown)}; known: {sorted(_FIELDS)}")
     given = (content.get("boxes"), content.get("points"), content.get("point_labels"))
-    boxes, points, point_labels = check_numbers(*given, frame, where)
+    boxes, points, point_labels = check_numbers(*given, where, in_voxels=frame == VOXEL)
     source, score = content.get("source", "file"), content.get("score")
     reason = content.get("reason", "ok")
     if not isinstance(source, str) or not isinstance(reason, str):
         raise ValueError(f"{where}: source and reason are texts, found {source!r} and {reason!r}")
-    if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float))):
-        raise ValueError(f"{where}: score is a number or null, found {score!r}")
+    is_number = isinstance(score, (int, float)) and not isinstance(score, bool)
+    if score is not None and not (is_number and 0 <= score <= 1):
+        raise ValueError(f"{where}: score is a number from 0 to 1 or null, found {score!r}")
     return {
         "boxes": boxes,
         "points": points,
@@ -270,25 +240,3 @@ def _readable(array: np.ndarray) -> list:
     """Nested lists; whole numbers without a decimal point."""
     whole = np.array_equal(array, np.rint(array))
     return (array.astype(int) if whole else array).tolist()
-
-
-def _numbers(values: Any, item_shape: tuple[int, ...], where: str) -> np.ndarray:
-    """`values` as (n, *item_shape) finite floats; None and empty lists give n = 0."""
-    empty = isinstance(values, (list, tuple, np.ndarray)) and not len(values)
-    if values is None or empty:
-        return np.zeros((0, *item_shape))
-    try:
-        array = np.asarray(values)
-    except (TypeError, ValueError) as error:  # lists of different lengths
-        raise ValueError(f"{where}: expected numbers, found {values!r}") from error
-    if array.dtype.kind not in "iuf":  # also texts such as "3": a typo is likelier than a number
-        raise ValueError(f"{where}: expected numbers, found {values!r}")
-    array = array.astype(float)
-    if array.shape == item_shape:
-        array = array[None]
-    if array.shape[1:] != item_shape:
-        wanted = ", ".join(map(str, ("n", *item_shape)))
-        raise ValueError(f"{where}: expected shape ({wanted}), found {array.shape}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{where}: must be finite, found {array.tolist()}")
-    return array

@@ -49,7 +49,7 @@ def read_markups(
     for path, rest in files:
         try:
             markups = _markups(path)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             problems.append(f"case {case_id!r}: {error}")
             continue
         for number, markup in enumerate(markups, 1):
