@@ -1,0 +1,179 @@
+"""What a network costs: parameters, floating-point operations and memory, counted while it runs."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from promptseg.experiment_planning.plans import Plans
+from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
+from promptseg.networks.promptable import PromptableNetwork, build_network
+
+QUERIES_PER_IMAGE = 4  # of the training step that is measured: two labels, each asked twice
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkCost:
+    """What one encoder's network costs under some plans.
+
+    Attributes:
+        encoder_parameters: of the image encoder alone.
+        parameters: of the whole network.
+        encode_flops: floating-point operations of encoding one window.
+        decode_flops: of decoding one query, a label with a box, about an encoded window.
+        training_bytes: peak of one training step with the plans' batch size, weights, gradients
+            and optimizer state included.
+        prediction_bytes: peak of encoding one window and decoding one query, weights included.
+    """
+
+    encoder_parameters: int
+    parameters: int
+    encode_flops: int
+    decode_flops: int
+    training_bytes: int
+    prediction_bytes: int
+
+
+def network_cost(plans: Plans, encoder: str, device: str | torch.device = "cpu") -> NetworkCost:
+    """Build the network of plans and an encoder, and count what it takes for the plans' window.
+
+    Raises:
+        ValueError: for an unknown encoder, or a size that it does not have.
+    """
+    network = build_network(plans, encoder).to(device, memory_format=torch.channels_last_3d)
+    image = torch.zeros(plans.batch_size, len(plans.channel_names), *plans.window, device=device)
+    image += torch.linspace(0, 255, plans.window[2], device=device)
+    query = _queries(plans, images=1, each=1).to(device)
+    network.eval()
+    encode_flops = count_flops(lambda: network.encode(image[:1]))
+    with torch.no_grad():
+        encoding = network.encode(image[:1])
+    decode_flops = count_flops(lambda: network.decode(encoding, query))
+
+    @torch.inference_mode()
+    def predict() -> None:
+        network(image[:1], query)
+
+    prediction_bytes = peak_bytes(predict, [network, image[:1]], device)
+    prompts = _queries(plans, images=plans.batch_size, each=QUERIES_PER_IMAGE).to(device)
+    network.train()
+    training_bytes = peak_bytes(
+        lambda: _training_step(network, image, prompts), [network, image], device
+    )
+    return NetworkCost(
+        encoder_parameters=count_parameters(network.image_encoder),
+        parameters=count_parameters(network),
+        encode_flops=encode_flops,
+        decode_flops=decode_flops,
+        training_bytes=training_bytes,
+        prediction_bytes=prediction_bytes,
+    )
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Numbers that training fits; buffers do not count."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_flops(call: Callable[[], Any]) -> int:
+    """Floating-point operations of the convolutions and matrix products in a call.
+
+    A multiplication and the addition of its product are two operations. Normalization,
+    activations, interpolation and other work on single elements do not count.
+    """
+    # Fused kernels of attention are not counted everywhere: attention runs as matrix products
+    # here. Transformer layers fuse as a whole where no gradients are wanted.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count:
+        call()
+    return count.get_total_flops()
+
+
+def peak_bytes(
+    call: Callable[[], Any], held: Iterable[nn.Module | Tensor], device: str | torch.device
+) -> int:
+    """Peak memory of tensors during a call, with what is held before it.
+
+    On CUDA it is what the caching allocator gave out, so it holds the workspaces of kernels, and
+    whatever else lives on the device. Elsewhere it is the sum of the tensors alive after each
+    operation: workspaces inside one operation, Python and the libraries are not in it.
+
+    Args:
+        call: what to measure.
+        held: modules and tensors that exist before; ignored on CUDA, where the allocator knows.
+        device: where the call runs.
+    """
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device)
+    with _LiveTensors() as live:
+        for item in held:
+            is_module = isinstance(item, nn.Module)
+            for tensor in [*item.parameters(), *item.buffers()] if is_module else [item]:
+                live.add(tensor)
+        call()
+    return live.peak
+
+
+class _LiveTensors(TorchDispatchMode):
+    """Adds up the storages of all tensors that operations return, until each is freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._sizes: dict[int, int] = {}  # by the address of the storage's own object
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.add(leaf)
+        return result
+
+    def add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._sizes:
+            return
+        self._sizes[key] = storage.nbytes()
+        weakref.finalize(storage, self._free, key)
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+
+    def _free(self, key: int) -> None:
+        self.live -= self._sizes.pop(key)
+
+
+def _training_step(network: PromptableNetwork, image: Tensor, prompts: PromptBatch) -> None:
+    """One step as training takes it, but for the loss, whose targets cost little beside it."""
+    optimizer = torch.optim.AdamW(network.parameters())
+    logits, iou = network(image, prompts)
+    loss = logits.sigmoid().mean() + iou.mean()
+    loss.backward()
+    optimizer.step()
+    network.zero_grad(set_to_none=True)
+
+
+def _queries(plans: Plans, *, images: int, each: int) -> PromptBatch:
+    """`each` queries about each image: a label and a box of the window's middle half."""
+    window = np.asarray(plans.window, float)
+    box = np.stack([window / 4, window * 3 / 4])
+    return batch_queries(
+        [
+            Query(image=image, label=number % len(plans.labels), box=box)
+            for image in range(images)
+            for number in range(each)
+        ]
+    )
