@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from promptseg.challenge_npz import read_npz_prompts
+from promptseg.image_io import NPZ
 from promptseg.prompts.given import CasePrompts, case_from_json
 from promptseg.prompts.prompts import read_prompts_json
 from promptseg.prompts.slicer import MARKUPS, read_markups
 
 log = logging.getLogger(__name__)
 
-_JSON = ".json"
+_ENDINGS = (MARKUPS, ".json", NPZ)
 _SHOWN = 10  # names in a message
 
 
@@ -23,9 +25,9 @@ def read_case_prompts(
     """Read the prompts of cases.
 
     Args:
-        path: a JSON file for all cases; a folder with CASE.json, or with CASE.mrk.json or any
-            number of CASE_LABEL.mrk.json (or CASE.LABEL.mrk.json) for each case; or one such
-            file. Where there is one case only, a file is for it whatever its name.
+        path: a JSON file for all cases; or a folder with one CASE.json, one CASE.npz, or any
+            number of CASE.mrk.json, CASE_LABEL.mrk.json or CASE.LABEL.mrk.json for each case; or
+            one such file. Where there is one case only, a file is for it whatever its name.
         cases: identifiers of the images to predict.
         labels: names and values that the model knows.
 
@@ -34,134 +36,144 @@ def read_case_prompts(
         that can be found without its image. A problem is logged, too, and spoils its case only.
 
     Raises:
-        FileNotFoundError: if there is no such file or folder.
+        FileNotFoundError: if there is no such file or folder, or nothing of the kind in it.
         ValueError: if the file as a whole cannot be used, or nothing in it is for these cases.
     """
     path = Path(path)
-    if path.is_dir():
-        given, others = _read_folder(path, cases, labels)
-    elif path.name.lower().endswith(MARKUPS):
-        only = cases[0] if len(cases) == 1 else None
-        given, others = _read_files([path], cases, labels, only)
+    if path.is_dir() or _ending(path) in (MARKUPS, NPZ):
+        given, others = _read_files(path, cases, labels)
     else:
-        frame, entries = read_prompts_json(path, cases[0] if len(cases) == 1 else None)
-        given = {
-            case_id: case_from_json(entry, frame=frame, where=f"{path}: case {case_id!r}")
-            for case_id, entry in entries.items()
-            if case_id in cases
-        }
-        others = [case_id for case_id in entries if case_id not in cases]
+        given, others = _read_json(path, cases)
     if not given:
         raise ValueError(
             f"{path} has prompts for {_some(others)}, none of which is among the images: "
             f"{_some(sorted(cases))}"
         )
     if others:
+        log.warning("%s: left out, as no image is called so: %s", path, _some(others))
+    given = {
+        case_id: _known_only(case, labels, f"{path}: case {case_id!r}")
+        for case_id, case in given.items()
+    }
+    if problems := [problem for case in given.values() for problem in case.problems]:
+        broken = sum(bool(case.problems) for case in given.values())
         log.warning(
-            "%s has prompts for %s, which is not among the images; left out", path, _some(others)
-        )
-    given = {case_id: _known_only(given[case_id], labels, path, case_id) for case_id in given}
-    if broken := {case_id: case.problems for case_id, case in given.items() if case.problems}:
-        log.warning(
-            "%s: prompts of %d of %d cases cannot be used, these cases will fail:\n%s",
-            path,
-            len(broken),
-            len(given),
-            "\n".join(f"  {problem}" for problems in broken.values() for problem in problems),
+            "%s: prompts of %d of %d cases cannot be used; these will fail, the others not:\n  %s",
+            *(path, broken, len(given), "\n  ".join(problems)),
         )
     return given
 
 
-def _read_folder(
-    folder: Path, cases: Sequence[str], labels: Mapping[str, int]
-) -> tuple[dict[str, CasePrompts], list[str]]:
-    files = [
-        path
-        for path in sorted(folder.iterdir())
-        if path.is_file() and path.name.lower().endswith(_JSON) and not path.name.startswith(".")
-    ]
-    if not files:
-        there = _some(sorted(path.name for path in folder.iterdir()))
-        raise FileNotFoundError(
-            f"{folder}: expected CASE.json or CASE_LABEL{MARKUPS} for each image, found {there}"
-        )
-    return _read_files(files, cases, labels)
+def _read_json(path: Path, cases: Sequence[str]) -> tuple[dict[str, CasePrompts], list[str]]:
+    """Prompts by case from one file, and the cases in it that are not among `cases`."""
+    frame, entries = read_prompts_json(path, cases[0] if len(cases) == 1 else None)
+    known = set(cases)
+    given = {
+        case_id: case_from_json(entry, frame=frame, where=f"{path}: case {case_id!r}")
+        for case_id, entry in entries.items()
+        if case_id in known
+    }
+    return given, [case_id for case_id in entries if case_id not in known]
 
 
 def _read_files(
-    files: Sequence[Path],
-    cases: Sequence[str],
-    labels: Mapping[str, int],
-    only: str | None = None,
+    path: Path, cases: Sequence[str], labels: Mapping[str, int]
 ) -> tuple[dict[str, CasePrompts], list[str]]:
-    """Prompts by case, and the files that are for none of them; all are for `only`, if given."""
+    """Prompts by case from a file or from those in a folder, and the files that are for none."""
+    known = set(cases)
+    files = [path]
+    if path.is_dir():
+        names = sorted(file.name for file in path.iterdir() if not file.name.startswith("."))
+        files = [path / name for name in names if _ending(path / name)]
+        if not files:
+            raise FileNotFoundError(
+                f"{path}: expected CASE.json, CASE_LABEL{MARKUPS} or CASE{NPZ} for each image, "
+                f"found {_some(names)}"
+            )
+    elif not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file or folder")
     by_case: dict[str, list[tuple[Path, str]]] = {}
     others = []
-    for path in files:
-        case_id, rest = _case_of(path, cases)
-        if case_id is None and only is None:
-            others.append(path.name)
+    for file in files:
+        case_id, rest = _case_of(file, known)
+        if case_id is None and not path.is_dir() and len(cases) == 1:
+            case_id = cases[0]
+        if case_id is None:
+            others.append(file.name)
         else:
-            by_case.setdefault(case_id or only, []).append((path, rest))
-    given = {}
-    for case_id, own in by_case.items():
-        markups = [(path, rest) for path, rest in own if path.name.lower().endswith(MARKUPS)]
-        if len(markups) < len(own) > 1:
-            names = ", ".join(path.name for path, _ in own)
-            problem = f"{own[0][0].parent}: case {case_id!r}: found {names}; keep one kind of file"
-            given[case_id] = CasePrompts(labels={}, problems=(problem,))
-        elif markups:
-            given[case_id] = read_markups(markups, labels, case_id)
-        else:
-            given[case_id] = _read_case_json(own[0][0], case_id)
-    return given, others
+            by_case.setdefault(case_id, []).append((file, rest))
+    return {case: _read_case(case, own, labels) for case, own in by_case.items()}, others
 
 
-def _read_case_json(path: Path, case_id: str) -> CasePrompts:
-    where = f"{path}: case {case_id!r}"
-    try:
-        frame, entries = read_prompts_json(path, case_id)
-        if list(entries) != [case_id]:
-            raise ValueError(f"{path}: expected the case {case_id!r}, found {_some(entries)}")
-    except ValueError as error:
-        return CasePrompts(labels={}, problems=(str(error),))
-    return case_from_json(entries[case_id], frame=frame, where=where)
-
-
-def _case_of(path: Path, cases: Sequence[str]) -> tuple[str | None, str]:
+def _case_of(path: Path, cases: Container[str]) -> tuple[str | None, str]:
     """The case that a file is for, None if none, and the rest of its name without the ending.
 
     The longest fitting case counts: `a_b.mrk.json` is for a case `a_b` before it is for the label
     `b` of a case `a`.
     """
-    name = path.name
-    ending = MARKUPS if name.lower().endswith(MARKUPS) else _JSON
-    stem = name[: -len(ending)].removesuffix("_0000")
-    if stem in cases:
-        return stem, ""
-    if ending == MARKUPS:
-        for case_id in sorted(cases, key=len, reverse=True):
-            if stem.startswith((f"{case_id}_", f"{case_id}.")):
-                return case_id, stem[len(case_id) + 1 :]
+    ending = _ending(path)
+    stem = path.name[: -len(ending)]
+    for end in (len(stem), *(i for i in reversed(range(len(stem))) if stem[i] in "_.")):
+        case_id, rest = stem[:end], stem[end + 1 :]
+        if case_id in cases and (ending == MARKUPS or rest in ("", "0000")):
+            return case_id, rest
     return None, stem
 
 
-def _known_only(
-    case: CasePrompts, labels: Mapping[str, int], path: Path, case_id: str
+def _read_case(
+    case_id: str, files: Sequence[tuple[Path, str]], labels: Mapping[str, int]
 ) -> CasePrompts:
+    """One case's prompts from its files, each with the rest of its name; nothing is raised."""
+    paths = [path for path, _ in files]
+    endings = {_ending(path) for path in paths}
+    where = f"{paths[0]}: case {case_id!r}"
+    try:
+        if endings == {MARKUPS}:
+            return read_markups(files, labels, case_id)
+        if len(paths) > 1:
+            names = ", ".join(path.name for path in paths)
+            raise ValueError(f"{paths[0].parent}: case {case_id!r}: found {names}; keep one")
+        if endings == {NPZ}:
+            return _read_case_npz(paths[0], where, labels)
+        frame, entries = read_prompts_json(paths[0], case_id)
+        if list(entries) != [case_id]:
+            raise ValueError(f"{paths[0]}: expected the case {case_id!r}, found {_some(entries)}")
+        return case_from_json(entries[case_id], frame=frame, where=where)
+    except (OSError, ValueError) as error:
+        return CasePrompts(labels={}, problems=(str(error),))
+
+
+def _read_case_npz(path: Path, where: str, labels: Mapping[str, int]) -> CasePrompts:
+    """Boxes and clicks of a challenge file; its label values are the model's."""
+    by_value = read_npz_prompts(path)
+    if not by_value:
+        raise ValueError(f"{where}: has neither boxes nor clicks")
+    names = {value: name for name, value in labels.items()}
+    if unknown := [str(value) for value in by_value if value not in names]:
+        known = ", ".join(f"{value} ({name})" for value, name in sorted(names.items()))
+        raise ValueError(
+            f"{where}: unknown label(s) {', '.join(unknown)}, by value; the model knows {known}"
+        )
+    return case_from_json({names[value]: p for value, p in by_value.items()}, where=where)
+
+
+def _known_only(case: CasePrompts, labels: Mapping[str, int], where: str) -> CasePrompts:
     """The same without labels that the model does not know, which are a problem."""
     unknown = [label for label in case.labels if label not in labels]
     if not unknown:
         return case
-    problem = (
-        f"{path}: case {case_id!r}: unknown label(s) {', '.join(unknown)}; the model knows "
-        f"{', '.join(labels)}"
-    )
+    problem = f"{where}: unknown label(s) {', '.join(unknown)}; the model knows {', '.join(labels)}"
     known = {label: given for label, given in case.labels.items() if label in labels}
     return replace(case, labels=known, problems=(*case.problems, problem))
 
 
-def _some(names: Sequence[str] | Mapping[str, object]) -> str:
+def _ending(path: Path) -> str | None:
+    """The ending of a file that may hold prompts."""
+    name = path.name.lower()
+    return next((ending for ending in _ENDINGS if name.endswith(ending)), None)
+
+
+def _some(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return (", ".join(names[:_SHOWN]) or "nothing") + more
