@@ -23,7 +23,7 @@ _HOMES = {
     "auto_prompt_files": "promptseg.prompts.automatic.files",
     "evaluate_folders": "promptseg.evaluation.evaluate",
     "find_folders": "promptseg.folders",
-    "find_model_folder": "promptseg.pipeline",
+    "find_model_folder": "promptseg.folders",
     "plan_dataset": "promptseg.experiment_planning.planner",
     "predict_files": "promptseg.inference.predict_files",
     "preprocess_dataset": "promptseg.preprocessing.preprocess",

@@ -1,9 +1,10 @@
-"""The three roots: raw datasets, preprocessed datasets, results."""
+"""The three roots, raw datasets, preprocessed datasets and results, and what lies under them."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,50 @@ def find_dataset_folder(root: Path, dataset: int | str, made_by: str) -> Path:
     raise FileNotFoundError(
         f"no folder {wanted} under {root.absolute()}, which has {there}; {made_by}"
     )
+
+
+def find_model_folder(
+    folders: Folders,
+    *,
+    dataset: int | str | None = None,
+    trainer: str | None = None,
+    plans_name: str | None = None,
+    command: str = "promptseg_predict ...",
+) -> Path:
+    """The trained model that a command means, or the only one there is.
+
+    Args:
+        folders: the three roots; models are looked for under `folders.results`.
+        dataset, trainer, plans_name: narrow the choice where given.
+        command: what the user typed, for the commands to choose from.
+
+    Raises:
+        FileNotFoundError: if no model fits; says what is there.
+        ValueError: if several fit, with the command line of each.
+    """
+    everything = sorted(
+        p.parent.parent for p in folders.results.glob("*/*__*__*/fold_*/checkpoint_*.pth")
+    )
+    models = list(dict.fromkeys(everything))
+    if dataset is not None:
+        wanted = find_dataset_folder(folders.results, dataset, "train it with promptseg_train")
+        models = [m for m in models if m.parent == wanted]
+    fitting = [
+        model
+        for model in models
+        if trainer in (None, model.name.split("__")[0])
+        and plans_name in (None, model.name.split("__")[1])
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    if not fitting:
+        there = "\n".join(f"  {model}" for model in dict.fromkeys(everything)) or "  nothing"
+        raise FileNotFoundError(
+            f"no trained model that fits under {folders.results.absolute()}; there is\n{there}\n"
+            f"Train one with promptseg_train, or name a model folder with -m"
+        )
+    commands = "\n".join(f"  {command} -m {shlex.quote(str(model))}" for model in fitting)
+    raise ValueError(f"several trained models; say which one:\n{commands}")
 
 
 def _number(folder_name: str) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,12 +34,14 @@ def train(
     trainer: str = "ViTTrainer",
     fold: str = "0",
     plans_name: str = DEFAULT_PLANS_NAME,
-    recipe: str = "scratch",
+    recipe: str | None = None,
     epochs: int | None = None,
     iterations_per_epoch: int | None = None,
     time_budget: float | None = None,
     initial_lr: float | None = None,
     seed: int | None = None,
+    pretrained_weights: Path | str | None = None,
+    freeze: str | None = None,
     device: str | None = None,
     processes: int = 1,
     resume: bool = False,
@@ -54,10 +55,14 @@ def train(
         trainer: a registered trainer's name.
         fold: `0`, ..., or `all` (every case trains, none validates).
         plans_name: as given to `plan_dataset`.
-        recipe: `scratch` or `paper`, see `RECIPES`.
+        recipe: `scratch` or `paper`, see `RECIPES`; when not given, `paper` with pretrained
+            weights and `scratch` without.
         epochs, iterations_per_epoch, time_budget (seconds), initial_lr, seed: override the
             trainer's settings where given. A resumed run keeps its checkpoint's, but for
             `epochs` and `time_budget`, which may extend it.
+        pretrained_weights: SegVol's checkpoint or one of ours to start from, see
+            `load_pretrained`. A resumed run does not load them again.
+        freeze: `encoder` trains all but the image encoder.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; a GPU if there is one, when not given.
         processes: workers that make samples; 0 makes them in this process.
         resume: continue from the latest checkpoint.
@@ -73,15 +78,26 @@ def train(
     """
     trainer_class = TRAINERS.get(trainer)
     device, fold = choose_device(device), str(fold)
+    if pretrained_weights is not None:
+        pretrained_weights = str(Path(pretrained_weights).absolute())
+    recipe = recipe or ("scratch" if pretrained_weights is None else "paper")
     settings = trainer_class.settings_for(recipe).replace(
         epochs=epochs,
         iterations_per_epoch=iterations_per_epoch,
         time_budget=time_budget,
         initial_lr=initial_lr,
         seed=seed,
+        pretrained_weights=pretrained_weights,
+        freeze=freeze,
     )
-    kept = {"iterations": iterations_per_epoch, "lr": initial_lr, "seed": seed}
-    if resume and (ignored := [f"--{name}" for name, value in kept.items() if value is not None]):
+    kept = {
+        "--iterations": iterations_per_epoch,
+        "--lr": initial_lr,
+        "--seed": seed,
+        "-pretrained_weights": pretrained_weights,
+        "--freeze": freeze,
+    }
+    if resume and (ignored := [flag for flag, value in kept.items() if value is not None]):
         log.warning("%s ignored: a continued run keeps its own", ", ".join(ignored))
     made_by = f"run `promptseg_plan -d {dataset}` first"
     source = find_dataset_folder(folders.preprocessed, dataset, made_by)
@@ -173,50 +189,6 @@ def validate_fold(
             f"{folder / 'predict_report.json'}: {'; '.join(summary['failures'])}"
         )
     return summary
-
-
-def find_model_folder(
-    folders: Folders,
-    *,
-    dataset: int | str | None = None,
-    trainer: str | None = None,
-    plans_name: str | None = None,
-    command: str = "promptseg_predict ...",
-) -> Path:
-    """The trained model that a command means, or the only one there is.
-
-    Args:
-        folders: the three roots; models are looked for under `folders.results`.
-        dataset, trainer, plans_name: narrow the choice where given.
-        command: what the user typed, for the commands to choose from.
-
-    Raises:
-        FileNotFoundError: if no model fits; says what is there.
-        ValueError: if several fit, with the command line of each.
-    """
-    everything = sorted(
-        p.parent.parent for p in folders.results.glob("*/*__*__*/fold_*/checkpoint_*.pth")
-    )
-    models = list(dict.fromkeys(everything))
-    if dataset is not None:
-        wanted = find_dataset_folder(folders.results, dataset, "train it with promptseg_train")
-        models = [m for m in models if m.parent == wanted]
-    fitting = [
-        model
-        for model in models
-        if trainer in (None, model.name.split("__")[0])
-        and plans_name in (None, model.name.split("__")[1])
-    ]
-    if len(fitting) == 1:
-        return fitting[0]
-    if not fitting:
-        there = "\n".join(f"  {model}" for model in dict.fromkeys(everything)) or "  nothing"
-        raise FileNotFoundError(
-            f"no trained model that fits under {folders.results.absolute()}; there is\n{there}\n"
-            f"Train one with promptseg_train, or name a model folder with -m"
-        )
-    commands = "\n".join(f"  {command} -m {shlex.quote(str(model))}" for model in fitting)
-    raise ValueError(f"several trained models; say which one:\n{commands}")
 
 
 def _keep_beside_model(source: Path, model_folder: Path, plans: Plans) -> None:

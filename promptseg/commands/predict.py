@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from promptseg.commands.parsing import (
@@ -16,6 +20,7 @@ from promptseg.commands.parsing import (
     folders_of,
     run_command,
 )
+from promptseg.folders import find_model_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from promptseg.inference.predict_files import predict_files
-    from promptseg.pipeline import find_model_folder
 
     model = args.model or find_model_folder(
         folders_of(args),
@@ -75,28 +79,51 @@ def _run(args: argparse.Namespace) -> int:
         plans_name=args.plans_name,
         command=shlex.join(["promptseg_predict", *args.typed]),
     )
-    report = predict_files(
-        model,
-        args.input,
-        args.output,
-        folds=args.fold,
-        auto_prompt=args.auto_prompt,
-        prompts=args.prompts,
-        checkpoint=args.checkpoint,
-        device=args.device,
-        step_size=args.step_size,
-        tta=not args.disable_tta,
-        continue_prediction=args.continue_prediction,
-        parts=args.num_parts,
-        part=args.part_id,
-        readers=args.npp,
-        writers=args.nps,
-        dask=args.dask,
-        imports=args.imports,
-    )
+    with _stopped_cleanly(args.output):
+        report = predict_files(
+            model,
+            args.input,
+            args.output,
+            folds=args.fold,
+            auto_prompt=args.auto_prompt,
+            prompts=args.prompts,
+            checkpoint=args.checkpoint,
+            device=args.device,
+            step_size=args.step_size,
+            tta=not args.disable_tta,
+            continue_prediction=args.continue_prediction,
+            parts=args.num_parts,
+            part=args.part_id,
+            readers=args.npp,
+            writers=args.nps,
+            dask=args.dask,
+            imports=args.imports,
+        )
     done = len(report["cases"]) - report["failed"]
     print(f"{done} segmentations, prompts_used.json and predict_report.json in {args.output}")
     for case_id, entry in report["cases"].items():
         if entry["status"] == "failed":
             print(f"  failed: {case_id}: {entry['error']}")
     return 1 if report["failed"] else 0
+
+
+@contextmanager
+def _stopped_cleanly(output: Path) -> Iterator[None]:
+    """SIGTERM, as batch systems send it, stops as Ctrl-C does; either says how to go on."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, interrupt) if is_main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(
+            f"what is done is in {output}; the same command with --continue_prediction goes on",
+            file=sys.stderr,
+        )
+        raise
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, before)

@@ -13,7 +13,7 @@ from promptseg.inference.queries import flipped, in_window
 from promptseg.networks.prompt_encoder import Query, batch_queries
 from promptseg.networks.promptable import PromptableNetwork, decode_in_parts
 from promptseg.preprocessing.lazy import LazyImage
-from promptseg.training.patches import cut_window
+from promptseg.preprocessing.window import cut_window
 
 
 class ImageDecoder:

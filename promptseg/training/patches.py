@@ -20,6 +20,7 @@ from promptseg.preprocessing.resample import (
     resample_segmentation,
     scale_coordinates,
 )
+from promptseg.preprocessing.window import cut_window
 from promptseg.prompts.simulated import jitter_box, sample_points
 from promptseg.training.augmentation import augment, make_augmentation
 from promptseg.training.settings import TrainingSettings
@@ -275,27 +276,6 @@ def draw_window_start(
     voxel = np.asarray(locations[rng.integers(len(locations))])
     wanted = voxel - np.floor(rng.uniform(0.25, 0.75, 3) * window).astype(int)
     return np.clip(wanted, lowest, highest)
-
-
-def cut_window(volume, shape: Sequence[int], start: np.ndarray, window: Sequence[int]):
-    """Cut `window` voxels from the last three axes of a volume, with zeros outside it.
-
-    Args:
-        volume: (..., z, y, x) array, or a stored one that slices like an array.
-        shape: its last three axes.
-        start: first voxel, zyx; may be negative.
-        window: voxels, zyx.
-    """
-    lower = np.maximum(start, 0)
-    upper = np.minimum(np.asarray(start) + window, shape)
-    inside = tuple(slice(int(a), int(max(a, b))) for a, b in zip(lower, upper, strict=True))
-    leading = (slice(None),) * (len(volume.shape) - 3)
-    piece = np.asarray(volume[leading + inside])
-    before = np.minimum(lower - start, window)
-    padding = [(0, 0)] * len(leading) + [
-        (int(b), int(w - b - n)) for b, w, n in zip(before, window, piece.shape[-3:], strict=True)
-    ]
-    return np.pad(piece, padding)
 
 
 def label_boxes(
