@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from promptseg.nifti import accept_shear, permissive_sform, restore_voxels
+from promptseg.nifti import accept_shear, permissive_sform, restore_voxels, strict_sform
 
 _CHUNK = 1 << 18  # bytes read at a time; no header is as long
 _MOST_UNEVEN = 0.1  # of a DICOM series' slice distance; a missing slice gives 1
@@ -65,7 +65,8 @@ def read_itk(path: Path | str) -> sitk.Image:
 
 def _read_file(path: Path) -> sitk.Image:
     try:
-        image = sitk.ReadImage(str(path))
+        with strict_sform():
+            image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         if "orthonormal" not in str(error):
             raise

@@ -6,6 +6,7 @@ import gzip
 import logging
 import math
 import os
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,19 +22,39 @@ _CHUNK = 1 << 22  # bytes, a multiple of every voxel's
 _log = logging.getLogger(__name__)
 
 
+_strict = threading.Condition()  # the switch holds for all threads: never both at a time
+_strict_reads = 0
+
+
+@contextmanager
+def strict_sform() -> Iterator[None]:
+    """Keep other threads from reading permissively meanwhile; several may read strictly."""
+    global _strict_reads
+    with _strict:
+        _strict_reads += 1
+    try:
+        yield
+    finally:
+        with _strict:
+            _strict_reads -= 1
+            _strict.notify_all()
+
+
 @contextmanager
 def permissive_sform() -> Iterator[None]:
     """Let ITK's NIfTI reader accept an sform that is not quite orthonormal."""
     name = "ITK_NIFTI_SFORM_PERMISSIVE"  # read by itk::NiftiImageIO, ITK 5.3 and later
-    before = os.environ.get(name)
-    os.environ[name] = "ON"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+    with _strict:
+        _strict.wait_for(lambda: not _strict_reads)
+        before = os.environ.get(name)
+        os.environ[name] = "ON"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
 
 
 def accept_shear(path: Path, image: sitk.Image) -> None:
