@@ -17,6 +17,7 @@ from promptseg.experiment_planning.fingerprint import (
     hu_histogram,
     label_statistics,
     looks_like_hu,
+    looks_windowed,
     modality_of,
 )
 from promptseg.experiment_planning.integrity import (
@@ -200,9 +201,15 @@ def _warnings(fingerprint: Fingerprint) -> list[str]:
     warnings = unused_labels(fingerprint.labels, seen)
     modalities = zip(fingerprint.modalities, fingerprint.modality_sources, strict=True)
     for i, (modality, source) in enumerate(modalities):
-        lowest = min((case.channels[i].min for case in fingerprint.cases), default=None)
+        statistics = [case.channels[i] for case in fingerprint.cases]
+        lowest = min((s.min for s in statistics), default=None)
         if source.startswith("guessed"):
             warnings.append(f"channel {i} is treated as {modality}; {source}")
+        elif modality == "CT" and looks_windowed(statistics):
+            warnings.append(
+                f"channel {i} is declared CT and all its values lie within 0 to 255: taken as "
+                f"windowed before and kept as they are; images to predict must be windowed alike"
+            )
         elif modality == "CT" and lowest is not None and lowest >= 0:
             warnings.append(
                 f"channel {i} is declared CT, but no case has a value below 0; CT is expected in "

@@ -217,6 +217,14 @@ def looks_like_hu(statistics: ChannelStatistics) -> bool:
     return -32768 <= statistics.min <= -500 and 100 <= statistics.max <= 65535
 
 
+def looks_windowed(statistics: Sequence[ChannelStatistics]) -> bool:
+    """Whether a CT channel was windowed to [0, 255] in all cases before it came here.
+
+    HU of whole cases are not all within these bounds: air and fat are below 0.
+    """
+    return bool(statistics) and all(s.min >= 0 and s.max <= 255 for s in statistics)
+
+
 def modality_of(channel_name: str, statistics: Sequence[ChannelStatistics]) -> tuple[str, str]:
     """A channel's modality, and where that is known from.
 

@@ -14,7 +14,12 @@ import numpy as np
 
 from promptseg.experiment_planning.auto_prompt_fit import AutoPromptFit, fit_auto_prompts
 from promptseg.experiment_planning.examine import examine_dataset
-from promptseg.experiment_planning.fingerprint import HU_EDGES, Fingerprint, save_fingerprint
+from promptseg.experiment_planning.fingerprint import (
+    HU_EDGES,
+    Fingerprint,
+    looks_windowed,
+    save_fingerprint,
+)
 from promptseg.experiment_planning.integrity import Problem, report
 from promptseg.experiment_planning.plans import DEFAULT_PLANS_NAME, PRESETS, Plans, save_plans
 from promptseg.experiment_planning.rules import (
@@ -33,6 +38,7 @@ from promptseg.preprocessing.normalize import (
     Normalization,
     ct_window,
     foreground_clipping,
+    keep_windowed,
     percentile_clipping,
 )
 from promptseg.preprocessing.preprocess import preprocess_dataset
@@ -192,7 +198,11 @@ def choose_normalizations(
         return (foreground_clipping(),) * len(fingerprint.modalities), reason
     chosen, reasons = [], []
     for channel, modality in enumerate(fingerprint.modalities):
-        if modality == "CT":
+        statistics = [case.channels[channel] for case in fingerprint.cases]
+        if modality == "CT" and looks_windowed(statistics):
+            chosen.append(keep_windowed())
+            reasons.append(f"channel {channel}: CT windowed to 0 to 255 before, kept as it is")
+        elif modality == "CT":
             name, reason = choose_ct_window(fingerprint.hu_histograms.get(channel, {}), HU_EDGES)
             chosen.append(ct_window(name))
             reasons.append(f"channel {channel}: CT window {name!r}, {reason}")

@@ -5,11 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from promptseg.image_io import WRITABLE_ENDINGS, Geometry, file_ending, read_image, write_image
+import numpy as np
+
+from promptseg.image_io import (
+    NPZ,
+    SEGMENTATION_ENDINGS,
+    Geometry,
+    file_ending,
+    read_image,
+    write_image,
+)
 from promptseg.inference.predictor import Prediction, Predictor, PreparedImage
+from promptseg.preprocessing.normalize import Normalization, undo_window
 from promptseg.prompts.given import CasePrompts
 from promptseg.prompts.prompts import Prompts
 from promptseg.raw_dataset import RawCase
@@ -50,6 +61,8 @@ class CaseSteps:
             FileNotFoundError, ValueError: naming the files or the prompts that are wrong.
         """
         image, geometry = read_image(case.images)
+        if file_ending(case.images[0]) == NPZ:
+            image = self._windowed_alike(image)
         try:
             prepared = self.predictor.prepare(image, geometry.spacing)
         except ValueError as error:
@@ -62,6 +75,14 @@ class CaseSteps:
         elif self.auto_prompt:
             prompts = self.predictor.propose(prepared, labels, self.auto_prompt)
         return ReadCase(image=prepared, geometry=geometry, labels=labels, prompts=prompts)
+
+    def _windowed_alike(self, image: np.ndarray) -> np.ndarray:
+        """An image of the challenge, whose CT is windowed already, as the plans expect it."""
+        normalizations = self.predictor.plans.normalizations
+        unwindowed = undo_window(image, normalizations)
+        if unwindowed is not image:
+            _warn_of_windows(normalizations)
+        return unwindowed
 
     def segment(self, case: RawCase, read: ReadCase) -> tuple[Prediction, Geometry]:
         """Segment a case; one at a time."""
@@ -85,6 +106,17 @@ class CaseSteps:
         return self.write(case, self.segment(case, self.read(case)))
 
 
+@lru_cache  # once, not for each case
+def _warn_of_windows(normalizations: tuple[Normalization, ...]) -> None:
+    windows = ", ".join(f"{n.lower:g} to {n.upper:g}" for n in normalizations if n.kind == "window")
+    log.warning(
+        "CT in .npz files is windowed to [0, 255] already, but the model was planned on HU: the "
+        "images are taken to have been windowed as its plans do (%s HU). If they were not, expect "
+        "poor segmentations; a model trained on converted .npz files has no such doubt",
+        windows,
+    )
+
+
 def prompts_of_case(
     from_file: Mapping[str, CasePrompts], case_id: str, geometry: Geometry
 ) -> dict[str, Prompts]:
@@ -101,7 +133,7 @@ def prompts_of_case(
 def target(case: RawCase, output: Path) -> Path:
     """The file that a case's segmentation is written to."""
     ending = file_ending(case.images[0])
-    return output / f"{case.case_id}{ending if ending in WRITABLE_ENDINGS else '.nii.gz'}"
+    return output / f"{case.case_id}{ending if ending in SEGMENTATION_ENDINGS else '.nii.gz'}"
 
 
 def failure(case: RawCase, error: BaseException) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from promptseg.networks.device import choose_device, put_on_device
 from promptseg.networks.prompt_encoder import Query
 from promptseg.networks.promptable import PromptableNetwork
 from promptseg.preprocessing.lazy import LazyImage
+from promptseg.preprocessing.normalize import check_windowed
 from promptseg.prompts.automatic.propose import propose_boxes
 from promptseg.prompts.prompts import Prompts, make_prompts
 
@@ -162,7 +163,9 @@ class Predictor:
                 f"({', '.join(self.plans.channel_names)}), shape (c, z, y, x), found {image.shape}"
             )
         spacing = tuple(spacing)
-        return PreparedImage(raw=image, spacing=spacing, decoder=self._decoder(image, spacing))
+        decoder = self._decoder(image, spacing)
+        check_windowed(image, self.plans.normalizations)
+        return PreparedImage(raw=image, spacing=spacing, decoder=decoder)
 
     def _decoder(self, image: np.ndarray, spacing: Sequence[float]) -> ImageDecoder:
         """What answers queries about a (c, z, y, x) raw image."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -66,6 +67,11 @@ def foreground_clipping() -> Normalization:
     """
     lower, upper = FOREGROUND_PERCENTILES
     return Normalization(kind="foreground", lower=lower, upper=upper)
+
+
+def keep_windowed() -> Normalization:
+    """Of CT that whoever made the files has windowed to [0, 255] already: it stays as it is."""
+    return Normalization(kind="window", lower=0.0, upper=255.0)
 
 
 def default_normalization(modality: str) -> Normalization:
@@ -137,6 +143,49 @@ def rescale_part(image: np.ndarray, lower: float, upper: float) -> np.ndarray:
     scaled /= width  # before the factor: 255 / width overflows for tiny widths
     scaled *= np.float32(255.0)
     return np.clip(scaled, 0.0, 255.0, out=scaled)
+
+
+def check_windowed(image: np.ndarray, normalizations: Sequence[Normalization]) -> None:
+    """Raise if an image is in HU where the plans were made on images windowed before.
+
+    Args:
+        image: (c, z, y, x) raw intensities.
+        normalizations: of each channel.
+
+    Raises:
+        ValueError: naming the channel and the intensities found.
+    """
+    for number, (channel, normalization) in enumerate(zip(image, normalizations, strict=True)):
+        if normalization != keep_windowed() or not channel.size:
+            continue
+        lowest, highest = channel.min(), channel.max()
+        if lowest < normalization.lower or highest > normalization.upper:
+            raise ValueError(
+                f"channel {number}: found intensities {lowest:g} to {highest:g}, expected 0 to "
+                f"255, as the model's training images had been windowed before; window this one "
+                f"alike"
+            )
+
+
+def undo_window(image: np.ndarray, normalizations: Sequence[Normalization]) -> np.ndarray:
+    """Intensities that the plans' windows turn into those of an image windowed before.
+
+    Args:
+        image: (c, z, y, x) in [0, 255] where its channel's normalization is a window.
+        normalizations: of each channel.
+
+    Returns:
+        the same array if no channel has another window than `keep_windowed`; else float32, HU in
+        channels with a window, under the assumption that it was this window.
+    """
+    if all(n.kind != "window" or n == keep_windowed() for n in normalizations):
+        return image
+    result = image.astype(np.float32)
+    for channel, n in zip(result, normalizations, strict=True):
+        if n.kind == "window":
+            channel *= np.float32((n.upper - n.lower) / 255.0)
+            channel += np.float32(n.lower)
+    return result
 
 
 def to_uint8(normalized: np.ndarray) -> np.ndarray:

@@ -16,8 +16,10 @@ from promptseg.experiment_planning.integrity import (
     report,
     unused_labels,
 )
+from promptseg.experiment_planning.planner import choose_normalizations
 from promptseg.files import read_json, write_json
 from promptseg.image_io import Geometry, read_image, write_image
+from promptseg.preprocessing.normalize import keep_windowed
 from promptseg.raw_dataset import read_raw_dataset
 from tests.real_data import raw_folder
 from tests.synthetic import write_raw_dataset
@@ -298,6 +300,19 @@ def test_ct_that_is_not_in_hu_is_a_warning(tmp_path):
         change(folder / f"imagesTr/case_{i}_0000.nii.gz", lambda array: array + 2000)
     (warning,) = examine(folder).warnings
     assert "declared CT, but no case has a value below 0" in warning
+
+
+def test_ct_that_was_windowed_before_is_kept_as_it_is(tmp_path):
+    folder = write_raw_dataset(tmp_path, cases=2)
+    for i in range(2):
+        path = folder / f"imagesTr/case_{i}_0000.nii.gz"
+        change(path, lambda array: np.clip((array + 160) / 400 * 255, 0, 255).astype(np.uint8))
+    examination = examine(folder)
+    (warning,) = examination.warnings
+    assert "all its values lie within 0 to 255: taken as windowed before" in warning
+    normalizations, reason = choose_normalizations(examination.fingerprint)
+    assert normalizations == (keep_windowed(),)
+    assert reason == "channel 0: CT windowed to 0 to 255 before, kept as it is"
 
 
 def test_whole_numbers_stored_as_floats_are_labels(dataset):

@@ -4,13 +4,16 @@ import pytest
 from promptseg.preprocessing.normalize import (
     CT_WINDOWS,
     Normalization,
+    check_windowed,
     ct_window,
     default_normalization,
     intensity_range,
+    keep_windowed,
     normalize,
     percentile_clipping,
     rescale,
     to_uint8,
+    undo_window,
 )
 
 
@@ -128,3 +131,26 @@ def test_to_uint8_rounds_half_to_even_and_clips():
 def test_a_normalization_that_makes_no_sense_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Normalization(**arguments)
+
+
+def test_undoing_a_window_is_the_inverse_of_applying_it():
+    rng = np.random.default_rng(5)
+    image = rng.integers(0, 256, (2, 3, 5, 7)).astype(np.uint8)
+    image[:, 0, 0, :2] = 0, 255
+    normalizations = (ct_window("lung"), percentile_clipping())
+    raw = undo_window(image, normalizations)
+    np.testing.assert_array_equal(to_uint8(normalize(raw[0], normalizations[0])), image[0])
+    assert raw[0].min() == -910 and raw[0].max() == 590  # width 1500, level -160
+    np.testing.assert_array_equal(raw[1], image[1])
+    for unchanged in (keep_windowed(), percentile_clipping()):
+        assert undo_window(image, (unchanged,) * 2) is image
+
+
+@pytest.mark.parametrize("values", [(-1, 255), (0, 256), (-1000, 400)])
+def test_intensities_that_were_not_windowed_are_refused(values):
+    image = np.zeros((1, 1, 2, 3), np.int16)
+    image[0, 0, 0, :2] = values
+    with pytest.raises(ValueError, match=rf"intensities {values[0]} to {values[1]}, expected 0 to"):
+        check_windowed(image, (keep_windowed(),))
+    check_windowed(image, (ct_window("lung"),))
+    check_windowed(np.clip(image, 0, 255), (keep_windowed(),))
