@@ -6,7 +6,18 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
-COMMANDS = ("plan", "train", "predict", "import_segvol", "auto_prompt", "evaluate", "demo")
+COMMANDS = (
+    "plan",
+    "train",
+    "predict",
+    "import_segvol",
+    "auto_prompt",
+    "evaluate",
+    "export",
+    "demo",
+)
+
+EXPORT = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
 
 setup(
     name="promptseg",
@@ -35,7 +46,8 @@ setup(
     ],
     extras_require={
         "dask": ["distributed>=2024.1"],
-        "test": ["distributed>=2024.1", "hypothesis>=6.100", "pytest>=8", "ruff>=0.9"],
+        "export": EXPORT,
+        "test": [*EXPORT, "distributed>=2024.1", "hypothesis>=6.100", "pytest>=8", "ruff>=0.9"],
     },
     entry_points={
         "console_scripts": [

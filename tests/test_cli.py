@@ -24,7 +24,7 @@ COMMANDS = {
 
 def test_setup_declares_every_command():
     source = (Path(__file__).parents[1] / "setup.py").read_text()
-    declared = re.search(r"COMMANDS = \((.*?)\)", source)[1]
+    declared = re.search(r"COMMANDS = \((.*?)\)", source, re.DOTALL)[1]
     assert set(COMMANDS) == set(re.findall(r'"(\w+)"', declared))
 
 

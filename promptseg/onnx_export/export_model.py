@@ -1,0 +1,83 @@
+"""A trained model to `encoder.onnx`, `decoder.onnx` and `export.json`."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+
+from promptseg.files import replacing, write_json
+from promptseg.inference.model_folder import load_networks
+from promptseg.onnx_export.check import TOLERANCE, largest_difference
+from promptseg.onnx_export.description import describe
+from promptseg.onnx_export.graphs import write_graphs
+
+FILES = ("encoder.onnx", "decoder.onnx", "export.json")
+PACKAGES = ("onnx", "onnxscript")  # onnxruntime only checks
+
+log = logging.getLogger(__name__)
+
+
+def export_model(
+    model: Path,
+    output: Path,
+    *,
+    fold: str | None = None,
+    checkpoint: str = "checkpoint_final.pth",
+) -> float | None:
+    """Write one fold's network as ONNX files, and what is needed to use them.
+
+    The files are written beside those they replace, checked against the network on random
+    windows, and moved into place; if anything fails, nothing has changed.
+
+    Args:
+        model: folder of a trained model.
+        output: folder to write to; made when missing.
+        fold: `0`, ..., `all`; not needed where only one was trained.
+        checkpoint: file name in the fold's folder.
+
+    Returns:
+        The largest difference to the network, relative to the largest value; None where
+        onnxruntime, which the check needs, is not installed.
+
+    Raises:
+        ImportError: with the command that installs what is missing.
+        FileNotFoundError: if the model is missing, saying what is there.
+        ValueError: if there are several folds to choose from.
+        RuntimeError: if the network cannot be exported, or the files answer differently.
+    """
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise ImportError(
+            f"exporting needs {' and '.join(missing)}; pip install onnx onnxscript onnxruntime"
+        )
+    networks, plans, _ = load_networks(model, None if fold is None else [fold], checkpoint)
+    if len(networks) > 1:
+        raise ValueError(
+            f"{model} has {len(networks)} folds with a {checkpoint}, and a file holds one network; "
+            f"choose a fold with -f"
+        )
+    (network,) = networks
+    difference = None
+    with ExitStack() as stack:
+        # The last to be entered is the first to be moved into place: export.json comes last.
+        about, decoder, encoder = (
+            stack.enter_context(replacing(Path(output) / name)) for name in reversed(FILES)
+        )
+        write_graphs(network, plans, encoder, decoder)
+        origin = {"folder": Path(model).resolve().name, "fold": fold, "checkpoint": checkpoint}
+        write_json(about, describe(plans, encoder, decoder, origin))
+        if importlib.util.find_spec("onnxruntime") is None:
+            log.warning(
+                "the files were not checked, since onnxruntime is not installed; "
+                "pip install onnxruntime"
+            )
+        else:
+            difference = largest_difference(network, plans, encoder, decoder)
+            if not difference <= TOLERANCE:
+                raise RuntimeError(
+                    f"the exported files answer differently from the network: largest relative "
+                    f"difference {difference:.1e}, allowed {TOLERANCE:.0e}; nothing was written to "
+                    f"{output}"
+                )
+    return difference
