@@ -44,7 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="STRATEGY",
         help="propose boxes: as the plans chose, or by one strategy for all labels",
     )
-    prompts.add_argument("--prompts", type=Path, help="prompts.json with boxes and points")
+    prompts.add_argument(
+        "--prompts",
+        type=Path,
+        help="boxes and points: one JSON, or a folder with a JSON, .npz or 3D Slicer .mrk.json a "
+        "case; voxels or mm",
+    )
     parser.add_argument("-step_size", type=float, default=0.5, help="of the sliding window")
     parser.add_argument(
         "--disable_tta",
