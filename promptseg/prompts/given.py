@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,9 +109,22 @@ class CasePrompts:
         return found
 
 
-def case_from_json(labels: Any, *, frame: str = VOXEL, where: str = "prompts") -> CasePrompts:
-    """One case's entry of a prompts file; what is wrong with it is kept, not raised."""
+def case_from_json(
+    labels: Any, *, frame: str = VOXEL, known: Collection[str] | None = None, where: str = "prompts"
+) -> CasePrompts:
+    """One case's entry of a prompts file; what is wrong with it is kept, not raised.
+
+    Args:
+        labels: label name to the fields of `Prompts`.
+        frame: one of `FRAMES`.
+        known: the labels there may be; any when not given.
+        where: file and case, for errors.
+    """
     checked, problems = check_case(labels, frame, where)
+    if known is not None and (unknown := [label for label in checked if label not in known]):
+        problems.append(
+            f"{where}: unknown label(s) {', '.join(unknown)}; the model knows {', '.join(known)}"
+        )
     given = {}
     for label, fields in checked.items():
         if frame != VOXEL:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from promptseg.challenge_npz import read_npz_prompts
@@ -43,7 +42,7 @@ def read_case_prompts(
     if path.is_dir() or _ending(path) in (MARKUPS, NPZ):
         given, others = _read_files(path, cases, labels)
     else:
-        given, others = _read_json(path, cases)
+        given, others = _read_json(path, cases, labels)
     if not given:
         raise ValueError(
             f"{path} has prompts for {_some(others)}, none of which is among the images: "
@@ -51,10 +50,6 @@ def read_case_prompts(
         )
     if others:
         log.warning("%s: left out, as no image is called so: %s", path, _some(others))
-    given = {
-        case_id: _known_only(case, labels, f"{path}: case {case_id!r}")
-        for case_id, case in given.items()
-    }
     if problems := [problem for case in given.values() for problem in case.problems]:
         broken = sum(bool(case.problems) for case in given.values())
         log.warning(
@@ -64,12 +59,14 @@ def read_case_prompts(
     return given
 
 
-def _read_json(path: Path, cases: Sequence[str]) -> tuple[dict[str, CasePrompts], list[str]]:
+def _read_json(
+    path: Path, cases: Sequence[str], labels: Mapping[str, int]
+) -> tuple[dict[str, CasePrompts], list[str]]:
     """Prompts by case from one file, and the cases in it that are not among `cases`."""
     frame, entries = read_prompts_json(path, cases[0] if len(cases) == 1 else None)
     known = set(cases)
     given = {
-        case_id: case_from_json(entry, frame=frame, where=f"{path}: case {case_id!r}")
+        case_id: case_from_json(entry, frame=frame, known=labels, where=f"{path}: case {case_id!r}")
         for case_id, entry in entries.items()
         if case_id in known
     }
@@ -138,9 +135,10 @@ def _read_case(
         frame, entries = read_prompts_json(paths[0], case_id)
         if list(entries) != [case_id]:
             raise ValueError(f"{paths[0]}: expected the case {case_id!r}, found {_some(entries)}")
-        return case_from_json(entries[case_id], frame=frame, where=where)
+        return case_from_json(entries[case_id], frame=frame, known=labels, where=where)
     except (OSError, ValueError) as error:
-        return CasePrompts(labels={}, problems=(str(error),))
+        named = str(error) if repr(case_id) in str(error) else f"case {case_id!r}: {error}"
+        return CasePrompts(labels={}, problems=(named,))
 
 
 def _read_case_npz(path: Path, where: str, labels: Mapping[str, int]) -> CasePrompts:
@@ -155,16 +153,6 @@ def _read_case_npz(path: Path, where: str, labels: Mapping[str, int]) -> CasePro
             f"{where}: unknown label(s) {', '.join(unknown)}, by value; the model knows {known}"
         )
     return case_from_json({names[value]: p for value, p in by_value.items()}, where=where)
-
-
-def _known_only(case: CasePrompts, labels: Mapping[str, int], where: str) -> CasePrompts:
-    """The same without labels that the model does not know, which are a problem."""
-    unknown = [label for label in case.labels if label not in labels]
-    if not unknown:
-        return case
-    problem = f"{where}: unknown label(s) {', '.join(unknown)}; the model knows {', '.join(labels)}"
-    known = {label: given for label, given in case.labels.items() if label in labels}
-    return replace(case, labels=known, problems=(*case.problems, problem))
 
 
 def _ending(path: Path) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,6 +53,21 @@ def test_one_file_for_all_cases(tmp_path, caplog):
     write_prompts_file(path, {"a": {"liver": {"boxes": [BOX]}}, "b": {"spleen": {}}, "z": {}})
     assert boxes_of(path, ["a", "b", "c"]) == {"a": {"liver": [BOX]}, "b": {"spleen": []}}
     assert "prompts.json: left out, as no image is called so: z" in caplog.text
+
+
+def test_the_examples_of_the_documentation_are_read(tmp_path):
+    page = (Path(__file__).parents[2] / "documentation" / "prompts.md").read_text(encoding="utf-8")
+    section = page[page.index("## Prompts from files") : page.index("## Automatic prompts")]
+    own, slicers = (block.split("```")[0] for block in section.split("```json\n")[1:])
+    image = Geometry(shape=(80, 260, 200), spacing=(1.0, 1.0, 1.0), origin=(-50.0, -90.0, 10.0))
+    (tmp_path / "scan_01.json").write_text(own)
+    (tmp_path / "scan_02.mrk.json").write_text(slicers)
+    given = read_case_prompts(tmp_path, ["scan_01", "scan_02"], LABELS)
+    found = given["scan_01"].on(image)
+    assert found["liver"].boxes.tolist() == [[[12, 40, 30], [60, 200, 190]]]
+    assert found["lesion"].point_labels.tolist() == [1, 0] and found["spleen"].is_empty
+    found = given["scan_02"].on(image)
+    assert len(found["liver"].boxes) == 1 and found["lesion"].point_labels.tolist() == [1, 0]
 
 
 def test_older_files_are_read(tmp_path):
@@ -213,6 +229,7 @@ def test_all_broken_cases_are_told_at_once_and_all_of_each(tmp_path, caplog):
     found = {case_id: "\n".join(case.problems) for case_id, case in given.items()}
     assert found.pop("h") == ""
     assert all(line in caplog.text for text in found.values() for line in text.splitlines())
+    assert all(f"case {case_id!r}" in text for case_id, text in found.items() if case_id != "d")
     assert len(found["a"].splitlines()) == 3 and "unknown label(s) lung" in found["a"]
     assert "b.json is not valid JSON" in found["b"]
     assert (
