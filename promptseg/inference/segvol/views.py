@@ -84,23 +84,20 @@ class CoarseMask:
 
     def box(self) -> np.ndarray | None:
         """(2, 3) half-open box of what was found; None when nothing was."""
-        coarse = mask_box(self.mask)
-        if coarse is None:
-            return None
-        first, last = zip(
-            *(
-                np.flatnonzero((a >= low) & (a < high))[[0, -1]]
-                for a, low, high in zip(self.axes, *coarse, strict=True)
-            ),
-            strict=True,
-        )
-        return np.array([first, np.add(last, 1)])
+        return self.box_in(np.array([(0, 0, 0), [len(axis) for axis in self.axes]]))
 
     def box_in(self, region: np.ndarray) -> np.ndarray | None:
         """(2, 3) half-open box of what was found in a (2, 3) region, in voxels of the volume."""
-        axes = [a[low:high] for a, low, high in zip(self.axes, *region, strict=True)]
-        box = mask_box(self.mask[np.ix_(*axes)])
-        return None if box is None else box + region[0]
+        axes = [axis[low:high] for axis, low, high in zip(self.axes, *region, strict=True)]
+        used = [np.unique(axis) for axis in axes]  # a smaller volume leaves coarse voxels out
+        box = mask_box(self.mask[np.ix_(*used)])
+        if box is None:
+            return None
+        ends = [
+            (np.searchsorted(axis, cells[low]), np.searchsorted(axis, cells[high - 1], "right"))
+            for axis, cells, low, high in zip(axes, used, *box, strict=True)
+        ]
+        return region[0] + np.transpose(ends)
 
 
 def grown_to_window(box: np.ndarray, window: Sequence[int], shape: Sequence[int]) -> np.ndarray:
