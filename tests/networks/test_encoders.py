@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from promptseg.networks.blocks import stride_ladder
 from promptseg.networks.encoders import ENCODERS, ImageEmbedding, ImageEncoder
+from promptseg.networks.encoders.base import SIZES
 from promptseg.networks.prompt_encoder import Query, batch_queries
 from promptseg.networks.promptable import build_network
+from promptseg.training.trainers import TRAINERS
 from tests.small_plans import small_plans
 
 CONFIGURATIONS = {  # channels, window, stride
@@ -101,7 +106,7 @@ class Pooled(torch.nn.Module):
 
 def test_moving_the_input_moves_the_output_and_pooling_would_be_noticed(name, configuration):
     encoder = make_encoder(name, *configuration)
-    assert spread_of_responses(encoder, *configuration) > 0.05
+    assert spread_of_responses(encoder, *configuration) > 0.02
     assert spread_of_responses(Pooled(encoder), *configuration) < 1e-3
 
 
@@ -152,6 +157,40 @@ def test_a_ball_is_learnt(name):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
+
+
+def documented_parameters():
+    text = (Path(__file__).parents[2] / "documentation" / "extending.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `\w+` \| (\w+) \| ([\d.]+) M \|", text, re.MULTILINE)
+    return [
+        (encoder, each, 1e6 * float(millions))
+        for encoder, size, millions in rows
+        for each in (SIZES if size == "any" else [size])
+    ]
+
+
+@pytest.mark.parametrize(("encoder", "size", "expected"), documented_parameters())
+def test_parameters_are_as_documented(encoder, size, expected):
+    with torch.device("meta"):
+        built = ENCODERS.get(encoder)(
+            channels_in=1, window=(48, 64, 64), stride=(8, 8, 8), size=size
+        )
+    assert sum(p.numel() for p in built.parameters()) == pytest.approx(expected, rel=0.02)
+
+
+def test_every_encoder_and_size_is_documented():
+    documented = {(encoder, size) for encoder, size, _ in documented_parameters()}
+    assert documented == {(encoder, size) for encoder in ENCODERS for size in SIZES}
+
+
+def test_every_encoder_has_a_trainer():
+    assert {TRAINERS.get(trainer).encoder for trainer in TRAINERS} >= set(ENCODERS)
+
+
+@pytest.mark.parametrize("stride", [(1, 16, 16), (4, 16, 16), (2, 64, 64), (2, 2, 2)])
+def test_strides_with_more_or_fewer_levels_than_stages_work(name, stride):
+    window = tuple(2 * s for s in stride)
+    check_shapes(make_encoder(name, 1, window, stride), random_images(1, window, 1), stride)
 
 
 def test_an_unknown_size_is_refused(name):

@@ -1,0 +1,8 @@
+"""The trainer of the encoder mobilenet."""
+
+from promptseg.training.base_trainer import TRAINERS, BaseTrainer
+
+
+@TRAINERS.register("MobileNetTrainer")
+class MobileNetTrainer(BaseTrainer):
+    encoder = "mobilenet"
