@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from promptseg.preprocessing.percentiles import percentiles
+
 CT_WINDOWS: dict[str, tuple[float, float]] = {  # width, level in HU (paper, section 3.3)
     "soft tissue": (400.0, 40.0),
     "lung": (1500.0, -160.0),
@@ -89,12 +91,10 @@ def intensity_range(image: np.ndarray, normalization: Normalization) -> tuple[fl
         return normalization.lower, normalization.upper
     if image.size == 0:
         return 0.0, 0.0
-    looked_at = image
-    if normalization.kind == "foreground":
-        looked_at = image[image > image.mean()]
-        if looked_at.size == 0:  # a constant volume
-            return float(image.min()), float(image.min())
-    lower, upper = np.percentile(looked_at, (normalization.lower, normalization.upper))
+    above = image.mean() if normalization.kind == "foreground" else None
+    lower, upper = percentiles(image, (normalization.lower, normalization.upper), above)
+    if np.isnan(lower):  # nothing is above the mean: a constant volume
+        return float(image.min()), float(image.min())
     if lower == upper:
         lower, upper = image.min(), image.max()
     return float(lower), float(upper)
