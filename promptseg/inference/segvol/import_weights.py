@@ -115,7 +115,7 @@ def segvol_plans(
         modalities=("unknown",),
         normalizations=(foreground_clipping(),),
         spacing=(1.0, 1.0, 1.0),
-        median_shape=tuple(window),
+        median_shape=(1, 1, 1),
         window=tuple(window),
         stride=tuple(stride),
         batch_size=BUDGETS["base"].batch_size,
@@ -142,4 +142,5 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
 
 def _problems_of_names(labels: Sequence[str]) -> list[str]:
     twice = sorted({name for name in labels if list(labels).count(name) > 1})
-    return [f"{name!r} is there twice" for name in twice]
+    empty = ["a name is empty"] if any(not name.strip() for name in labels) else []
+    return [f"{name!r} is there twice" for name in twice] + empty
