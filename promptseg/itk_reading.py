@@ -47,9 +47,29 @@ def read_itk(path: Path | str) -> sitk.Image:
     sform that is perpendicular up to rounding is accepted; NaN in NIfTI files stays NaN. ITK's
     warnings are not printed.
     """
+    return _checked(path, _read(path))
+
+
+def read_itk_channels(path: Path | str) -> list[sitk.Image]:
+    """An image for each channel of a file whose fourth dimension, if it has one, counts them.
+
+    For the errors see `read_image`.
+    """
+    image = _read(path)
+    if image.GetDimension() != 4:
+        return [_checked(path, image)]
+    return [_checked(path, image[:, :, :, i]) for i in range(image.GetSize()[3])]
+
+
+def _read(path: Path | str) -> sitk.Image:
     path = _existing(path)
+    if path.is_file() and not path.stat().st_size:
+        raise ValueError(f"{path} cannot be read as an image: it has 0 bytes; copy it again")
     with _quiet_itk(), _itk_errors_name(path):
-        image = _read_dicom_series(path) if path.is_dir() else _read_file(path)
+        return _read_dicom_series(path) if path.is_dir() else _read_file(path)
+
+
+def _checked(path: Path | str, image: sitk.Image) -> sitk.Image:
     size = image.GetSize()
     if len(size) != 3:
         raise ValueError(
@@ -57,7 +77,7 @@ def read_itk(path: Path | str) -> sitk.Image:
             f"time point or channel to a file of its own, or a single slice with depth 1"
         )
     if 0 in size:
-        raise ValueError(f"{path}: the image is empty (size {size}, xyz)")
+        raise ValueError(f"{path}: the image has no voxels (size {size}, xyz); export it again")
     if "complex" in image.GetPixelIDTypeAsString():
         raise ValueError(f"{path}: voxels are complex numbers; save their magnitude")
     return image
@@ -153,7 +173,9 @@ def _itk_errors_name(path: Path) -> Iterator[None]:
         cause = str(error).strip().splitlines()[-1].strip()
         if "Unable to determine ImageIO" in cause:
             cause = "its content is not of the format that its ending says, or it is cut short"
-        raise ValueError(f"{path} cannot be read as an image: {cause}") from error
+        raise ValueError(
+            f"{path} cannot be read as an image: {cause}; copy or convert it again"
+        ) from error
 
 
 @contextmanager

@@ -160,5 +160,8 @@ def _extremes(channel: np.ndarray) -> np.ndarray:
     extremes = np.array([channel.min(), channel.max()])
     if not np.isfinite(extremes).all():
         bad = sum(int((~np.isfinite(plane)).sum()) for plane in channel)
-        raise ValueError(f"{bad} of {channel.size} voxels are NaN or infinite")
+        raise ValueError(
+            f"{bad} of {channel.size} voxels are NaN or infinite; expected numbers: replace them, "
+            f"for example by the value of the background"
+        )
     return extremes
