@@ -118,7 +118,7 @@ def predict_on_cluster(
                 _predict_case, replace(case, images=images), prompts, job, key=key, pure=False
             )
             running[task] = case
-        for task in as_completed(list(running)):
+        for task in as_completed(list(running), loop=client.loop):
             try:
                 entry, message = task.result()
                 error = None if message is None else RuntimeError(message)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import re
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from promptseg.commands import predict
 from promptseg.files import read_json, write_json
 from promptseg.image_io import Geometry, read_image, write_image
 from promptseg.inference.predict_files import predict_cases, predict_files
@@ -94,6 +102,132 @@ def test_bad_images_are_reported_and_stop_no_other(images, tmp_path):
     for name in ("truncated", "empty", "text", "zipped_text"):
         assert f"{name}_0000.nii.gz" in report["cases"][name]["error"]
     assert set(read_prompts_file(output / "prompts_used.json")) == {"a", "b", "c"}
+
+
+SHAPE_OF_5D = struct.pack("<8h", 5, *SMALL[::-1], 2, 2, 1, 1)  # a NIfTI header's bytes 40 to 55
+
+SEVEN_BAD = {
+    "truncated": "images/truncated_0000.nii.gz cannot be read as an image: .*cut short; copy",
+    "empty": "images/empty_0000.nii.gz cannot be read as an image: it has 0 bytes; copy it again",
+    "text": "images/text_0000.nii.gz cannot be read as an image: its content is not of the "
+    "format that its ending says.*; copy or convert it again",
+    "channels": r"found channels_0000.nii.gz, channels_0001.nii.gz, but the model takes "
+    r"1 channel\(s\); if the number",
+    "nan": "images/nan_0000.nii.gz: 495 of 495 voxels are NaN or infinite; expected numbers: "
+    "replace them",
+    "five": r"images/five_0000.nii.gz: expected three dimensions, found 5 \(size \(11, 9, 5, 2, 2\)"
+    r", xyz\); write each time point",
+    "nothing": "images/nothing.nrrd cannot be read as an image: .*axis 2 size is zero.*; copy or",
+}
+
+
+def seven_bad(folder) -> None:
+    """Put seven bad images beside the good ones, one of each kind; see `SEVEN_BAD`."""
+    whole = (folder / "a_0000.nii.gz").read_bytes()
+    (folder / "truncated_0000.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty_0000.nii.gz").write_bytes(b"")
+    (folder / "text_0000.nii.gz").write_text("patient,age\n1,50\n")
+    for channel in range(2):
+        (folder / f"channels_000{channel}.nii.gz").write_bytes(whole)
+    write_image(folder / "nan_0000.nii.gz", np.full(SMALL, np.nan, np.float32), GEOMETRY)
+    header, voxels = (part := gzip.decompress(whole))[:352], part[352:]
+    header = header[:40] + SHAPE_OF_5D + header[56:]
+    (folder / "five_0000.nii.gz").write_bytes(gzip.compress(header + 4 * voxels))
+    write_image(folder / "nothing.nrrd", np.zeros(SMALL, np.uint8), GEOMETRY)
+    whole = (folder / "nothing.nrrd").read_bytes()
+    (folder / "nothing.nrrd").write_bytes(whole.replace(b"sizes: 11 9 5", b"sizes: 11 9 0"))
+
+
+@pytest.mark.parametrize("threads", ["0", "1", "3"])
+def test_seven_bad_files_are_seven_clear_entries_and_three_segmentations(
+    model_folder, images, tmp_path, capsys, threads
+):
+    seven_bad(images)
+    output = tmp_path / "out"
+    code = predict.main(
+        ["-m", str(model_folder), "-i", str(images), "-o", str(output), "--auto-prompt"]
+        + ["intensity", "-npp", threads, "-nps", threads, "-device", "cpu"]
+    )
+    assert code == 1
+    report = read_json(output / "predict_report.json")
+    assert report["failed"] == 7 and set(report["cases"]) == {"a", "b", "c", *SEVEN_BAD}
+    printed = capsys.readouterr().out
+    assert "3 segmentations" in printed
+    for name, text in SEVEN_BAD.items():
+        entry = report["cases"][name]
+        assert entry["status"] == "failed" and re.search(text, entry["error"]), entry["error"]
+        assert entry["images"][0].startswith(str(images / name))
+        assert f"failed: {name}: {entry['error']}" in printed
+    assert {path.name for path in output.iterdir()} == {
+        "a.nii.gz", "b.nii.gz", "c.nrrd",
+        "dataset.json", "predict_report.json", "prompts_used.json",
+    }  # fmt: skip
+    for name in ("a.nii.gz", "b.nii.gz", "c.nrrd"):
+        assert read_image(output / name)[1].shape == SMALL
+    assert set(read_prompts_file(output / "prompts_used.json")) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(("readers", "writers"), [(0, 0), (3, 0), (2, 3)])
+def test_threads_change_nothing_in_the_results(model_folder, images, tmp_path, readers, writers):
+    reports = []
+    for name, threads in (("one", (1, 1)), ("other", (readers, writers))):
+        reports.append(
+            predict_files(
+                model_folder,
+                images,
+                tmp_path / name,
+                auto_prompt="intensity",
+                readers=threads[0],
+                writers=threads[1],
+            )
+        )
+        for entry in reports[-1]["cases"].values():
+            entry["prediction"] = entry["prediction"].replace(str(tmp_path / name), "")
+    assert reports[0] == reports[1]
+    for file in ("a.nii.gz", "b.nii.gz", "c.nrrd"):
+        one, other = (read_image(tmp_path / name / file)[0] for name in ("one", "other"))
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_terminated_command_leaves_whole_files_and_is_continued(model_folder, tmp_path):
+    images, output = tmp_path / "images", tmp_path / "out"
+    names = [f"case_{number:02d}" for number in range(40)]
+    for name in names:
+        write_image(images / f"{name}_0000.nii.gz", blocks(SMALL)[0], GEOMETRY)
+    arguments = ["-m", str(model_folder), "-i", str(images), "-o", str(output), "-device", "cpu"]
+    slow = ["--auto-prompt", "dying", "--import", "tests.inference.dying_prompter"]
+    script = "import sys; from promptseg.commands.predict import main; sys.exit(main())"
+    running = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments, *slow],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PROMPTSEG_TEST_DYING_PROMPTER": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until = time.monotonic() + 120
+        while len(list(output.glob("*.nii.gz"))) < 2 and time.monotonic() < until:
+            time.sleep(0.02)
+        running.terminate()
+        _, error = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 130
+    assert "the same command with --continue_prediction goes on" in error
+    written = {path.name.removesuffix(".nii.gz") for path in output.glob("*.nii.gz")}
+    assert 2 <= len(written) < len(names) and not list(output.glob(".*"))
+    report = read_json(output / "predict_report.json")
+    assert set(report["cases"]) == written and report["failed"] == 0
+    before = {name: (output / f"{name}.nii.gz").stat().st_mtime_ns for name in written}
+
+    assert predict.main([*arguments, "--auto-prompt", "intensity", "--continue_prediction"]) == 0
+    report = read_json(output / "predict_report.json")
+    assert set(report["cases"]) == set(names) and report["failed"] == 0
+    for name in names:
+        assert read_image(output / f"{name}.nii.gz")[1].shape == SMALL
+        kept = report["cases"][name]["labels"]["liver"]["source"] == "dying"
+        assert kept == (name in written)
+    assert before == {name: (output / f"{name}.nii.gz").stat().st_mtime_ns for name in written}
 
 
 def test_segmentations_are_right_and_lie_exactly_where_the_images_lie(images, tmp_path):
