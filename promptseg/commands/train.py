@@ -21,7 +21,11 @@ from promptseg.commands.parsing import (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = command_parser(__doc__)
-    parser.add_argument("-d", "--dataset", required=True, metavar="ID", help=DATASET_HELP)
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("-d", "--dataset", metavar="ID", help=DATASET_HELP)
+    task.add_argument(
+        "--list-trainers", action="store_true", help="print what -tr can name, train nothing"
+    )
     parser.add_argument("-tr", "--trainer", default="ViTTrainer", help="trainer class")
     parser.add_argument("-f", "--fold", nargs="+", default=["0"], help="0, 1, ..., or all")
     parser.add_argument("-p", "--plans-name", default="PromptSegPlans", help="name of the plans")
@@ -30,8 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--recipe",
         choices=("scratch", "paper"),
-        default="scratch",
-        help="AdamW with warm-up and decay, or the paper's Adam at 1e-5",
+        help="AdamW with warm-up and decay (the default), or the paper's Adam at 1e-5 (the "
+        "default with -pretrained_weights)",
+    )
+    parser.add_argument(
+        "-pretrained_weights",
+        metavar="FILE",
+        help="weights to start from: SegVol's checkpoint, or a checkpoint_*.pth of the same "
+        "encoder; what fits is loaded, the rest is listed",
+    )
+    parser.add_argument(
+        "--freeze", choices=("encoder",), help="keep the image encoder's weights as they are"
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, help="length of the run")
@@ -49,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.list_trainers:
+        return _list_trainers()
     from promptseg.pipeline import train as train_fold
 
     for fold in args.fold:
@@ -64,6 +79,8 @@ def _run(args: argparse.Namespace) -> int:
             time_budget=args.time_budget,
             initial_lr=args.lr,
             seed=args.seed,
+            pretrained_weights=args.pretrained_weights,
+            freeze=args.freeze,
             device=args.device,
             processes=args.processes,
             resume=args.resume,
@@ -73,4 +90,12 @@ def _run(args: argparse.Namespace) -> int:
             print("stopped before the end; the same command with --c continues", file=sys.stderr)
             return 1
         print(f"trained: {model / f'fold_{fold}'}; look at progress.png there")
+    return 0
+
+
+def _list_trainers() -> int:
+    from promptseg.networks.cost_table import plans_for_cost, trainer_table
+    from promptseg.training.trainers import TRAINERS
+
+    print(trainer_table(plans_for_cost(), {name: TRAINERS.get(name).encoder for name in TRAINERS}))
     return 0

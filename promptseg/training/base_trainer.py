@@ -31,6 +31,7 @@ from promptseg.training.checkpoint import load_checkpoint, save_checkpoint
 from promptseg.training.losses import PromptLoss
 from promptseg.training.metrics_log import draw_progress, write_metrics_csv
 from promptseg.training.patches import AutoBoxes, Batch, TrainingSteps
+from promptseg.training.pretrained import load_pretrained
 from promptseg.training.settings import RECIPES, RunOptions, TrainingSettings
 from promptseg.training.validation import validate, validation_windows
 
@@ -158,6 +159,10 @@ class BaseTrainer(ABC):
         # sums of parallel threads in a fixed order: the same seed gives the same weights
         torch.use_deterministic_algorithms(self.options.device == "cpu")
         self.network = build_network(self.plans, self.encoder)
+        if content is None and self.settings.pretrained_weights is not None:
+            load_pretrained(self.network, self.plans, self.settings.pretrained_weights)
+        if self.settings.freeze == "encoder":
+            self.network.image_encoder.requires_grad_(False)
         # channels last is 1.5 times as fast for 3D convolutions on a CPU
         put_on_device(self.network, self.options.device)
         self.loss = PromptLoss(
@@ -190,6 +195,14 @@ class BaseTrainer(ABC):
             len(self.validation_cases),
             self.options.device,
         )
+        if self.settings.freeze is not None:
+            trained = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+            log.info(
+                "the %s is frozen: %d of %d parameters train",
+                self.settings.freeze,
+                trained,
+                parameters,
+            )
         log.info("settings: %s", self.settings)
 
     def _request_stop(self, number: int, frame: object) -> None:
@@ -349,12 +362,15 @@ def extended(settings: TrainingSettings, changes: Mapping[str, Any]) -> Training
 def make_optimizer(network: torch.nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
     """Adam for the recipe `paper`, AdamW for `scratch`; no decay on vectors and embeddings."""
     if settings.recipe == "paper":
-        return torch.optim.Adam(network.parameters(), lr=settings.initial_lr)
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        return torch.optim.Adam(trained, lr=settings.initial_lr)
     embeddings = {
         id(module.weight) for module in network.modules() if isinstance(module, torch.nn.Embedding)
     }
     decayed, kept = [], []
     for parameter in network.parameters():
+        if not parameter.requires_grad:
+            continue
         is_kept = parameter.ndim < 2 or id(parameter) in embeddings
         (kept if is_kept else decayed).append(parameter)
     groups = [

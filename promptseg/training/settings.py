@@ -34,6 +34,8 @@ class TrainingSettings:
         augment: spatial and intensity augmentation.
         mirror_axes: axes, of z, y, x = 0, 1, 2, mirrored in training and so at test time.
         seed: of weights, samples and augmentation.
+        pretrained_weights: file that the run started from: SegVol's, or another run's.
+        freeze: `encoder` keeps the image encoder's weights as they are, None trains everything.
     """
 
     recipe: str = "scratch"
@@ -58,6 +60,8 @@ class TrainingSettings:
     augment: bool = True
     mirror_axes: tuple[int, ...] = ()
     seed: int = 0
+    pretrained_weights: str | None = None
+    freeze: str | None = None
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
@@ -65,6 +69,10 @@ class TrainingSettings:
         for name in ("epochs", "iterations_per_epoch", "initial_lr", "labels_per_image"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.freeze not in (None, *FREEZABLE):
+            raise ValueError(
+                f"freeze must be {' or '.join(FREEZABLE)}, or not given; got {self.freeze!r}"
+            )
         if self.time_budget is not None and not self.time_budget > 0:
             raise ValueError(f"time_budget must be positive seconds, got {self.time_budget}")
 
@@ -90,6 +98,7 @@ class TrainingSettings:
         return self.initial_lr * 0.5 * (1 + math.cos(math.pi * left))
 
 
+FREEZABLE = ("encoder",)
 RECIPES: dict[str, dict[str, Any]] = {
     "scratch": {},
     # Paper, section 3.3: Adam, 1e-5, halved every 200 epochs, up to 3000 epochs.

@@ -20,6 +20,22 @@ class FirstBlock(TwoWayBlock):
         return self.self_attn(hidden, hidden, hidden, mask)
 
 
+class NormOfAll(nn.Module):
+    """Quirk: layer normalization over channels and space, with weight and bias for every voxel.
+
+    They have an axis in front, for memory formats that know 5 axes or none.
+    """
+
+    def __init__(self, channels: int, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, channels, *shape))
+        self.bias = nn.Parameter(torch.zeros(1, channels, *shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, channels, *shape) to the same."""
+        return F.layer_norm(x, x.shape[1:], self.weight[0], self.bias[0])
+
+
 class SegVolMaskDecoder(nn.Module):
     """Two-way transformer, then for every query an upscaling of its own to a quarter of a token.
 
@@ -47,8 +63,7 @@ class SegVolMaskDecoder(nn.Module):
         self.transformer.layers[0] = FirstBlock(channels, heads, mlp_channels)
         self.upscaling = nn.Sequential(
             nn.ConvTranspose3d(channels, middle, kernel_size=2, stride=2),
-            # Quirk: normalized over channels and space, with a weight for every voxel.
-            nn.LayerNorm([middle, *(2 * cells for cells in grid)]),
+            NormOfAll(middle, [2 * cells for cells in grid]),
             nn.GELU(),
             nn.ConvTranspose3d(middle, fine, kernel_size=2, stride=2),
             nn.GELU(),

@@ -38,9 +38,9 @@ _STACKED = {  # ours is one table, SegVol's an embedding a row
     "prompt_encoder.point_kinds.weight": (0, 1),
     "prompt_encoder.corners.weight": (2, 3),
 }
+_NORM_OF_ALL = "mask_decoder.upscaling.1."  # ours has an axis in front
 _NEW = ("label_text.tokens.", "label_text.learned")  # SegVol has CLIP here
-_TEXT = ("label_text.align.", "mask_decoder.text_response.")
-_TEXT_KEYS = (r"text_encoder\.dim_align\.", r"mask_decoder\.txt_align_upscaled_embedding\.")
+_TEXT = ("text_encoder.dim_align.", "mask_decoder.txt_align_upscaled_embedding.")
 _UNUSED = [  # names in a checkpoint, and why nothing is made of them
     (r"text_encoder\.clip_text_model\.", "CLIP's text model: labels have learned vectors here"),
     (r"prompt_encoder\.mask_downscaling\.", "SegVol never runs it: 2D leftovers of SAM's masks"),
@@ -53,9 +53,9 @@ def is_new(name: str) -> bool:
     return name.startswith(_NEW)
 
 
-def is_of_text(name: str) -> bool:
-    """Whether it belongs to the text branch, without which boxes and points work."""
-    return name.startswith(_TEXT)
+def is_of_text(key: str) -> bool:
+    """Whether a tensor of SegVol's is of its text branch, without which boxes and points work."""
+    return key.startswith(_TEXT)
 
 
 def sources_of(name: str) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ def expected_shape(name: str, shape: Sequence[int], stride: Sequence[int]) -> tu
         return (1, math.prod(shape[2:]), shape[1])
     if name == "image_encoder.patches.weight":
         return (shape[0], math.prod(stride) * shape[1])
-    return tuple(shape)
+    return tuple(shape[1:] if name.startswith(_NORM_OF_ALL) else shape)
 
 
 def converted(name: str, tensors: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
@@ -88,6 +88,8 @@ def converted(name: str, tensors: Sequence[Tensor], shape: Sequence[int]) -> Ten
     if name == "image_encoder.patches.weight":
         out, channels, *stride = shape  # voxels of a patch in the order z, y, x, channel
         return tensors[0].reshape(out, *stride, channels).movedim(-1, 1)
+    if name.startswith(_NORM_OF_ALL):
+        return tensors[0][None]
     return torch.cat(list(tensors))
 
 
@@ -96,8 +98,6 @@ def reason_unused(key: str) -> str:
     for pattern, reason in _UNUSED:
         if re.match(pattern, key):
             return reason
-    if any(re.match(pattern, key) for pattern in _TEXT_KEYS):
-        return "the text branch of another width than this network's"
     return "nothing here takes it"
 
 

@@ -26,6 +26,7 @@ from promptseg.networks.segvol.network import SegVolNetwork, SegVolSizes
 
 log = logging.getLogger(__name__)
 
+_NOT_THERE = "not in the file, or of another shape there"
 PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
 
 
@@ -41,10 +42,15 @@ def read_weights(path: Path | str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds, none of which names the file
+        if code := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ValueError(
+                f"{path} holds pickled code ({code[1]}), which is never run here; if you trust the "
+                f"file, save its tensors alone under another name"
+            ) from error
+        why = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{path} cannot be read as a file of weights: {error}. Only tensors and plain values "
-            f"are read, never pickled code; a file you trust can be saved again with its state "
-            f"dict alone"
+            f"{path} cannot be read as a file of weights: {why}; is it whole, and written by "
+            f"torch.save?"
         ) from error
 
 
@@ -173,41 +179,51 @@ def load_segvol(
     Raises:
         ValueError: naming every tensor that is missing or does not fit; without `only`.
     """
-    stride = network.image_encoder.patches.kernel_size if not only else ()
-    values, used, missing, problems = {}, set(), {}, {}
+    stride = () if only else network.image_encoder.patches.kernel_size
     own = network.state_dict()
+    values, used, missing, unfit = {}, set(), {}, {}
     for name, tensor in own.items():
         if is_new(name) or not name.startswith(only):
-            missing[name] = "new here" if is_new(name) else "no counterpart in this network"
+            missing[name] = "new here" if not only else "no part of SegVol's"
             continue
         keys = sources_of(name)
-        if name.endswith("in_proj_bias") and keys[0] not in state:
-            values[name] = torch.zeros_like(tensor)  # SegVol's qkv has no bias
+        if name.endswith("in_proj_bias") and keys[0] not in state:  # SegVol's qkv has none
+            weight = f"{name.removesuffix('bias')}weight"
+            if weight in values:
+                values[name] = torch.zeros_like(tensor)
+            else:
+                missing[name] = _NOT_THERE
             continue
-        expected = expected_shape(name, tensor.shape, stride)
-        why = {}
-        for key in keys:
-            if key not in state:
-                why[key] = "not in the file"
-            elif tuple(state[key].shape) != expected:
-                found = tuple(state[key].shape)
-                why[key] = f"is {found} in the file, {expected} fits this network"
-        if not why:
-            values[name] = converted(name, [state[key] for key in keys], tensor.shape)
-            used.update(keys)
-        elif is_of_text(name) or only:
-            missing[name] = "the file's does not fit" if keys[0] in state else "not in the file"
-        else:
-            problems.update(why)
-    if problems:
-        listed = "\n".join(f"  {key}: {why}" for key, why in problems.items())
+        why = _misfits(keys, state, expected_shape(name, tensor.shape, stride))
+        if why:
+            missing[name] = _NOT_THERE
+            unfit.update(why)
+            continue
+        values[name] = converted(name, [state[key] for key in keys], tensor.shape)
+        used.update(keys)
+    needed = {key: why for key, why in unfit.items() if not (only or is_of_text(key))}
+    if needed:
+        listed = "\n".join(f"  {key}: {why}" for key, why in needed.items())
         raise ValueError(
-            f"{source} does not fit this network ({_described(network)}): {len(problems)} "
+            f"{source} does not fit this network ({_described(network)}): {len(needed)} "
             f"tensors are missing or of another shape, and nothing was loaded\n{listed}"
         )
     network.load_state_dict({**own, **values})
-    left_out = {key: reason_unused(key) for key in state if key not in used}
+    left_out = {key: unfit.get(key) or reason_unused(key) for key in state if key not in used}
     return PretrainedReport(source=source, loaded=tuple(values), left_out=left_out, missing=missing)
+
+
+def _misfits(
+    keys: Sequence[str], state: Mapping[str, Tensor], expected: tuple[int, ...]
+) -> dict[str, str]:
+    """What is wrong with the tensors that make one of ours; empty if all are there and fit."""
+    why = {}
+    for key in keys:
+        if key not in state:
+            why[key] = "not in the file"
+        elif tuple(state[key].shape) != expected:
+            why[key] = f"is {tuple(state[key].shape)} in the file, {expected} here"
+    return why
 
 
 def _described(network: nn.Module) -> str:

@@ -1,0 +1,109 @@
+"""Weights from a file for a network that is about to be trained: SegVol's, or a run's before.
+
+What is loaded, what is left out and what keeps its initial values is reported name by name.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from promptseg.experiment_planning.plans import Plans
+from promptseg.networks.pretrained_report import PretrainedReport
+from promptseg.networks.segvol.weights import load_segvol, read_weights, segvol_state
+from promptseg.training.checkpoint import load_checkpoint
+
+log = logging.getLogger(__name__)
+
+ENCODER = "image_encoder."
+SHARED_WITH_SEGVOL = f"{ENCODER}blocks."  # the encoder `vit` and SegVol's have the same blocks
+LABEL_TABLES = (  # a row for each label
+    "prompt_encoder.label_tokens.weight",
+    "label_text.tokens.weight",
+    "label_text.learned",
+)
+
+
+def load_pretrained(network: nn.Module, plans: Plans, path: Path | str) -> PretrainedReport:
+    """Put weights of a file into a network, and log what became of each.
+
+    - A SegVol checkpoint and plans of the preset `segvol`: everything must fit.
+    - A SegVol checkpoint and other plans: the blocks of the ViT are loaded where sizes agree.
+    - A checkpoint of ours, of the same encoder: all that fits by name and shape; the vectors of
+      labels by the labels' names.
+
+    Raises:
+        FileNotFoundError: if the file is not there.
+        ValueError: if the file is neither, is of another encoder or preset, or if nothing of its
+            image encoder fits.
+    """
+    content = read_weights(path)
+    if isinstance(content, Mapping) and "format_version" in content:
+        report = _load_own(network, plans, load_checkpoint(Path(path)), path)
+    else:
+        state = segvol_state(content, path)
+        only = "" if plans.preset == "segvol" else SHARED_WITH_SEGVOL
+        report = load_segvol(network, state, only=only, source=str(path))
+    if not any(name.startswith(ENCODER) for name in report.loaded):
+        raise ValueError(
+            f"{path}: nothing of its image encoder fits this network (size {plans.size}, window "
+            f"{plans.window}, stride {plans.stride}, preset {plans.preset}); train without it, "
+            f"or plan for it: SegVol's weights fit `promptseg_plan --preset segvol`\n"
+            f"{report.summary()}"
+        )
+    log.info("pretrained weights: %s", report.summary())
+    return report
+
+
+def _load_own(
+    network: nn.Module, plans: Plans, content: Mapping[str, Any], path: Path | str
+) -> PretrainedReport:
+    theirs = Plans.from_json(content["plans"], path)
+    if theirs.preset != plans.preset:
+        raise ValueError(
+            f"{path} was trained with the preset {theirs.preset}, these plans have the preset "
+            f"{plans.preset}: their networks differ; plan with --preset {theirs.preset}"
+        )
+    encoder = "vit" if plans.preset == "segvol" else network.image_encoder.name
+    if content["encoder"] != encoder:
+        raise ValueError(
+            f"{path} is of the encoder {content['encoder']}, this network's is {encoder}; train "
+            f"it with {content['trainer']} (-tr), or give weights of {encoder}"
+        )
+    own, given = network.state_dict(), content["network"]
+    values, left_out, missing = {}, {}, {}
+    for name, tensor in own.items():
+        if name not in given:
+            missing[name] = "not in the file"
+        elif name in LABEL_TABLES and given[name].shape[1:] == tensor.shape[1:]:
+            values[name] = _by_label(tensor, given[name], list(plans.labels), list(theirs.labels))
+            for label in plans.labels.keys() - theirs.labels.keys():
+                missing[f"{name} of {label}"] = "no such label in the file"
+            for label in theirs.labels.keys() - plans.labels.keys():
+                left_out[f"{name} of {label}"] = "no such label here"
+        elif given[name].shape != tensor.shape:
+            why = f"{tuple(given[name].shape)} in the file, {tuple(tensor.shape)} here"
+            left_out[name] = missing[name] = why
+        else:
+            values[name] = given[name]
+    left_out.update({name: "nothing here takes it" for name in given if name not in own})
+    report = PretrainedReport(
+        source=str(path), loaded=tuple(values), left_out=left_out, missing=missing
+    )
+    if any(name.startswith(ENCODER) for name in values):
+        network.load_state_dict({**own, **values})
+    return report
+
+
+def _by_label(own: Tensor, given: Tensor, labels: Sequence[str], theirs: Sequence[str]) -> Tensor:
+    """Rows of the same labels, and the rows after the last label (that of no label)."""
+    result = own.clone()
+    for row, label in enumerate(labels):
+        if label in theirs:
+            result[row] = given[theirs.index(label)]
+    result[len(labels) :] = given[len(theirs) :]
+    return result
