@@ -7,9 +7,11 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 
 COMMANDS = (
+    "convert",
     "plan",
     "train",
     "predict",
+    "encoders",
     "import_segvol",
     "auto_prompt",
     "evaluate",
@@ -46,8 +48,16 @@ setup(
     ],
     extras_require={
         "dask": ["distributed>=2024.1"],
+        "dicom": ["highdicom>=0.26"],
         "export": EXPORT,
-        "test": [*EXPORT, "distributed>=2024.1", "hypothesis>=6.100", "pytest>=8", "ruff>=0.9"],
+        "test": [
+            *EXPORT,
+            "distributed>=2024.1",
+            "highdicom>=0.26",
+            "hypothesis>=6.100",
+            "pytest>=8",
+            "ruff>=0.9",
+        ],
     },
     entry_points={
         "console_scripts": [

@@ -39,6 +39,34 @@ def replacing(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def replacing_folder(path: Path | str, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a new folder beside `path` to fill; move it into place when the block succeeds.
+
+    If the block raises, the new folder is removed and `path` is untouched. The folder that it
+    replaces is removed last.
+
+    Raises:
+        FileExistsError: at once, if `path` exists and is not to be overwritten.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} is there already; remove it, or give --overwrite")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=WRITING, dir=path.parent))
+    new, old = beside / "new", beside / "old"
+    new.mkdir()
+    try:
+        yield new
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    finally:
+        if old.exists() and not path.exists():  # the second move failed
+            old.rename(path)
+        shutil.rmtree(beside, ignore_errors=True)
+
+
 def write_json(path: Path | str, content: Any) -> None:
     """Write `content` as JSON for people to read, in one step; NaN becomes null.
 

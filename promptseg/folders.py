@@ -72,6 +72,25 @@ def find_dataset_folder(root: Path, dataset: int | str, made_by: str) -> Path:
     )
 
 
+def new_dataset_folder(root: Path, number: int, name: str) -> Path:
+    """The folder `DatasetXXX_Name` that a new dataset gets, not made yet.
+
+    Raises:
+        ValueError: if the name is not made of letters, digits, `_` and `-`, or if another dataset
+            has the number.
+    """
+    if number < 0 or not re.fullmatch(r"[\w-]+", name):
+        raise ValueError(
+            f"dataset {number} {name!r}: expected a number from 0 and a name of letters, digits, _ "
+            f"and -"
+        )
+    folder = root / f"Dataset{number:03d}_{name}"
+    found = [p for p in root.glob("Dataset*_*") if p.is_dir() and _number(p.name) == number]
+    if taken := [path.name for path in found if path != folder]:
+        raise ValueError(f"{root}: {taken[0]} has the number {number}; choose another with -d")
+    return folder
+
+
 def find_model_folder(
     folders: Folders,
     *,

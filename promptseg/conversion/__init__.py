@@ -1,0 +1,1 @@
+"""Other formats to raw datasets, and predictions to other formats."""

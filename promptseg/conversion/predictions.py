@@ -1,0 +1,52 @@
+"""Segmentations of any format to the challenge's npz files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from promptseg.challenge_npz import write_npz_labels
+from promptseg.conversion.result import Conversion, convert_cases, some
+from promptseg.evaluation.inputs import label_files
+from promptseg.image_io import NPZ, read_segmentation
+
+
+def convert_predictions_to_npz(
+    predictions: Path | str, output: Path | str, *, overwrite: bool = False, processes: int = 0
+) -> Conversion:
+    """Write each CASE.nii.gz (or of another format) of a folder as CASE.npz with `segs`.
+
+    The array stays as it is: z, y, x on the grid of the file.
+
+    Args:
+        predictions: folder of segmentations.
+        output: folder to write to; other files in it stay.
+        overwrite: whether files of these names are replaced.
+        processes: worker processes; 0 does all in this one.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or no segmentation in it.
+        FileExistsError: if a file is there already and `overwrite` is not set.
+        ValueError: if no file at all can be converted, with what is wrong with each.
+    """
+    files, several = label_files(Path(predictions), "predictions")
+    targets = {case_id: Path(output) / f"{case_id}{NPZ}" for case_id in files}
+    refuse_existing(targets, overwrite)
+    cases = {case_id: (files[case_id], targets[case_id]) for case_id in files}
+    done, failed = convert_cases(_convert_case, cases, processes=processes)
+    return Conversion(output=Path(output), done=tuple(done), failed={**failed, **several})
+
+
+def refuse_existing(targets: dict[str, Path], overwrite: bool) -> None:
+    """Raise FileExistsError if a file to be written is there and is not to be replaced."""
+    there = [path.name for path in targets.values() if path.exists()]
+    if there and not overwrite:
+        folder = next(iter(targets.values())).parent
+        raise FileExistsError(
+            f"{folder} holds {some(there)} already; choose another folder, or give --overwrite"
+        )
+
+
+def _convert_case(case_id: str, paths: tuple[Path, Path]) -> None:
+    source, target = paths
+    segmentation, geometry = read_segmentation(source)
+    write_npz_labels(target, segmentation, geometry.spacing)
