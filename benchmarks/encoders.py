@@ -89,7 +89,11 @@ class Runner:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+            asked = time.monotonic()
             while True:
+                if self.stop_requested and time.monotonic() - asked > 10:
+                    asked = time.monotonic()
+                    self._stop(0, None)  # a process that was just starting may have missed it
                 pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
                 if len(rows := _rows(metrics)) > len(printed):
                     printed = rows

@@ -1,0 +1,126 @@
+"""The costs of all encoders and trainers as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from promptseg.experiment_planning.plans import Plans
+from promptseg.networks.cost import count_parameters, network_cost
+from promptseg.networks.encoders import ENCODERS
+from promptseg.networks.promptable import build_network
+from promptseg.preprocessing.normalize import Normalization
+
+DEFAULT_WINDOW, DEFAULT_STRIDE = (40, 56, 40), (8, 8, 8)  # as planned for hippocampus MR
+
+_NOTES = """
+M: million parameters. GFLOP: convolutions and matrix products of encoding one window and of
+decoding one query; a multiplication and an addition are two. MB: most memory of tensors at once,
+in one training step of a whole batch with AdamW's state, and in predicting one window."""
+
+
+def plans_for_cost(
+    window: Sequence[int] = DEFAULT_WINDOW,
+    stride: Sequence[int] = DEFAULT_STRIDE,
+    size: str = "tiny",
+) -> Plans:
+    """Plans of one CT channel, two labels and two windows a batch, for when there is no dataset.
+
+    Raises:
+        ValueError: if window and stride are no positive numbers, or do not divide.
+    """
+    plans = Plans(
+        dataset_name="none",
+        size=size,
+        channel_names=("CT",),
+        modalities=("CT",),
+        normalizations=(Normalization(kind="window", lower=0.0, upper=255.0),),
+        spacing=(1.0, 1.0, 1.0),
+        median_shape=tuple(window),
+        window=tuple(window),
+        stride=tuple(stride),
+        batch_size=2,
+        labels={"first": 1, "second": 2},
+    )
+    return Plans.from_json(plans.to_json(), "what was asked for")
+
+
+def cost_table(
+    plans: Plans, trainers: Mapping[str, str], device: str | torch.device = "cpu"
+) -> str:
+    """What every registered encoder costs under some plans.
+
+    Args:
+        plans: whose window, stride, size and batch size count.
+        trainers: the encoder of each trainer, by name.
+        device: where memory is measured.
+    """
+    titles = ["encoder", "trainers", "encoder M", "network M", "encode GFLOP", "decode GFLOP"]
+    rows = [[*titles, "train MB", "predict MB", "what it is"]]
+    for encoder in ENCODERS:
+        using = ", ".join(name for name, used in trainers.items() if used == encoder)
+        rows.append([encoder, using or "-", *_cost_cells(plans, encoder, device)])
+    return "\n".join([f"{_described(plans)}\n", *_aligned(rows, texts=2), _NOTES])
+
+
+def trainer_table(plans: Plans, trainers: Mapping[str, str]) -> str:
+    """Every trainer with its encoder and parameters; arguments as for `cost_table`."""
+    rows = [["trainer", "encoder", "encoder M", "network M", "what the encoder is"]]
+    for trainer, encoder in trainers.items():
+        try:
+            network = build_network(plans, encoder)
+        except ValueError as error:  # without this size
+            rows.append([trainer, encoder, "-", "-", str(error)])
+            continue
+        counts = (count_parameters(network.image_encoder), count_parameters(network))
+        millions = [f"{count / 1e6:.2f}" for count in counts]
+        rows.append([trainer, encoder, *millions, _first_sentence(encoder)])
+    return "\n".join(
+        [
+            *_aligned(rows, texts=2),
+            f"\nM: million parameters, {_described(plans)}.",
+            "promptseg_encoders tells their operations and memory, for your dataset's plans too.",
+        ]
+    )
+
+
+def _cost_cells(plans: Plans, encoder: str, device: str | torch.device) -> list[str]:
+    try:
+        cost = network_cost(plans, encoder, device)
+    except ValueError as error:  # an encoder may not have this size, or not fit this window
+        return [*["-"] * 6, str(error)]
+    return [
+        f"{cost.encoder_parameters / 1e6:.2f}",
+        f"{cost.parameters / 1e6:.2f}",
+        f"{cost.encode_flops / 1e9:.2f}",
+        f"{cost.decode_flops / 1e9:.3f}",
+        f"{cost.training_bytes / 1e6:.0f}",
+        f"{cost.prediction_bytes / 1e6:.0f}",
+        _first_sentence(encoder),
+    ]
+
+
+def _first_sentence(encoder: str) -> str:
+    paragraph = (ENCODERS.get(encoder).__doc__ or "").strip().split("\n\n")[0]
+    return " ".join(paragraph.split()).split(". ")[0].rstrip(".")
+
+
+def _described(plans: Plans) -> str:
+    return (
+        f"size {plans.size}, window {plans.window}, stride {plans.stride} (zyx), "
+        f"{len(plans.channel_names)} channel(s), batch size {plans.batch_size}"
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]], texts: int) -> list[str]:
+    """Rows as lines: `texts` columns to the left, numbers to the right, the last as it is."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for *cells, last in rows:
+        padded = [
+            cell.ljust(width) if i < texts else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths[:-1], strict=True))
+        ]
+        lines.append("  ".join([*padded, last]))
+    return lines
