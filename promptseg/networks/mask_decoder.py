@@ -103,21 +103,26 @@ class MaskDecoder(nn.Module):
         hidden, cells = self.transformer(source, positions, tokens, is_own)
         iou_token, mask_token = hidden[:, 0], hidden[:, 1]
         answers = cells.transpose(1, 2).unflatten(2, source.shape[2:])
-        logits = _respond(self.responses[0](mask_token), answers)
-        for response, shared in zip(self.responses[:0:-1], reversed(pyramid), strict=True):
+        coarse, *finer = [response(mask_token) for response in self.responses]
+        # interpolation keeps a constant: every resolution's bias is added where it is cheapest
+        bias = sum(weights[:, -1].float() for weights in (coarse, *finer))
+        logits = _respond(coarse, answers) + bias[:, None, None, None]
+        for weights, shared in zip(reversed(finer), reversed(pyramid), strict=True):
             up = F.interpolate(
                 logits[:, None], shared.shape[2:], mode="trilinear", align_corners=False
             )
-            logits = up[:, 0] + _respond(response(mask_token), shared, image_index)
+            # in place: at the finest resolutions memory is what a query costs
+            logits = up[:, 0].add_(_respond(weights, shared, image_index))
         return logits, self.iou_head(iou_token)[:, 0].float()
 
 
 def _respond(weights: Tensor, maps: Tensor, image_index: Tensor | None = None) -> Tensor:
-    """Weights (n, c + 1), the last a bias, applied to maps: (n, z, y, x) float32.
+    """Weights (n, c + 1), but for the last, a bias, applied to maps: (n, z, y, x) float32.
 
     `maps` is (n, c, ...) without `image_index`, else (b, c, ...) shared by the queries of an image.
     """
-    linear, bias = weights[:, :-1], weights[:, -1]
+    linear = weights[:, :-1]
+    linear = linear / linear.shape[1] ** 0.5
     if image_index is None:
         answer = torch.einsum("nc,nczyx->nzyx", linear, maps)
     elif len(maps) == 1:
@@ -128,7 +133,7 @@ def _respond(weights: Tensor, maps: Tensor, image_index: Tensor | None = None) -
             mine = (image_index == image).nonzero()[:, 0]
             part = torch.einsum("nc,czyx->nzyx", linear[mine], maps[image])
             answer = answer.index_copy(0, mine, part.to(answer.dtype))
-    return answer.float() / linear.shape[1] ** 0.5 + bias[:, None, None, None]
+    return answer.float()
 
 
 def mlp(channels_in: int, hidden: int, channels_out: int) -> nn.Sequential:
