@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from promptseg.evaluation.evaluate import evaluate_folders
+from promptseg.evaluation.inputs import label_files
 from promptseg.experiment_planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from promptseg.experiment_planning.plans import DEFAULT_PLANS_NAME, Plans, load_plans, save_plans
 from promptseg.files import read_json, replacing
 from promptseg.folders import Folders, find_dataset_folder
+from promptseg.inference.coarse_quality import measure_coarse
+from promptseg.inference.model_folder import write_coarse_quality
 from promptseg.inference.predict_files import predict_cases
 from promptseg.inference.predictor import Predictor
 from promptseg.networks.device import choose_device
@@ -151,7 +154,8 @@ def validate_fold(
     The boxes are those that planning proposed for each case when it was not among the cases the
     strategy was fitted on; labels without a box are asked for by name. Writes segmentations,
     `summary.json`, `metrics.csv`, `prompts_used.json` and `predict_report.json` into the fold's
-    `validation` folder, after removing what an earlier validation left there.
+    `validation` folder, after removing what an earlier validation left there, and beside it
+    `coarse_prompts.json`: how well the network's own prompts met the truth.
 
     Returns:
         The content of `summary.json`.
@@ -188,6 +192,10 @@ def validate_fold(
             f"training is finished, but {report['failed']} validation cases failed; see "
             f"{folder / 'predict_report.json'}: {'; '.join(summary['failures'])}"
         )
+    if plans.preset != "segvol":  # whose weights find nothing by name until they are trained
+        truth, _ = label_files(preprocessed / "gt_segmentations", "ground truth")
+        measured = measure_coarse(predictor, cases, truth)
+        write_coarse_quality(folder.parent, measured)
     return summary
 
 

@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_parser(__doc__)
     parser.add_argument("-i", "--input", type=Path, required=True, help="folder or file of images")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
-    parser.add_argument("-m", "--model", type=Path, help="model folder; or choose by -d, -tr, -p")
+    parser.add_argument(
+        "-m", "--model", type=Path, help="model folder or a zip of it; or by -d, -tr, -p"
+    )
     parser.add_argument("-d", "--dataset", metavar="ID", help=DATASET_HELP)
     parser.add_argument("-tr", "--trainer", help="trainer class of the model")
     parser.add_argument("-p", "--plans-name", help="name of the model's plans")
@@ -42,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="?",
         const="plans",
         metavar="STRATEGY",
-        help="propose boxes: as the plans chose, or by one strategy for all labels",
+        help="propose boxes: as the plans chose, or by one strategy for all labels; coarse is the "
+        "network's own, hybrid the better of that and the plans'",
     )
     prompts.add_argument(
         "--prompts",
@@ -67,6 +70,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--dask",
         metavar="SCHEDULER_ADDRESS",
         help="have the workers of a Dask cluster do the cases; tcp://HOST:PORT",
+    )
+    parser.add_argument(
+        "--jitters",
+        type=count,
+        default=4,
+        help="moved copies of each prompt whose masks are compared (agreement); 0 for none",
+    )
+    parser.add_argument(
+        "--save_probabilities", action="store_true", help="write CASE_probabilities.npz too"
+    )
+    parser.add_argument(
+        "--review-list", type=Path, metavar="CSV", help="write all cases, those to look at first"
     )
     parser.add_argument("-device", help="cpu, cuda, cuda:1 or mps; a GPU if there is one")
     add_import(parser)
@@ -103,6 +118,9 @@ def _run(args: argparse.Namespace) -> int:
             writers=args.nps,
             dask=args.dask,
             imports=args.imports,
+            jitters=args.jitters,
+            save_probabilities=args.save_probabilities,
+            review_list=args.review_list,
         )
     done = len(report["cases"]) - report["failed"]
     print(f"{done} segmentations, prompts_used.json and predict_report.json in {args.output}")

@@ -19,7 +19,10 @@ from promptseg.image_io import (
     read_image,
     write_image,
 )
-from promptseg.inference.predictor import Prediction, Predictor, PreparedImage
+from promptseg.inference.predictor import Predictor
+from promptseg.inference.prepared import PreparedImage
+from promptseg.inference.probabilities import write_probabilities
+from promptseg.inference.results import Prediction
 from promptseg.preprocessing.normalize import Normalization, undo_window
 from promptseg.prompts.given import CasePrompts
 from promptseg.prompts.prompts import Prompts
@@ -73,7 +76,7 @@ class CaseSteps:
             prompts = prompts_of_case(self.from_file, case.case_id, geometry)
             labels = list(prompts)
         elif self.auto_prompt:
-            prompts = self.predictor.propose(prepared, labels, self.auto_prompt)
+            prompts = self.predictor.proposer.propose(prepared, labels, self.auto_prompt)
         return ReadCase(image=prepared, geometry=geometry, labels=labels, prompts=prompts)
 
     def _windowed_alike(self, image: np.ndarray) -> np.ndarray:
@@ -86,14 +89,25 @@ class CaseSteps:
 
     def segment(self, case: RawCase, read: ReadCase) -> tuple[Prediction, Geometry]:
         """Segment a case; one at a time."""
-        self.predictor.set_prepared(read.image)
-        return self.predictor.predict_prompts(read.prompts, labels=read.labels), read.geometry
+        predictor, prompts = self.predictor, read.prompts
+        predictor.set_prepared(read.image)
+        if self.auto_prompt:
+            own = predictor.proposer.ask_network(read.image, read.labels, self.auto_prompt, prompts)
+            prompts = {**prompts, **own}
+        return predictor.predict_prompts(prompts, labels=read.labels), read.geometry
 
     def write(self, case: RawCase, segmented: tuple[Prediction, Geometry]) -> dict[str, Any]:
         """Write all files of a case, each in one step; returns its entry of the report."""
         prediction, geometry = segmented
         file = target(case, self.output)
         write_image(file, prediction.segmentation, geometry)
+        if prediction.probabilities is not None:
+            write_probabilities(
+                self.output / f"{case.case_id}_probabilities.npz",
+                prediction.probabilities,
+                list(prediction.labels),
+                prediction.segmentation.shape,
+            )
         return {
             "status": "done",
             "images": [str(path) for path in case.images],

@@ -1,17 +1,89 @@
-"""The networks of a trained model, from its folder."""
+"""The networks of a trained model, from its folder or a zip file of it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from pathlib import Path
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+import numpy as np
 
 from promptseg.experiment_planning.plans import Plans
+from promptseg.files import read_json, write_json
 from promptseg.networks.promptable import PromptableNetwork, build_network
 from promptseg.training.checkpoint import load_checkpoint
 from promptseg.training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
+
+COARSE_QUALITY = "coarse_prompts.json"  # in each fold's folder
+MOST_BYTES = 2**36  # that a zip file may unpack to
+_OF_A_MODEL = (".json", ".pth")
+
+
+@contextmanager
+def opened_model(path: Path) -> Iterator[Path]:
+    """A model folder as it is, or a zip file of one unpacked for as long as the block runs.
+
+    The zip holds the folder's content, or the folder itself. Only JSON files and checkpoints are
+    unpacked, and nothing outside the temporary folder.
+
+    Raises:
+        ValueError: if the zip file is damaged, holds no model, or would unpack to too much.
+    """
+    if path.is_dir() or path.suffix.lower() != ".zip":
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="promptseg_model_") as unpacked:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                _unpack(archive, path, Path(unpacked))
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise ValueError(f"{path} cannot be read as a zip file: {error}") from error
+        folders = sorted({p.parent.parent for p in Path(unpacked).rglob("fold_*/*.pth")})
+        if len(folders) != 1:
+            raise ValueError(
+                f"{path} holds {len(folders)} models; expected one model folder with fold_*/"
+                f"checkpoint_*.pth in it, as promptseg_train leaves it under results/Dataset*/"
+            )
+        yield folders[0]
+
+
+def _unpack(archive: zipfile.ZipFile, path: Path, folder: Path) -> None:
+    members = [m for m in archive.infolist() if m.filename.lower().endswith(_OF_A_MODEL)]
+    if (total := sum(m.file_size for m in members)) > MOST_BYTES:
+        raise ValueError(f"{path} would unpack to {total / 2**30:.0f} GB; is it a model?")
+    for member in members:
+        name = PurePosixPath(member.filename.replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
+            raise ValueError(f"{path} holds {member.filename!r}, which leaves its folder")
+        target = folder.joinpath(*name.parts)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with archive.open(member) as source, open(target, "wb") as file:
+            shutil.copyfileobj(source, file)
+
+
+def write_coarse_quality(fold_folder: Path, box_ious: Mapping[str, float]) -> None:
+    """Note, for each label, the mean box IoU of the network's own prompt on validation cases."""
+    write_json(fold_folder / COARSE_QUALITY, {"box_iou": dict(box_ious)})
+
+
+def read_coarse_quality(folder: Path, folds: Sequence[str] | None) -> dict[str, float]:
+    """For each label the mean over the folds that measured it; empty where none has."""
+    names = [f"fold_{fold}" for fold in folds or ()]
+    if folds is None:
+        names = sorted(p.name for p in folder.glob("fold_*"))
+    found: dict[str, list[float]] = {}
+    for name in names:
+        file = folder / name / COARSE_QUALITY
+        if file.is_file():
+            for label, box_iou in read_json(file)["box_iou"].items():
+                found.setdefault(label, []).append(float(box_iou))
+    return {label: float(np.mean(values)) for label, values in found.items()}
 
 
 def load_networks(

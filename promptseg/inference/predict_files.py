@@ -14,10 +14,11 @@ from tqdm import tqdm
 from promptseg.files import replacing
 from promptseg.inference.case_steps import CaseSteps, failure, target
 from promptseg.inference.cluster import connect, predict_on_cluster
+from promptseg.inference.model_folder import opened_model
 from promptseg.inference.overlap import overlapped
 from promptseg.inference.predictor import Predictor
 from promptseg.inference.report import Report
-from promptseg.prompts.automatic.base import AUTO_PROMPTERS
+from promptseg.inference.review import write_review_list
 from promptseg.prompts.given import CasePrompts
 from promptseg.prompts.prompts_file import read_case_prompts
 from promptseg.raw_dataset import RawCase, cases_in_folder
@@ -46,6 +47,9 @@ def predict_files(
     writers: int = 1,
     dask: str | None = None,
     imports: Sequence[str] = (),
+    jitters: int = 4,
+    save_probabilities: bool = False,
+    review_list: Path | str | None = None,
 ) -> dict[str, Any]:
     """Segment every case of a folder and write the results beside each other.
 
@@ -59,7 +63,8 @@ def predict_files(
         inputs: folder of images, DICOM series folder, or one file.
         output: folder to write to.
         folds: networks to average; every trained fold when not given.
-        auto_prompt: `plans` or a strategy's name; None asks by label names, or by `prompts`.
+        auto_prompt: `plans`, a strategy's name, `coarse` or `hybrid` (see `Proposer`); None asks
+            by label names, or by `prompts`.
         prompts: file or folder of prompts, see `read_case_prompts`; a case it has nothing for
             fails. Labels that a case does not list are not segmented.
         checkpoint, device, step_size, tta: see `Predictor.from_model_folder`.
@@ -72,6 +77,9 @@ def predict_files(
         dask: address of a Dask scheduler, `tcp://HOST:PORT`; its workers do the cases, each with
             a model of its own, and see the same folders. `readers` and `writers` do not count.
         imports: modules that register the user's own classes, for those workers to import.
+        jitters: moved copies of each prompt whose answers are compared, see `Predictor`.
+        save_probabilities: write `CASE_probabilities.npz` too, see `read_probabilities`.
+        review_list: CSV to write, all cases, those that a person should look at first.
 
     Returns:
         The report: `auto_prompt`, `cases` with `status` `done`, `kept` or `failed` each, and
@@ -85,8 +93,6 @@ def predict_files(
     """
     if auto_prompt and prompts:
         raise ValueError("give either --auto-prompt or --prompts, not both")
-    if auto_prompt not in (None, "plans"):
-        AUTO_PROMPTERS.get(auto_prompt)  # a wrong name fails here, once
     if not 0 <= part < parts:
         raise ValueError(f"part must be in 0 to {parts - 1} for {parts} part(s), got {part}")
     output, model_folder = Path(output), Path(model_folder)
@@ -96,9 +102,13 @@ def predict_files(
         "device": device,
         "step_size": step_size,
         "tta": tta,
+        "jitters": jitters,
+        "keep_probabilities": save_probabilities,
     }
     with connect(dask) if dask else nullcontext() as client:
         predictor = Predictor.from_model_folder(model_folder, **options)
+        if auto_prompt:
+            predictor.proposer.check(auto_prompt)  # a wrong name fails here, once
         cases, notes, problems = cases_in_folder(inputs, len(predictor.plans.channel_names))
         for note in notes:
             log.info(note)
@@ -129,6 +139,8 @@ def predict_files(
             ),
             problems,
         )
+    if review_list is not None:
+        write_review_list(Path(review_list), report)
     _keep_dataset_json(model_folder, output)
     return report
 
@@ -221,7 +233,7 @@ def _predict(
 
 def _keep_dataset_json(model_folder: Path, output: Path) -> None:
     """The labels' names, for the evaluation and for whoever finds the folder later."""
-    source = model_folder / "dataset.json"
-    if source.is_file():
-        with replacing(output / "dataset.json") as temporary:
-            temporary.write_bytes(source.read_bytes())
+    with opened_model(model_folder) as opened:
+        if (source := opened / "dataset.json").is_file():
+            with replacing(output / "dataset.json") as temporary:
+                temporary.write_bytes(source.read_bytes())

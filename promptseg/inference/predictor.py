@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,10 @@ from promptseg.inference.answers import blended_answers
 from promptseg.inference.decoding import ImageDecoder
 from promptseg.inference.export import LabelMap, raw_slabs
 from promptseg.inference.locate import locate
-from promptseg.inference.model_folder import load_networks
+from promptseg.inference.model_folder import load_networks, opened_model, read_coarse_quality
+from promptseg.inference.prepared import PreparedImage
+from promptseg.inference.probabilities import RegionProbabilities
+from promptseg.inference.proposer import Proposer
 from promptseg.inference.queries import as_queries, flips, windows_that_meet
 from promptseg.inference.results import LabelResult, Prediction, label_result
 from promptseg.inference.sliding_window import gaussian_weights, windows_of_regions
@@ -25,31 +27,12 @@ from promptseg.networks.prompt_encoder import Query
 from promptseg.networks.promptable import PromptableNetwork
 from promptseg.preprocessing.lazy import LazyImage
 from promptseg.preprocessing.normalize import check_windowed
-from promptseg.prompts.automatic.propose import propose_boxes
 from promptseg.prompts.prompts import Prompts, make_prompts
 
 __all__ = ["LabelResult", "Prediction", "Predictor", "PreparedImage"]
 log = logging.getLogger(__name__)
 
 KEPT_VOXELS = 2**23  # of windows whose encodings are kept
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreparedImage:
-    """An image, (c, z, y, x) as it came, and what answers queries about it."""
-
-    raw: np.ndarray
-    spacing: tuple[float, float, float]
-    decoder: ImageDecoder
-
-    @property
-    def raw_shape(self) -> tuple[int, int, int]:
-        return self.raw.shape[1:]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of the preprocessed image, zyx."""
-        return self.decoder.shape
 
 
 class Predictor:
@@ -73,6 +56,9 @@ class Predictor:
         step_size: float = 0.5,
         mirror_axes: Sequence[int] = (),
         most_encodings: int | None = None,
+        jitters: int = 0,
+        keep_probabilities: bool = False,
+        measured_coarse: Mapping[str, float] | None = None,
     ) -> None:
         """Use networks that are in memory; `from_model_folder` loads them.
 
@@ -85,6 +71,10 @@ class Predictor:
                 over all combinations.
             most_encodings: window encodings kept for further prompts; by default as many as make
                 up 8 million voxels, of the order of 1 GB.
+            jitters: moved copies of each prompt whose answers are compared (`agreement`); each
+                costs another decoding, not another encoding.
+            keep_probabilities: give them with each prediction.
+            measured_coarse: see `Proposer`.
         """
         if not 0 < step_size <= 1:
             raise ValueError(f"step_size must be in (0, 1], got {step_size}")
@@ -94,6 +84,9 @@ class Predictor:
         self.step_size = step_size
         self.flips = flips(mirror_axes)
         self.most_encodings = most_encodings or max(1, KEPT_VOXELS // int(np.prod(plans.window)))
+        self.jitters = jitters
+        self.keep_probabilities = keep_probabilities
+        self.proposer = Proposer(plans, measured_coarse or {})
         self._weights = gaussian_weights(plans.window)
         self._image: PreparedImage | None = None
 
@@ -107,23 +100,28 @@ class Predictor:
         device: str | None = None,
         step_size: float = 0.5,
         tta: bool = True,
+        jitters: int = 0,
+        keep_probabilities: bool = False,
     ) -> Predictor:
         """Load the networks of a trained model.
 
         Args:
-            folder: `results/DatasetXXX_Name/TRAINER__PLANS__3d`.
+            folder: `results/DatasetXXX_Name/TRAINER__PLANS__3d`, or a zip file of it.
             folds: `0`, ..., `all`; every fold with that checkpoint when not given.
             checkpoint: file name in each fold's folder.
             device: where the networks run; a GPU if there is one, when not given.
-            step_size: see `Predictor`.
+            step_size, jitters, keep_probabilities: see `Predictor`.
             tta: mirror at test time on the axes that training mirrored.
 
         Raises:
             FileNotFoundError: if the folder or a checkpoint is missing, saying what is there.
-            ValueError: if the folds were trained with different plans.
+            ValueError: if the folds were trained with different plans, or for a zip file that is
+                damaged or no model.
         """
-        folder, device = Path(folder), choose_device(device)
-        networks, plans, settings = load_networks(folder, folds, checkpoint)
+        device = choose_device(device)
+        with opened_model(Path(folder)) as opened:
+            networks, plans, settings = load_networks(opened, folds, checkpoint)
+            measured = read_coarse_quality(opened, folds)
         log.info("predicting on %s", device)
         kind = _segvol_predictor() if plans.preset == "segvol" else cls
         return kind(
@@ -132,6 +130,9 @@ class Predictor:
             device=device,
             step_size=step_size,
             mirror_axes=settings.mirror_axes if tta else (),
+            jitters=jitters,
+            keep_probabilities=keep_probabilities,
+            measured_coarse=measured,
         )
 
     def set_image(self, image: np.ndarray, spacing: Sequence[float]) -> None:
@@ -160,7 +161,8 @@ class Predictor:
         if image.ndim != 4 or image.shape[0] != channels or 0 in image.shape:
             raise ValueError(
                 f"expected an image of {channels} channel(s) "
-                f"({', '.join(self.plans.channel_names)}), shape (c, z, y, x), found {image.shape}"
+                f"({', '.join(self.plans.channel_names)}), shape (c, z, y, x), found "
+                f"{image.shape}; give the channels that the model was trained with"
             )
         spacing = tuple(spacing)
         decoder = self._decoder(image, spacing)
@@ -206,7 +208,7 @@ class Predictor:
             labels: which to segment; by default those with prompts, or all when there are none
                 or `auto_prompt` is set.
             auto_prompt: `plans` follows the plans' choice for each label, a strategy's name
-                forces it.
+                forces it; `coarse` and `hybrid` are there too, see `own_prompts`.
 
         Raises:
             RuntimeError: if no image is set.
@@ -246,7 +248,8 @@ class Predictor:
         wanted = {label: prompts.get(label, nothing) for label in labels}
         if auto_prompt:
             unprompted = [label for label, p in wanted.items() if p.is_empty]
-            wanted.update(self.propose(image, unprompted, auto_prompt))
+            wanted.update(self.proposer.propose(image, unprompted, auto_prompt))
+            wanted.update(self.proposer.ask_network(image, unprompted, auto_prompt, wanted))
         queries = {
             label: as_queries(
                 prompts, list(self.plans.labels).index(label), image.raw_shape, image.shape
@@ -259,38 +262,6 @@ class Predictor:
         if self._image is None:
             raise RuntimeError("no image is set; call set_image first")
         return self._image
-
-    def propose(
-        self, image: PreparedImage, labels: Sequence[str], strategy: str
-    ) -> dict[str, Prompts]:
-        """Automatic prompts in raw voxels; without boxes, and why, where there is no proposal.
-
-        Other threads can do this while an image is worked on.
-        """
-        proposals = propose_boxes(
-            image.raw,
-            image.spacing,
-            auto_prompts={label: self._auto_prompt_plans(label) for label in labels},
-            normalizations=self.plans.normalizations,
-            strategy=None if strategy == "plans" else strategy,
-        )
-        found = {}
-        for label, proposal in proposals.items():
-            source = strategy
-            if strategy == "plans":
-                source = self._auto_prompt_plans(label)["strategy"]
-            found[label] = make_prompts(
-                boxes=np.asarray(proposal.boxes, float),
-                shape=image.raw_shape,
-                where=f"{source} for {label!r}",
-                source=source if len(proposal.boxes) else "label name",
-                score=proposal.score,
-                reason=proposal.reason,
-            )
-        return found
-
-    def _auto_prompt_plans(self, label: str) -> Mapping[str, Any]:
-        return self.plans.auto_prompts.get(label, {"strategy": "none"})
 
     @torch.inference_mode()
     def _segment(
@@ -315,22 +286,34 @@ class Predictor:
             )
         ]
         label_map = LabelMap(image.raw_shape, max(values.values()))
+        probabilities = RegionProbabilities() if self.keep_probabilities else None
         ious: dict[str, list[float]] = {label: [] for label in wanted}
-        answers = blended_answers(image.decoder, located, starts, self._weights)
-        for index, blend, iou in answers:
-            for logits, lower in raw_slabs(blend, image.shape, image.raw_shape):
-                label_map.add(values[names[index]], logits, lower)
-            ious[names[index]].append(iou)
+        agreements: dict[str, list[float]] = {label: [] for label in wanted}
+        answers = blended_answers(
+            image.decoder, located, starts, self._weights, jitters=self.jitters
+        )
+        for answer in answers:
+            label = names[answer.index]
+            for logits, lower in raw_slabs(answer.blend, image.shape, image.raw_shape):
+                label_map.add(values[label], logits, lower)
+                if probabilities is not None:
+                    probabilities.add(label, logits, lower)
+            ious[label].append(answer.predicted_iou)
+            if answer.agreement is not None:
+                agreements[label].append(answer.agreement)
         results = {
             label: label_result(
                 prompts,
                 min(ious[label], default=None),  # the worst object needs a person's look
                 label_map.voxels(values[label]),
                 image.raw_shape,
+                min(agreements[label], default=None),
             )
             for label, prompts in wanted.items()
         }
-        return Prediction(segmentation=label_map.labels, labels=results)
+        return Prediction(
+            segmentation=label_map.labels, labels=results, probabilities=probabilities
+        )
 
 
 def _segvol_predictor() -> type[Predictor]:

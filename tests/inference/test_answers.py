@@ -28,7 +28,7 @@ def answers(**options):
     queries = [Query(label=label, box=box) for label, box in enumerate(BOXES)]
     starts = windows_of_regions(SHAPE, WINDOW, BOXES)
     found = blended_answers(decoder, queries, starts, gaussian_weights(WINDOW), **options)
-    return {index: (blend.result(), iou) for index, blend, iou in found}, network
+    return {a.index: (a.blend.result(), a.predicted_iou) for a in found}, network
 
 
 @pytest.mark.parametrize(("most", "at_once"), [(1, 1), (2 * 10 * 20 * 50, 2)])

@@ -1,0 +1,56 @@
+"""How well the network's own prompts meet the truth, measured on validation cases."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from promptseg.boxes import box_iou, mask_box
+from promptseg.image_io import read_image, read_segmentation
+from promptseg.inference.own_prompts import COARSE
+from promptseg.inference.predictor import Predictor
+from promptseg.raw_dataset import RawCase
+
+log = logging.getLogger(__name__)
+
+
+def measure_coarse(
+    predictor: Predictor, cases: Sequence[RawCase], truth: Mapping[str, Path]
+) -> dict[str, float]:
+    """Mean IoU of the boxes of `coarse` with the true ones, by label.
+
+    A label that a case has and that is not found counts as 0; one that a case does not have is
+    not looked for.
+
+    Args:
+        predictor: of a fold that these cases did not train.
+        cases: with image files.
+        truth: segmentation files of the cases.
+
+    Returns:
+        For each label that any case has, the mean over the cases that have it.
+    """
+    ious: dict[str, list[float]] = {}
+    for case in cases:
+        image, geometry = read_image(case.images)
+        prepared = predictor.prepare(image, geometry.spacing)
+        segmentation, _ = read_segmentation(truth[case.case_id])
+        true = {
+            label: mask_box(segmentation == value)
+            for label, value in predictor.plans.labels.items()
+        }
+        there = [label for label, box in true.items() if box is not None]
+        found = predictor.proposer.ask_network(prepared, there, COARSE, {})
+        for label in there:
+            boxes = found[label].boxes
+            iou = box_iou(boxes[0], true[label]) if len(boxes) else 0.0
+            ious.setdefault(label, []).append(iou)
+    means = {label: float(np.mean(values)) for label, values in ious.items()}
+    log.info(
+        "box IoU of the network's own prompts: %s",
+        ", ".join(f"{label} {iou:.3f}" for label, iou in means.items()),
+    )
+    return means

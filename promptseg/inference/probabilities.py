@@ -1,0 +1,89 @@
+"""Probabilities of labels, kept for the regions that were looked at, and their file."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from promptseg.files import replacing
+
+
+class RegionProbabilities:
+    """What the network gives each label, in the regions where it was looked for.
+
+    Labels are independent: where they overlap, their probabilities may sum to more than 1. With
+    several objects of a label a voxel has the largest of theirs.
+    """
+
+    def __init__(self) -> None:
+        self._slabs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+
+    def add(self, label: str, logits: Tensor, lower: Sequence[int]) -> None:
+        """Enter (z, y, x) raw-grid logits that begin at a voxel, zyx."""
+        if logits.numel():
+            values = logits.float().sigmoid().half().numpy()
+            self._slabs.setdefault(label, []).append((np.asarray(lower), values))
+
+    def region(self, label: str) -> tuple[np.ndarray, np.ndarray]:
+        """First voxel (3,), zyx, and (z, y, x) float16 probabilities; empty if never looked for."""
+        slabs = self._slabs.get(label, [])
+        if not slabs:
+            return np.zeros(3, int), np.zeros((0, 0, 0), np.float16)
+        lower = np.min([start for start, _ in slabs], axis=0)
+        upper = np.max([start + values.shape for start, values in slabs], axis=0)
+        region = np.zeros(upper - lower, np.float16)
+        for start, values in slabs:
+            first = start - lower
+            here = tuple(slice(a, a + n) for a, n in zip(first, values.shape, strict=True))
+            np.maximum(region[here], values, out=region[here])
+        return lower, region
+
+
+def write_probabilities(
+    path: Path, probabilities: RegionProbabilities, labels: Sequence[str], shape: Sequence[int]
+) -> None:
+    """Write an npz: `shape`, and for label number i `name_i`, `lower_i` and `probabilities_i`.
+
+    Args:
+        path: ends in `.npz`.
+        probabilities: of one image.
+        labels: those asked for.
+        shape: of the image, voxels, zyx.
+    """
+    arrays = {"shape": np.array(shape, np.int64)}
+    for number, label in enumerate(labels):
+        lower, region = probabilities.region(label)
+        arrays[f"name_{number}"] = np.array(label)
+        arrays[f"lower_{number}"] = np.asarray(lower, np.int64)
+        arrays[f"probabilities_{number}"] = region
+    with replacing(path) as temporary:
+        np.savez_compressed(temporary, **arrays)
+
+
+def read_probabilities(path: Path | str) -> dict[str, np.ndarray]:
+    """Read (z, y, x) float16 probabilities of each label on the image's grid, 0 where not looked.
+
+    Raises:
+        ValueError: if the file is damaged or something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            shape = tuple(file["shape"].tolist())
+            found = {}
+            for number in range(sum(key.startswith("name_") for key in file.files)):
+                full = np.zeros(shape, np.float16)
+                region, lower = file[f"probabilities_{number}"], file[f"lower_{number}"]
+                full[tuple(slice(a, a + n) for a, n in zip(lower, region.shape, strict=True))] = (
+                    region
+                )
+                found[str(file[f"name_{number}"])] = full
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path}: no probabilities as promptseg_predict --save_probabilities writes them "
+            f"({error})"
+        ) from error
+    return found
