@@ -3,10 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.networks.nets import ViT
+from monai.networks.nets.vista3d import TwoWayTransformer
 
 from promptseg.networks.prompt_encoder import Query, batch_queries
 from promptseg.networks.promptable import decode_in_parts
 from promptseg.networks.segvol import segvol_network
+from promptseg.networks.segvol.mask_decoder import SegVolMaskDecoder
 from tests.networks.segvol.reference import Reference
 from tests.segvol_checkpoint import segvol_state_dict
 
@@ -199,3 +202,44 @@ def test_the_comparison_sees_a_single_wrong_tensor(broken):
             want, _ = reference.decode(reference.image_embedding(image), theirs, text)
             worst = max(worst, float((logits - want).abs().max() / want.abs().max()))
     assert worst > 1e-3
+
+
+@torch.inference_mode()
+def test_the_image_encoder_is_the_monai_one_that_segvol_builds():
+    pytest.importorskip("einops")  # MONAI's ViT needs it, nothing here does
+    torch.manual_seed(5)
+    theirs = ViT(
+        in_channels=1,
+        img_size=(8, 32, 16),
+        patch_size=(4, 8, 4),
+        hidden_size=48,
+        mlp_dim=192,
+        num_layers=2,
+        num_heads=12,
+        proj_type="perceptron",
+    ).eval()
+    state = segvol_state_dict(3, **INSTANCES["small"])
+    mine = {name: value for name, value in state.items() if not name.startswith("image_encoder.")}
+    mine |= {f"image_encoder.{name}": value for name, value in theirs.state_dict().items()}
+    network = segvol_network(mine, window=(8, 32, 16), stride=(4, 8, 4))
+    image = torch.rand(2, 1, 8, 32, 16)
+    tokens, _ = theirs(image)
+    want = tokens.transpose(1, 2).reshape(2, 48, 2, 4, 4)
+    assert_equal(network.image_encoder(image), want.double())
+
+
+@torch.inference_mode()
+def test_the_two_way_transformer_is_monais_copy_of_sams():
+    torch.manual_seed(6)
+    theirs = TwoWayTransformer(2, 48, 8, 64).eval()
+    ours = SegVolMaskDecoder(
+        48, (2, 4, 3), heads=8, mlp_channels=64, depth=2, mask_tokens=4, iou_channels=16
+    ).transformer
+    ours.load_state_dict(theirs.state_dict())
+    source, places = torch.randn(3, 48, 2, 4, 3), torch.randn(48, 2, 4, 3)
+    tokens = torch.randn(3, 7, 48)
+    want = theirs(source, places.expand_as(source), tokens)
+    for mine, other in zip(
+        ours(source, places, tokens, torch.ones(3, 7, dtype=torch.bool)), want, strict=True
+    ):
+        assert_equal(mine, other.double())
