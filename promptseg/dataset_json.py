@@ -50,7 +50,7 @@ def _problems_of_channel_names(content: dict[str, Any]) -> list[str]:
             "channel_names: missing, but there is `modality`: this is a dataset.json of the "
             "Medical Segmentation Decathlon or of nnU-Net v1; rename it to channel_names, write "
             "labels as name: value, add file_ending, and end the images' names in _0000, one file "
-            "a channel (nnU-Net's nnUNetv2_convert_MSD_dataset does all of this)"
+            "a channel (promptseg_convert does all of this)"
         ]
     if not isinstance(names, dict) or not names:
         return [f'channel_names: expected {{"0": "CT", ...}}, found {names!r}']

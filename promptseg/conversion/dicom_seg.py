@@ -1,0 +1,155 @@
+"""Segmentations to DICOM SEG objects that refer to the series they were made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import SimpleITK as sitk
+
+import promptseg
+from promptseg.conversion.predictions import refuse_existing
+from promptseg.conversion.result import Conversion, convert_cases
+from promptseg.evaluation.inputs import label_files, names_by_value
+from promptseg.files import read_json, replacing
+from promptseg.image_io import Geometry, is_dicom_folder, read_image, read_segmentation
+
+if TYPE_CHECKING:
+    from highdicom.seg import Segmentation, SegmentDescription
+
+
+def convert_predictions_to_dicom(
+    predictions: Path | str,
+    output: Path | str,
+    dicom: Path | str,
+    *,
+    model: Path | str | None = None,
+    overwrite: bool = False,
+    processes: int = 0,
+) -> Conversion:
+    """Write each segmentation of a folder as CASE.dcm, one segment for each label it has.
+
+    Args:
+        predictions: folder of CASE.nii.gz (or another format), and their dataset.json.
+        output: folder to write to; other files in it stay.
+        dicom: folder with a DICOM series in a sub-folder named CASE for each case; or, for one
+            case, the series itself.
+        model: folder whose dataset.json names the labels; `predictions` by default.
+        overwrite: whether files of these names are replaced.
+        processes: worker processes; 0 does all in this one.
+
+    Raises:
+        ImportError: saying what to install, if highdicom is missing.
+        FileNotFoundError: if there is no segmentation or no dataset.json.
+        FileExistsError: if a file is there already and `overwrite` is not set.
+        ValueError: if no file at all can be converted, with what is wrong with each.
+    """
+    try:
+        import highdicom  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"DICOM SEG needs highdicom ({error}): pip install promptseg[dicom]"
+        ) from error
+    files, several = label_files(Path(predictions), "predictions")
+    names = _label_names(Path(model or predictions) / "dataset.json")
+    targets = {case_id: Path(output) / f"{case_id}.dcm" for case_id in files}
+    refuse_existing(targets, overwrite)
+    dicom = Path(dicom)
+    one = len(files) == 1 and is_dicom_folder(dicom)
+    cases = {
+        case_id: (path, dicom if one else dicom / case_id, targets[case_id])
+        for case_id, path in files.items()
+    }
+    done, failed = convert_cases(_convert_case, cases, names, processes=processes)
+    return Conversion(output=Path(output), done=tuple(done), failed={**failed, **several})
+
+
+def make_dicom_seg(
+    segmentation: np.ndarray, geometry: Geometry, series: Path | str, names: Mapping[int, str]
+) -> Segmentation:
+    """A DICOM SEG object of a segmentation on the grid of a DICOM series.
+
+    Args:
+        segmentation: (z, y, x) labels, 0 is background.
+        geometry: where its voxels lie.
+        series: folder of the one series it was made from.
+        names: of the label values.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if the grids differ, a value has no name, or the segmentation is empty, which
+            DICOM SEG cannot express.
+    """
+    import highdicom as hd
+    import pydicom
+
+    difference = read_image(series)[1].difference_from(geometry)
+    if difference:
+        raise ValueError(
+            f"{series} is not on the grid of the segmentation: {difference}; give the series that "
+            f"was segmented"
+        )
+    values = [value for value in np.unique(segmentation).tolist() if value != 0]
+    if not values:
+        raise ValueError("the segmentation is empty; DICOM SEG has no way to say so")
+    if unknown := [value for value in values if value not in names]:
+        raise ValueError(f"dataset.json has no name for label value(s) {unknown}: {dict(names)}")
+    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(series))  # in the order of z
+    sources = [pydicom.dcmread(file) for file in files]
+    return hd.seg.Segmentation(
+        source_images=sources,
+        pixel_array=np.searchsorted([0, *values], segmentation).astype(np.uint16),
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[_segment(n, names[v]) for n, v in enumerate(values, start=1)],
+        series_instance_uid=hd.UID(),
+        series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer="promptseg",
+        manufacturer_model_name="promptseg",
+        software_versions=promptseg.__version__,
+        device_serial_number="0",
+        series_description="promptseg segmentation",
+    )
+
+
+def _segment(number: int, name: str) -> SegmentDescription:
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    return hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=name[:64],  # DICOM's limit for a long string
+        # A dataset's label names say no more than that there is something; see decisions/0008.
+        segmented_property_category=codes.SCT.AnatomicalStructure,
+        segmented_property_type=codes.SCT.AnatomicalStructure,
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name="promptseg",
+            version=promptseg.__version__,
+            family=codes.DCM.ArtificialIntelligence,
+        ),
+    )
+
+
+def _convert_case(case_id: str, paths: tuple[Path, Path, Path], names: Mapping[int, str]) -> None:
+    source, series, target = paths
+    if not series.is_dir():
+        raise FileNotFoundError(f"{series}: there is no folder with the series of {case_id}")
+    segmentation, geometry = read_segmentation(source)
+    try:
+        made = make_dicom_seg(segmentation, geometry, series, names)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    with replacing(target) as temporary:
+        made.save_as(temporary)
+
+
+def _label_names(path: Path) -> dict[int, str]:
+    content = read_json(path)
+    labels = content.get("labels") if isinstance(content, dict) else None
+    if not isinstance(labels, dict):
+        raise ValueError(f"{path}: expected an object `labels` of names and values")
+    return names_by_value(labels)[0]
