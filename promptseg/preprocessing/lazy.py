@@ -12,8 +12,8 @@ from promptseg.preprocessing.kernels import resampled_from_planes, resampled_pla
 from promptseg.preprocessing.normalize import (
     Normalization,
     intensity_range,
-    rescale,
     rescale_part,
+    scale_of,
     to_uint8,
 )
 from promptseg.preprocessing.resample import (
@@ -51,6 +51,7 @@ class LazyImage:
 
     Attributes:
         ranges: for each channel the raw intensities that become 0 and 255.
+        scales: the same for `rescale_part`; see `scale_of`.
 
     Raises:
         ValueError: if the channels are not as many as the normalizations, or a voxel is NaN or
@@ -74,12 +75,10 @@ class LazyImage:
         grid = resampled_shape(raw.shape[1:], spacing, target_spacing)
         self.shape = (len(raw), *grid)
         self._linear_axes = coarse_axes(spacing, target_spacing)
-        extremes = [_extremes(channel) for channel in raw]
+        for channel in raw:
+            _check_finite(channel)
         self.ranges = [intensity_range(*pair) for pair in zip(raw, normalizations, strict=True)]
-        self._constant = [
-            not rescale(pair, *limits).any()
-            for pair, limits in zip(extremes, self.ranges, strict=True)
-        ]
+        self.scales = [scale_of(c, *limits) for c, limits in zip(raw, self.ranges, strict=True)]
         self._made = 0  # voxels, of all regions so far
         self._whole: np.ndarray | None = None
 
@@ -130,19 +129,17 @@ class LazyImage:
 
     def _planes(self, channel: int, box: Box) -> Iterator[np.ndarray]:
         """The (y', x') uint8 slices of a box of one channel, one after the other."""
-        raw, limits = self.raw[channel], self.ranges[channel]
-        if self._constant[channel]:
-            limits = (limits[0], limits[0])
+        raw, scale = self.raw[channel], self.scales[channel]
         if self.shape[1:] == raw.shape:
             raw = raw[box]
             step = max(1, _SLAB // int(np.prod(raw.shape[1:])))
             for first in range(0, len(raw), step):
-                yield from to_uint8(rescale_part(raw[first : first + step], *limits))
+                yield from to_uint8(rescale_part(raw[first : first + step], *scale))
             return
         used = [_used(matrix, s) for matrix, s in zip(self._weights, box, strict=True)]
         raw = raw[tuple(columns for _, columns in used)]
         weights = [matrix for matrix, _ in used]
-        for plane in resampled_planes(lambda z: rescale_part(raw[z], *limits), *weights):
+        for plane in resampled_planes(lambda z: rescale_part(raw[z], *scale), *weights):
             yield to_uint8(plane)
 
 
@@ -153,15 +150,7 @@ def _used(matrix: sparse.csr_matrix, rows: slice) -> tuple[sparse.csr_matrix, sl
     return part[:, columns], columns
 
 
-def _extremes(channel: np.ndarray) -> np.ndarray:
-    """The lowest and the highest value, as an array of two."""
-    if not channel.size:
-        return np.zeros(2, channel.dtype)
-    extremes = np.array([channel.min(), channel.max()])
-    if not np.isfinite(extremes).all():
+def _check_finite(channel: np.ndarray) -> None:
+    if channel.size and not np.isfinite([channel.min(), channel.max()]).all():
         bad = sum(int((~np.isfinite(plane)).sum()) for plane in channel)
-        raise ValueError(
-            f"{bad} of {channel.size} voxels are NaN or infinite; expected numbers: replace them, "
-            f"for example by the value of the background"
-        )
-    return extremes
+        raise ValueError(f"{bad} of {channel.size} voxels are NaN or infinite")

@@ -132,8 +132,19 @@ def rescale(image: np.ndarray, lower: float, upper: float) -> np.ndarray:
     return scaled
 
 
+def scale_of(image: np.ndarray, lower: float, upper: float) -> tuple[float, float]:
+    """The range with which `rescale_part` of any part is that part of `rescale` of the whole.
+
+    The same range, or an empty one where the volume is constant once it is clipped.
+    """
+    if not image.size:
+        return lower, lower
+    extremes = np.array([image.min(), image.max()])
+    return (lower, upper) if rescale(extremes, lower, upper).any() else (lower, lower)
+
+
 def rescale_part(image: np.ndarray, lower: float, upper: float) -> np.ndarray:
-    """`rescale` of a part of a volume that is not constant; 0 when `lower` equals `upper`."""
+    """`rescale` of a part of a volume with the range from `scale_of`; 0 when that is empty."""
     width = np.float32(upper - lower)
     if not width > 0:
         return np.zeros(image.shape, np.float32)

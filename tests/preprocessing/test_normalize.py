@@ -12,6 +12,8 @@ from promptseg.preprocessing.normalize import (
     normalize,
     percentile_clipping,
     rescale,
+    rescale_part,
+    scale_of,
     to_uint8,
     undo_window,
 )
@@ -93,6 +95,15 @@ def test_extreme_ranges_stay_finite_and_in_bounds(scale):
     result = rescale(image, float(image.min()), float(image.max()))
 
     assert np.isfinite(result).all() and result.min() == 0 and result.max() == 255
+
+
+@pytest.mark.parametrize("normalization", [ct_window("brain"), percentile_clipping()])
+@pytest.mark.parametrize("values", [(-900, 900), (10, 11), (500, 900), (7, 7), (-80, 0)])
+def test_a_part_with_the_scale_of_the_whole_is_that_part_of_the_whole(normalization, values):
+    image = np.resize(np.array(values, np.int16), (3, 4, 5))
+    limits = intensity_range(image, normalization)
+    part = rescale_part(image[1:2, :1], *scale_of(image, *limits))
+    np.testing.assert_array_equal(part, normalize(image, normalization)[1:2, :1])
 
 
 def test_normalizing_leaves_the_input_alone():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from promptseg.prompts.automatic.base import AutoPrompter, Proposal
 
 UNKNOWN_SCORE = 0.5  # of a strategy alone; `propose_boxes` puts the expected box IoU in its place
 VIEW_VOXELS = 100_000  # about 46 voxels an axis: fitting 200 cases takes seconds
+SLAB_VOXELS = 2**20  # of a volume that are averaged at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,15 +77,24 @@ class Sample:
     described: dict[str, np.ndarray]
 
 
-def view_of(image: np.ndarray, spacing: Sequence[float], voxels: int = VIEW_VOXELS) -> View:
-    """Average blocks of a normalized volume until about `voxels` nearly isotropic ones are left.
+def view_of(
+    image: np.ndarray,
+    spacing: Sequence[float],
+    voxels: int = VIEW_VOXELS,
+    normalized: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> View:
+    """Average blocks of a volume until about `voxels` nearly isotropic ones are left.
 
     Args:
-        image: (z, y, x) intensities in [0, 255].
+        image: (z, y, x) intensities in [0, 255], or raw ones with `normalized`.
         spacing: mm, zyx.
+        voxels: see above.
+        normalized: brings slabs of a raw volume to [0, 255], one after the other.
     """
     step = block_size(image.shape, spacing, voxels)
-    small = block_means(image, step)
+    slices = step[0] * max(1, SLAB_VOXELS // int(np.prod(image.shape[1:]) * step[0]))
+    slabs = [image[first : first + slices] for first in range(0, len(image), slices)]
+    small = np.concatenate([block_means(normalized(s) if normalized else s, step) for s in slabs])
     return View(
         image=np.rint(small).clip(0, 255).astype(np.uint8),
         spacing=tuple(float(s * k) for s, k in zip(spacing, step, strict=True)),

@@ -7,7 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from promptseg.preprocessing.normalize import Normalization, normalize
+from promptseg.preprocessing.normalize import (
+    Normalization,
+    intensity_range,
+    rescale_part,
+    scale_of,
+)
 from promptseg.prompts.automatic.base import AUTO_PROMPTERS, Proposal
 from promptseg.prompts.automatic.expected_iou import evidence, expected_iou
 from promptseg.prompts.automatic.fitted import FittedPrompter, View, view_of
@@ -20,10 +25,12 @@ def propose_boxes(
     auto_prompts: dict[str, dict[str, Any]],
     normalizations: tuple[Normalization, ...],
     strategy: str | None = None,
+    scale: tuple[float, float] | None = None,
 ) -> dict[str, Proposal]:
     """Propose boxes for every label in the plans.
 
-    Normalizing, reducing and strategies without fitted parameters run once for all labels.
+    Normalizing, reducing and strategies without fitted parameters run once for all labels. Only
+    the latter need the whole normalized volume; the others see a small view, made slab by slab.
 
     Args:
         image: (c, z, y, x) raw intensities; channel 0 is looked at.
@@ -32,6 +39,7 @@ def propose_boxes(
             all candidates with their parameters.
         normalizations: the plans' normalization of each channel.
         strategy: forces one strategy for all labels; None follows the plans.
+        scale: of channel 0, from `scale_of`, where it is known already.
 
     Returns:
         A proposal for each label; where the plans found no usable strategy, one without a box
@@ -46,8 +54,9 @@ def propose_boxes(
         for label, name in chosen.items()
         if name != "none"
     }
-    normalized = normalize(image[0], normalizations[0])
-    view = view_of(normalized, spacing)
+    if scale is None:
+        scale = scale_of(image[0], *intensity_range(image[0], normalizations[0]))
+    view = view_of(image[0], spacing, normalized=lambda slab: rescale_part(slab, *scale))
     proposals, shared = {}, {}
     for label, name in chosen.items():
         if label not in prompters:
@@ -56,6 +65,7 @@ def propose_boxes(
             proposals[label] = prompters[label].propose(view)
         else:
             if name not in shared:
+                normalized = rescale_part(image[0], *scale)
                 shared[name] = prompters[label].propose(normalized, spacing)
             proposals[label] = shared[name]
         proposals[label] = _with_score(proposals[label], name, auto_prompts[label], view)

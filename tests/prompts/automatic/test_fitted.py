@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from promptseg.experiment_planning.auto_prompt_fit import fitted_strategies
+from promptseg.preprocessing.normalize import rescale, rescale_part
+from promptseg.prompts.automatic import fitted
 from promptseg.prompts.automatic.base import AUTO_PROMPTERS
 from promptseg.prompts.automatic.expected_iou import evidence, expected_iou, fit_expected_iou
 from promptseg.prompts.automatic.fitted import (
@@ -87,6 +89,18 @@ def test_small_volumes_are_viewed_as_they_are_and_large_ones_become_isotropic():
     # 200x512x512 of 5x0.8x0.8 mm is 168 million mm3; 1e5 voxels of it have sides of 11.9 mm.
     assert block_size((200, 512, 512), (5.0, 0.8, 0.8)) == (2, 15, 15)
     assert block_size((1, 9, 9), (1000, 1e-3, 1e-3)) == (1, 9, 9)
+
+
+def test_a_view_made_of_raw_slabs_is_that_of_the_whole_normalized_volume(monkeypatch):
+    raw = np.random.default_rng(0).normal(50, 100, (37, 62, 58)).astype(np.int16)
+    limits = (-160.0, 240.0)
+    expected = view_of(rescale(raw, *limits), (2.0, 1.0, 1.2), 3000)
+    assert expected.step[0] > 1
+    for most in (1, 20_000, 10**9):
+        monkeypatch.setattr(fitted, "SLAB_VOXELS", most)
+        found = view_of(raw, (2.0, 1.0, 1.2), 3000, lambda part: rescale_part(part, *limits))
+        np.testing.assert_array_equal(found.image, expected.image)
+        assert (found.step, found.shape) == (expected.step, expected.shape)
 
 
 def test_a_view_box_in_mm_is_found_again_in_voxels_of_the_volume():
