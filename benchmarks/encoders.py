@@ -8,7 +8,8 @@ dataset is planned first when it is not. After each trainer everything measured 
 file; the same command goes on after a stop, where it was stopped. `--report` prints the table.
 
 Time budgets are wall-clock time, so nothing else should run meanwhile: the load and the processor
-seconds are measured too.
+seconds are measured too. On a machine that others use as well, `--turns 4` lets the trainers take
+turns, a quarter of the time each, so that a busy hour slows them all alike.
 """
 
 from __future__ import annotations
@@ -58,7 +59,11 @@ class Runner:
             self.process.send_signal(signal.SIGTERM)
 
     def run(
-        self, name: str, command: Sequence[object], metrics: Path | None = None
+        self,
+        name: str,
+        command: Sequence[object],
+        metrics: Path | None = None,
+        stop_after: float | None = None,
     ) -> dict[str, float]:
         """Run a command with its output in a log file.
 
@@ -66,6 +71,7 @@ class Runner:
             name: of the log file.
             command: program and arguments.
             metrics: a `metrics.csv` whose new rows are printed as they appear.
+            stop_after: seconds after which the command is told to stop, as by SIGTERM.
 
         Returns:
             Wall seconds, processor seconds of all its processes, and the largest resident memory
@@ -89,8 +95,11 @@ class Runner:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            asked = time.monotonic()
+            asked, is_told = time.monotonic(), False
             while True:
+                if stop_after and not is_told and time.monotonic() - start > stop_after:
+                    is_told = True
+                    self.process.send_signal(signal.SIGTERM)
                 if self.stop_requested and time.monotonic() - asked > 10:
                     asked = time.monotonic()
                     self._stop(0, None)  # a process that was just starting may have missed it
@@ -109,7 +118,7 @@ class Runner:
         }
         if self.stop_requested:
             raise Stopped(measured)
-        if self.process.returncode:
+        if self.process.returncode and not is_told:
             text = log.read_text(encoding="utf-8", errors="replace")
             raise RuntimeError(f"{command[0]} failed, see {log}:\n{text[-1500:]}")
         return measured
@@ -127,22 +136,20 @@ def _row_line(row: dict[str, str]) -> str:
     return f"step {row['step']}, {float(row['seconds']):.0f} s, validation windows {dice[:6]}"
 
 
-def measure_trainer(
+def train_for_a_turn(
     runner: Runner,
     trainer: str,
     args: argparse.Namespace,
     folders: Folders,
     pieces: list[dict[str, float]],
-) -> dict[str, Any]:
-    """Train one trainer, or go on with it, and take all its figures.
+    stop_after: float | None = None,
+) -> None:
+    """Train, or go on with it, to the end or for so many seconds.
 
     `pieces` has what each run of the training command used so far; this one's is appended.
     """
     source = find_dataset_folder(folders.preprocessed, args.dataset, "promptseg_plan makes it")
-    model = folders.results / source.name / f"{trainer}__{args.plans_name}__3d"
-    fold = model / "fold_0"
-    load = os.getloadavg()[0]
-    measured = _measured_alone(runner, trainer, args, folders)
+    fold = folders.results / source.name / f"{trainer}__{args.plans_name}__3d" / "fold_0"
     command = [HERE / "promptseg_train", "-d", source.name, "-tr", trainer, "-f", 0]
     command += ["-p", args.plans_name, "--time-budget", f"{args.time_budget:g}s"]
     command += ["--preprocessed", folders.preprocessed, "--results", folders.results]
@@ -150,10 +157,26 @@ def measure_trainer(
     if (fold / "checkpoint_latest.pth").is_file():
         command += ["--c"]
     try:
-        pieces.append(runner.run(f"{trainer}_train", command, fold / "metrics.csv"))
+        used = runner.run(f"{trainer}_train", command, fold / "metrics.csv", stop_after)
+        pieces.append({**used, "load_after": os.getloadavg()[0]})
     except Stopped as stop:
         pieces += [stop.usage] if stop.usage else []
         raise
+
+
+def measure_trainer(
+    runner: Runner,
+    trainer: str,
+    args: argparse.Namespace,
+    folders: Folders,
+    pieces: list[dict[str, float]],
+) -> dict[str, Any]:
+    """Train one trainer to the end and take all its figures; `pieces` as `train_for_a_turn`."""
+    source = find_dataset_folder(folders.preprocessed, args.dataset, "promptseg_plan makes it")
+    model = folders.results / source.name / f"{trainer}__{args.plans_name}__3d"
+    fold = model / "fold_0"
+    measured = _measured_alone(runner, trainer, args, folders)
+    train_for_a_turn(runner, trainer, args, folders, pieces)
     last = _rows(fold / "metrics.csv")[-1]
     validation = read_json(fold / "validation" / "summary.json")
     predicted = predict_as_a_user(runner, trainer, model, source, args)
@@ -168,8 +191,6 @@ def measure_trainer(
             "peak_resident_bytes": max(piece["peak_resident_bytes"] for piece in pieces),
         },
         "train_pieces": pieces,
-        "load_before": load,
-        "load_after": os.getloadavg()[0],
         "validation_dice": validation["foreground_mean"]["Dice"],
         "validation_dice_by_label": {k: v["Dice"] for k, v in validation["mean"].items()},
         **predicted,
@@ -375,6 +396,7 @@ def main() -> int:
     parser.add_argument("--size", default="tiny", help="encoder size, when planning")
     parser.add_argument("--trainers", nargs="+", help="by name; all registered when not given")
     parser.add_argument("--time-budget", type=seconds, default=1200.0, metavar="T")
+    parser.add_argument("--turns", type=int, default=1, help="parts to train in, taking turns")
     parser.add_argument("--processes", type=int, default=1, help="sample workers")
     parser.add_argument("--raw", type=Path, help="raw datasets, for planning")
     parser.add_argument("--preprocessed", type=Path, help="else in the work folder")
@@ -404,7 +426,17 @@ def main() -> int:
         known = registered_trainers(runner, args)
         if unknown := sorted(set(args.trainers or ()) - set(known)):
             parser.error(f"unknown trainers {', '.join(unknown)}; there are {', '.join(known)}")
-        for trainer in args.trainers or known:
+        trainers = args.trainers or known
+        for turn in range(1, args.turns):
+            for trainer in trainers:
+                entry = results["trainers"].setdefault(trainer, {"train_pieces": []})
+                pieces = entry["train_pieces"]
+                if len(pieces) < turn:
+                    print(f"{trainer}, turn {turn} of {args.turns}:", flush=True)
+                    seconds_a_turn = args.time_budget / args.turns
+                    train_for_a_turn(runner, trainer, args, folders, pieces, seconds_a_turn)
+                    write_json(path, results)
+        for trainer in trainers:
             before = results["trainers"].get(trainer, {})
             if "predict_dice" in before:
                 print(f"{trainer}: finished before", flush=True)
