@@ -288,3 +288,39 @@ def test_images_that_do_not_fit_are_refused():
         bad[1, 2, 3] = np.nan
         model.set_image(bad, SPACING)
     assert isinstance(model, Predictor)
+
+
+def test_moved_prompts_tell_how_far_answers_agree_at_no_further_encoding():
+    shape = (13, 40, 33)
+    networks = [BrightNetwork(), BrightNetwork()]
+    for network, jitters in zip(networks, (0, 4), strict=True):
+        model = predictor(network, jitters=jitters)
+        model.set_image(volume(shape), SPACING)
+        prediction = model.predict(boxes={"liver": box_of(shape)}, labels=["liver", "spleen"])
+        agreement = prediction.labels["liver"].agreement
+        assert agreement is None if jitters == 0 else 0 < agreement < 1
+        assert prediction.labels["spleen"].agreement is None
+    assert len(networks[0].images) == len(networks[1].images)
+    assert len(networks[1].asked) == len(networks[0].asked) + 4
+
+
+def test_probabilities_are_those_of_the_second_look_on_the_raw_grid():
+    shape = (30, 70, 50)
+    raw = volume(shape)
+    expected = literal_segvol(raw, WINDOW, answer, box=box_of(shape))
+    model = predictor(keep_probabilities=True)
+    model.set_image(raw, SPACING)
+    prediction = model.predict(boxes={"spleen": box_of(shape)})
+    lower, region = prediction.probabilities.region("spleen")
+    here = tuple(slice(a, a + n) for a, n in zip(lower, region.shape, strict=True))
+    np.testing.assert_allclose(region, 1 / (1 + np.exp(-expected[here])), rtol=0, atol=2e-3)
+    outside = expected.copy()
+    outside[here] = -np.inf
+    assert not (outside > 0).any()
+
+
+def test_what_training_measured_of_the_first_look_changes_no_prompt():
+    model = SegVolPredictor([BrightNetwork()], plans(), measured_coarse={"liver": 1.0})
+    model.set_image(volume((13, 40, 33)), SPACING)
+    result = model.predict(labels=["liver"], auto_prompt="plans").labels["liver"]
+    assert result.prompts.reason == "no_usable_strategy"
