@@ -22,7 +22,7 @@ from promptseg.inference.proposer import Proposer
 from promptseg.inference.queries import as_queries, flips, windows_that_meet
 from promptseg.inference.results import LabelResult, Prediction, label_result
 from promptseg.inference.sliding_window import gaussian_weights, windows_of_regions
-from promptseg.networks.device import choose_device, put_on_device
+from promptseg.networks.device import choose_device
 from promptseg.networks.prompt_encoder import Query
 from promptseg.networks.promptable import PromptableNetwork
 from promptseg.preprocessing.lazy import LazyImage
@@ -78,7 +78,9 @@ class Predictor:
         """
         if not 0 < step_size <= 1:
             raise ValueError(f"step_size must be in (0, 1], got {step_size}")
-        self.networks = [put_on_device(network, device).eval() for network in networks]
+        self.networks = [
+            n.to(device, memory_format=torch.channels_last_3d).eval() for n in networks
+        ]
         self.plans = plans
         self.device = device
         self.step_size = step_size

@@ -5,19 +5,6 @@ from __future__ import annotations
 import torch
 
 
-def put_on_device(network: torch.nn.Module, device: str | torch.device) -> torch.nn.Module:
-    """Move a network, the weights of its 3D convolutions in the order in which they run fastest.
-
-    `network.to(device, memory_format=...)` does the same and fails at weights of four axes, which
-    SegVol's normalization over channels and space has.
-    """
-    network.to(device)
-    for parameter in network.parameters():
-        if parameter.ndim == 5:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
-    return network
-
-
 def choose_device(device: str | None = None) -> str:
     """The device to run on: the one asked for, else CUDA if there is one, else the CPU.
 

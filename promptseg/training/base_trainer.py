@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from promptseg.experiment_planning.plans import Plans
 from promptseg.files import WRITING
-from promptseg.networks.device import put_on_device
 from promptseg.networks.promptable import build_network
 from promptseg.registry import Registry
 from promptseg.training.checkpoint import load_checkpoint, save_checkpoint
@@ -164,7 +163,7 @@ class BaseTrainer(ABC):
         if self.settings.freeze == "encoder":
             self.network.image_encoder.requires_grad_(False)
         # channels last is 1.5 times as fast for 3D convolutions on a CPU
-        put_on_device(self.network, self.options.device)
+        self.network.to(self.options.device, memory_format=torch.channels_last_3d)
         self.loss = PromptLoss(
             self.settings.dice_weight,
             self.settings.focal_weight,
