@@ -41,6 +41,7 @@ _STACKED = {  # ours is one table, SegVol's an embedding a row
 _NORM_OF_ALL = "mask_decoder.upscaling.1."  # ours has an axis in front
 _NEW = ("label_text.tokens.", "label_text.learned")  # SegVol has CLIP here
 _TEXT = ("text_encoder.dim_align.", "mask_decoder.txt_align_upscaled_embedding.")
+NOT_TAKEN = "nothing here takes it"
 _UNUSED = [  # names in a checkpoint, and why nothing is made of them
     (r"text_encoder\.clip_text_model\.", "CLIP's text model: labels have learned vectors here"),
     (r"prompt_encoder\.mask_downscaling\.", "SegVol never runs it: 2D leftovers of SAM's masks"),
@@ -94,11 +95,11 @@ def converted(name: str, tensors: Sequence[Tensor], shape: Sequence[int]) -> Ten
 
 
 def reason_unused(key: str) -> str:
-    """Why nothing is made of a tensor of a checkpoint."""
+    """Why nothing is made of a tensor of a checkpoint; `NOT_TAKEN` if it is none we know of."""
     for pattern, reason in _UNUSED:
         if re.match(pattern, key):
             return reason
-    return "nothing here takes it"
+    return NOT_TAKEN
 
 
 def _halved(match: re.Match) -> str:

@@ -77,7 +77,8 @@ class SegVolPromptEncoder(nn.Module):
             (n, k + 4, channels) tokens and (n, k + 4) bool, which of them a query has.
         """
         is_point = prompts.point_labels != NO_POINT
-        is_padding = is_point.any(dim=1, keepdim=True) & ~prompts.has_box[:, None]
+        has_points = is_point.sum(dim=1, keepdim=True) > 0  # onnxruntime: any() of none is true
+        is_padding = has_points & ~prompts.has_box[:, None]
         tokens = [
             self._of_points(prompts.points, prompts.point_labels),
             self._padding(len(prompts)),

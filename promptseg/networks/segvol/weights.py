@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from promptseg.networks.encoders.vit import ViTSize
 from promptseg.networks.pretrained_report import PretrainedReport
 from promptseg.networks.segvol.names import (
+    NOT_TAKEN,
     converted,
     expected_shape,
     is_new,
@@ -177,7 +178,8 @@ def load_segvol(
         source: named in errors and the report.
 
     Raises:
-        ValueError: naming every tensor that is missing or does not fit; without `only`.
+        ValueError: naming every tensor that is missing, too many or of another shape; without
+            `only`.
     """
     stride = () if only else network.image_encoder.patches.kernel_size
     own = network.state_dict()
@@ -201,15 +203,17 @@ def load_segvol(
             continue
         values[name] = converted(name, [state[key] for key in keys], tensor.shape)
         used.update(keys)
-    needed = {key: why for key, why in unfit.items() if not (only or is_of_text(key))}
-    if needed:
-        listed = "\n".join(f"  {key}: {why}" for key, why in needed.items())
+    left_out = {key: unfit.get(key) or reason_unused(key) for key in state if key not in used}
+    problems = {key: why for key, why in unfit.items() if not is_of_text(key)}
+    # such as layers that this network does not have: without them it would be another
+    problems |= {key: why for key, why in left_out.items() if why == NOT_TAKEN}
+    if problems and not only:
+        listed = "\n".join(f"  {key}: {why}" for key, why in problems.items())
         raise ValueError(
-            f"{source} does not fit this network ({_described(network)}): {len(needed)} "
-            f"tensors are missing or of another shape, and nothing was loaded\n{listed}"
+            f"{source} does not fit this network ({_described(network)}): {len(problems)} "
+            f"tensors are missing, too many or of another shape, and nothing was loaded\n{listed}"
         )
     network.load_state_dict({**own, **values})
-    left_out = {key: unfit.get(key) or reason_unused(key) for key in state if key not in used}
     return PretrainedReport(source=source, loaded=tuple(values), left_out=left_out, missing=missing)
 
 

@@ -208,7 +208,9 @@ def test_a_missing_or_misshapen_tensor_is_an_error_that_names_it(state, key):
 
 def test_all_that_is_missing_is_named_at_once(state):
     without = {key: value for key, value in state.items() if "norm1" not in key}
-    with pytest.raises(ValueError, match="8 tensors are missing or of another shape") as caught:
+    with pytest.raises(
+        ValueError, match="8 tensors are missing, too many or of another shape"
+    ) as caught:
         load(without)
     for i in range(2):
         assert f"image_encoder.blocks.{i}.norm1.weight: not in the file" in str(caught.value)
@@ -243,15 +245,22 @@ def test_the_text_branch_may_be_missing_or_of_another_width(state):
     assert {"label_text.align.weight", "mask_decoder.text_response.bias"} <= set(report.missing)
 
 
-def test_unused_parts_of_newer_monai_and_unknown_names_are_reported(state):
+def test_unused_parts_of_newer_monai_are_reported_and_unknown_names_refused(state):
     more = dict(state)
     for part in ("norm_cross_attn.weight", "cross_attn.qkv.weight"):
         more[f"image_encoder.blocks.0.{part}"] = torch.zeros(48)
-    more["image_encoder.extra"] = torch.zeros(1)
     report = load_segvol(load(more), more)
     assert report.left_out["image_encoder.blocks.0.norm_cross_attn.weight"].startswith("MONAI")
     assert report.left_out["image_encoder.blocks.0.cross_attn.qkv.weight"].startswith("MONAI")
-    assert report.left_out["image_encoder.extra"] == "nothing here takes it"
+    more["image_encoder.extra"] = torch.zeros(1)
+    with pytest.raises(ValueError, match=r"1 tensors are .*\n  image_encoder.extra: nothing here"):
+        load(more)
+
+
+def test_layers_that_the_network_does_not_have_are_an_error(state):
+    fewer = {key: value for key, value in state.items() if "encoder.blocks.1." not in key}
+    with pytest.raises(ValueError, match="11 tensors .*\n  image_encoder.blocks.1.* nothing here"):
+        load_segvol(load(fewer), state)
 
 
 def test_labels_get_vectors_of_the_text_width(state):
