@@ -24,6 +24,7 @@ _HOMES = {
     "evaluate_folders": "promptseg.evaluation.evaluate",
     "find_folders": "promptseg.folders",
     "find_model_folder": "promptseg.folders",
+    "import_segvol": "promptseg.inference.segvol.import_weights",
     "plan_dataset": "promptseg.experiment_planning.planner",
     "predict_files": "promptseg.inference.predict_files",
     "preprocess_dataset": "promptseg.preprocessing.preprocess",
