@@ -1,0 +1,244 @@
+"""What do more labels cost once an image is encoded? Decoding 20 labels against decoding one.
+
+    python benchmarks/encode_decode.py
+
+Four levels for each window and size:
+
+    decode     `network.decode` on one encoding
+    decoder    the whole mask decoder on one image embedding, its upscaling included, which
+               `network.encode` does once for all labels
+    predict    `Predictor.predict` with a box for each label on an image several windows large,
+               when all its windows are encoded
+    image      the same from `set_image` on, encoding included
+
+One label and twenty take turns; medians are printed with their ratio. A hook on the image encoder
+counts the windows it encodes. Exits with 1 if the ratio is above 3 at any level but the last, or if
+a window was encoded twice. Random weights: no time depends on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from promptseg.experiment_planning.plans import Plans
+from promptseg.inference.predictor import Predictor
+from promptseg.networks.device import choose_device
+from promptseg.networks.encoders import ENCODERS
+from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
+from promptseg.networks.promptable import PromptableNetwork, build_network
+from promptseg.preprocessing.normalize import Normalization
+
+LABELS, BAR = 20, 3.0
+WINDOWS = {  # window and stride, zyx: the hippocampus plans, and a CT's
+    "hippocampus": ((40, 56, 40), (8, 8, 8)),
+    "CT": ((48, 64, 64), (8, 8, 8)),
+}
+
+
+class EncodedWindows:
+    """What passed through a network's image encoder: a digest of each window's voxels."""
+
+    def __init__(self) -> None:
+        self.contents: list[bytes] = []
+
+    @property
+    def count(self) -> int:
+        return len(self.contents)
+
+    def add(self, module: torch.nn.Module, inputs: tuple, output: object) -> None:
+        for window in inputs[0]:
+            voxels = window.detach().float().cpu().contiguous().numpy()
+            self.contents.append(hashlib.sha256(voxels.tobytes()).digest())
+
+
+@contextmanager
+def counted_encodings(network: PromptableNetwork) -> Iterator[EncodedWindows]:
+    """Count, by a hook on the image encoder, what it encodes while the block runs."""
+    encoded = EncodedWindows()
+    hook = network.image_encoder.register_forward_hook(encoded.add)
+    try:
+        yield encoded
+    finally:
+        hook.remove()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turns:
+    """Median seconds of asking for one label and for all, in turn."""
+
+    one: float
+    many: float
+
+    @property
+    def ratio(self) -> float:
+        return self.many / self.one
+
+
+def in_turn(one: Callable[[], object], many: Callable[[], object], runs: int, device: str) -> Turns:
+    taken: dict[Callable, list[float]] = {one: [], many: []}
+    for run in range(runs + 1):
+        for call, seconds in taken.items():
+            start = time.perf_counter()
+            call()
+            if device.startswith("cuda"):
+                torch.cuda.synchronize()
+            if run:  # the first warms up
+                seconds.append(time.perf_counter() - start)
+    return Turns(one=statistics.median(taken[one]), many=statistics.median(taken[many]))
+
+
+def make_plans(window: Sequence[int], stride: Sequence[int], size: str) -> Plans:
+    return Plans(
+        dataset_name="Dataset001_Twenty",
+        size=size,
+        channel_names=("CT",),
+        modalities=("CT",),
+        normalizations=(Normalization(kind="window", lower=0.0, upper=255.0),),
+        spacing=(1.0, 1.0, 1.0),
+        median_shape=tuple(window),
+        window=tuple(window),
+        stride=tuple(stride),
+        batch_size=2,
+        labels={f"label {number}": number for number in range(1, LABELS + 1)},
+    )
+
+
+def network_levels(
+    network: PromptableNetwork, plans: Plans, runs: int, device: str
+) -> dict[str, tuple[Turns, int, int]]:
+    """One and twenty labels of one window, with and without the upscaling they share.
+
+    Returns:
+        For each level the times, how many windows were encoded, and how many there are.
+    """
+    rng = np.random.default_rng(0)
+    queries = [
+        Query(label=label, box=box_in(plans.window, rng, share=0.4)) for label in range(LABELS)
+    ]
+    image = torch.from_numpy(rng.uniform(0, 255, (1, 1, *plans.window)).astype(np.float32))
+    one, many = batch_queries(queries[:1]).to(device), batch_queries(queries).to(device)
+    with torch.inference_mode(), counted_encodings(network) as encoded:
+        encoding = network.encode(image.to(device))
+        decode = in_turn(
+            lambda: network.decode(encoding, one),
+            lambda: network.decode(encoding, many),
+            runs,
+            device,
+        )
+        count = encoded.count
+        features = network.image_encoder(image.to(device) / 127.5 - 1)
+
+        def decoder(prompts: PromptBatch) -> None:
+            pyramid = network.mask_decoder.pyramid(features.embedding, features.features)
+            network.decode(dataclasses.replace(encoding, pyramid=pyramid), prompts)
+
+        whole = in_turn(lambda: decoder(one), lambda: decoder(many), runs, device)
+    return {"decode": (decode, count, 1), "decoder": (whole, encoded.count - count, 1)}
+
+
+def predictor_levels(
+    network: PromptableNetwork, plans: Plans, runs: int, device: str
+) -> dict[str, tuple[Turns, int, int]]:
+    """Predicting one and twenty labels of one image, all windows encoded before, or none.
+
+    Every label's box takes nine tenths of each side, so that one label and twenty meet about the
+    same windows, and the ratio is that of labels. Returns the same as `network_levels`.
+    """
+    rng = np.random.default_rng(0)
+    shape = [int(1.5 * w) for w in plans.window]
+    image = rng.uniform(0, 255, shape).astype(np.float32)
+    predictor = Predictor([network], plans, device=device)
+    boxes = {label: box_in(shape, rng, share=0.9) for label in plans.labels}
+    first = {"label 1": boxes["label 1"]}
+
+    def from_image(asked: dict[str, np.ndarray]) -> None:
+        predictor.set_image(image, plans.spacing)
+        predictor.predict(boxes=asked)
+
+    with counted_encodings(network) as encoded:
+        from_image(boxes)
+        windows = len(set(encoded.contents))
+        prompted = in_turn(
+            lambda: predictor.predict(boxes=first),
+            lambda: predictor.predict(boxes=boxes),
+            runs,
+            device,
+        )
+        count = encoded.count
+    whole = in_turn(lambda: from_image(first), lambda: from_image(boxes), min(runs, 3), device)
+    with counted_encodings(network) as encoded:
+        from_image(boxes)
+    return {
+        "predict": (prompted, count, windows),
+        "image": (whole, encoded.count, len(set(encoded.contents))),
+    }
+
+
+def box_in(shape: Sequence[int], rng: np.random.Generator, share: float) -> np.ndarray:
+    """A half-open box somewhere in a shape, each side this share of it."""
+    sides = np.maximum(1, (np.asarray(shape) * share).astype(int))
+    lower = rng.integers(0, np.asarray(shape) - sides + 1)
+    return np.stack([lower, lower + sides])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--encoders", nargs="+", default=["vit"], help="by name")
+    parser.add_argument("--sizes", nargs="+", default=["tiny", "small"])
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("-device", help="cpu, cuda, cuda:1 or mps; a GPU if there is one")
+    args = parser.parse_args()
+    device = choose_device(args.device)
+    print(
+        f"{device}, {torch.get_num_threads()} threads on {len(os.sched_getaffinity(0))} cores, "
+        f"load {os.getloadavg()[0]:.1f}, {args.runs} runs each, torch {torch.__version__}\n"
+    )
+    titles = (
+        "window | encoder | level | one label, s | 20 labels, s | ratio | windows encoded | bar"
+    )
+    print(f"| {titles} |\n|---|---|---|---|---|---|---|---|")
+    missed = 0
+    for name, (window, stride) in WINDOWS.items():
+        for encoder in args.encoders:
+            ENCODERS.get(encoder)
+            for size in args.sizes:
+                plans = make_plans(window, stride, size)
+                network = build_network(plans, encoder).to(
+                    device, memory_format=torch.channels_last_3d
+                )
+                network.eval()
+                title = f"| {name} {'x'.join(map(str, window))} | {encoder} {size}"
+                levels = {
+                    **network_levels(network, plans, args.runs, device),
+                    **predictor_levels(network, plans, args.runs, device),
+                }
+                for level, measured in levels.items():
+                    missed += print_row(f"{title} | {level}", *measured, level != "image")
+    return int(missed > 0)
+
+
+def print_row(title: str, turns: Turns, encoded: int, windows: int, has_bar: bool) -> bool:
+    """Print a row; whether it misses the bar."""
+    missed = (has_bar and turns.ratio > BAR) or encoded != windows
+    print(
+        f"{title} | {turns.one:.4f} | {turns.many:.4f} | {turns.ratio:.2f} "
+        f"| {encoded} of {windows} | {'missed' if missed else 'met' if has_bar else ''} |",
+        flush=True,
+    )
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
