@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="moved copies of each prompt whose masks are compared (agreement); 0 for none",
     )
     parser.add_argument(
-        "--save_probabilities", action="store_true", help="write CASE_probabilities.npz too"
+        "--save_probabilities", action="store_true", help="write probabilities/CASE.npz too"
     )
     parser.add_argument(
         "--review-list", type=Path, metavar="CSV", help="write all cases, those to look at first"

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from promptseg.inference.decoding import ImageDecoder
+from promptseg.inference.queries import windows_that_meet
 from promptseg.networks.prompt_encoder import Query
 from promptseg.prompts.simulated import jitter_box
 
@@ -42,6 +45,18 @@ def moved_prompts(query: Query, shape: Sequence[int], count: int, seed: int = 0)
     return moved
 
 
+def moved_answers(decoder: ImageDecoder, start: Sequence[int], moved: Sequence[Query]) -> Tensor:
+    """Logits (n, z, y, x) of moved queries in a window; below 0 where a moved box left it."""
+    there = [bool(len(windows_that_meet(q, np.array([start]), decoder.window))) for q in moved]
+    if all(there):
+        return decoder.in_window(start, moved)[0]
+    logits = torch.full((len(moved), *decoder.window.tolist()), -1.0)
+    if any(there):
+        asked = [query for query, is_there in zip(moved, there, strict=True) if is_there]
+        logits[torch.tensor(there)] = decoder.in_window(start, asked)[0].float().cpu()
+    return logits
+
+
 class Agreement:
     """Mean IoU of a query's mask with those of its moved prompts, over all windows it uses."""
 
@@ -51,7 +66,7 @@ class Agreement:
 
     def add(self, answer: Tensor, moved: Tensor) -> None:
         """Enter a window: (z, y, x) logits of the query, (count, z, y, x) of the moved ones."""
-        mask, others = answer > 0, moved > 0
+        mask, others = (answer > 0).to(moved.device), moved > 0
         self._common += (others & mask).sum(dim=(1, 2, 3)).cpu().numpy()
         self._either += (others | mask).sum(dim=(1, 2, 3)).cpu().numpy()
 

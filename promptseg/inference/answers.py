@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from promptseg.inference.agreement import Agreement, moved_prompts
+from promptseg.inference.agreement import Agreement, moved_answers, moved_prompts
 from promptseg.inference.decoding import ImageDecoder
 from promptseg.inference.sliding_window import Blend, groups_of_at_most, spanned
 from promptseg.networks.prompt_encoder import Query
@@ -88,7 +88,7 @@ def _answers_of_group(
                 blends[index] = Blend(starts[index], decoder.window, decoder.shape, weights)
             blends[index].add(answer, np.array(start))
             if moved[index]:
-                agreements[index].add(answer, decoder.in_window(start, moved[index])[0])
+                agreements[index].add(answer, moved_answers(decoder, start, moved[index]))
             qualities[index].append(iou)
             if len(qualities[index]) == len(starts[index]):
                 yield Answer(

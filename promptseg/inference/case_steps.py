@@ -21,7 +21,7 @@ from promptseg.image_io import (
 )
 from promptseg.inference.predictor import Predictor
 from promptseg.inference.prepared import PreparedImage
-from promptseg.inference.probabilities import write_probabilities
+from promptseg.inference.probabilities import probabilities_file, write_probabilities
 from promptseg.inference.results import Prediction
 from promptseg.preprocessing.normalize import Normalization, undo_window
 from promptseg.prompts.given import CasePrompts
@@ -100,14 +100,14 @@ class CaseSteps:
         """Write all files of a case, each in one step; returns its entry of the report."""
         prediction, geometry = segmented
         file = target(case, self.output)
-        write_image(file, prediction.segmentation, geometry)
-        if prediction.probabilities is not None:
+        if prediction.probabilities is not None:  # first: a segmentation says that a case is done
             write_probabilities(
-                self.output / f"{case.case_id}_probabilities.npz",
+                probabilities_file(self.output, case.case_id),
                 prediction.probabilities,
                 list(prediction.labels),
                 prediction.segmentation.shape,
             )
+        write_image(file, prediction.segmentation, geometry)
         return {
             "status": "done",
             "images": [str(path) for path in case.images],

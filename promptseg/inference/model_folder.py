@@ -6,6 +6,7 @@ import logging
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -23,48 +24,74 @@ log = logging.getLogger(__name__)
 COARSE_QUALITY = "coarse_prompts.json"  # in each fold's folder
 MOST_BYTES = 2**36  # that a zip file may unpack to
 _OF_A_MODEL = (".json", ".pth")
+_ENCRYPTED = 1  # bit of a zip member's flags
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
 
 @contextmanager
-def opened_model(path: Path) -> Iterator[Path]:
+def opened_model(path: Path, endings: Sequence[str] = _OF_A_MODEL) -> Iterator[Path]:
     """A model folder as it is, or a zip file of one unpacked for as long as the block runs.
 
-    The zip holds the folder's content, or the folder itself. Only JSON files and checkpoints are
+    The zip holds the folder's content, or the folder itself. Only files with these endings are
     unpacked, and nothing outside the temporary folder.
 
     Raises:
+        FileNotFoundError: if there is no such zip file.
         ValueError: if the zip file is damaged, holds no model, or would unpack to too much.
     """
     if path.is_dir() or path.suffix.lower() != ".zip":
         yield path
         return
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such model")
     with tempfile.TemporaryDirectory(prefix="promptseg_model_") as unpacked:
         try:
             with zipfile.ZipFile(path) as archive:
-                _unpack(archive, path, Path(unpacked))
-        except (zipfile.BadZipFile, EOFError) as error:
-            raise ValueError(f"{path} cannot be read as a zip file: {error}") from error
-        folders = sorted({p.parent.parent for p in Path(unpacked).rglob("fold_*/*.pth")})
-        if len(folders) != 1:
+                model = _unpack(archive, path, Path(unpacked), tuple(endings))
+        except _DAMAGED as error:
             raise ValueError(
-                f"{path} holds {len(folders)} models; expected one model folder with fold_*/"
-                f"checkpoint_*.pth in it, as promptseg_train leaves it under results/Dataset*/"
-            )
-        yield folders[0]
+                f"{path} cannot be read as a zip file: {error}; copy or zip it again"
+            ) from error
+        yield model
 
 
-def _unpack(archive: zipfile.ZipFile, path: Path, folder: Path) -> None:
-    members = [m for m in archive.infolist() if m.filename.lower().endswith(_OF_A_MODEL)]
-    if (total := sum(m.file_size for m in members)) > MOST_BYTES:
-        raise ValueError(f"{path} would unpack to {total / 2**30:.0f} GB; is it a model?")
-    for member in members:
+def _unpack(archive: zipfile.ZipFile, path: Path, folder: Path, endings: tuple[str, ...]) -> Path:
+    """Unpack the files of a model with these endings; returns its folder."""
+    members = {}
+    for member in archive.infolist():
         name = PurePosixPath(member.filename.replace("\\", "/"))
-        if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
+        if name.suffix not in _OF_A_MODEL or _of_macos(name):
+            continue
+        if name.is_absolute() or ".." in name.parts or ":" in member.filename:
             raise ValueError(f"{path} holds {member.filename!r}, which leaves its folder")
+        if member.flag_bits & _ENCRYPTED:
+            raise ValueError(f"{path} is encrypted; unpack it, or zip it without a password")
+        members[name] = member
+    models = sorted({name.parent.parent for name in members if name.match("fold_*/*.pth")})
+    if len(models) != 1:
+        raise ValueError(
+            f"{path} holds {len(models)} models; expected one model folder with fold_*/"
+            f"checkpoint_*.pth in it, as promptseg_train leaves it under results/Dataset*/"
+        )
+    wanted = {
+        name: member
+        for name, member in members.items()
+        if name.suffix in endings and name.is_relative_to(models[0])
+    }
+    if (total := sum(member.file_size for member in wanted.values())) > MOST_BYTES:
+        raise ValueError(f"{path} would unpack to {total / 2**30:.0f} GB; is it a model?")
+    for name, member in wanted.items():
         target = folder.joinpath(*name.parts)
         target.parent.mkdir(parents=True, exist_ok=True)
         with archive.open(member) as source, open(target, "wb") as file:
             shutil.copyfileobj(source, file)
+    (model := folder.joinpath(*models[0].parts)).mkdir(parents=True, exist_ok=True)
+    return model
+
+
+def _of_macos(name: PurePosixPath) -> bool:
+    """Whether macOS put a file beside another, as it does in every zip that it makes."""
+    return name.parts[0] == "__MACOSX" or name.name.startswith("._")
 
 
 def write_coarse_quality(fold_folder: Path, box_ious: Mapping[str, float]) -> None:
@@ -81,9 +108,22 @@ def read_coarse_quality(folder: Path, folds: Sequence[str] | None) -> dict[str, 
     for name in names:
         file = folder / name / COARSE_QUALITY
         if file.is_file():
-            for label, box_iou in read_json(file)["box_iou"].items():
+            for label, box_iou in _box_ious(file).items():
                 found.setdefault(label, []).append(float(box_iou))
     return {label: float(np.mean(values)) for label, values in found.items()}
+
+
+def _box_ious(file: Path) -> dict[str, float]:
+    content = read_json(file)
+    box_ious = content.get("box_iou") if isinstance(content, dict) else None
+    if not isinstance(box_ious, dict) or not all(
+        isinstance(iou, (int, float)) and 0 <= iou <= 1 for iou in box_ious.values()
+    ):
+        raise ValueError(
+            f"{file}: expected `box_iou` with a number from 0 to 1 for each label, found "
+            f"{str(content)[:80]}; remove the file, and hybrid is used only where it is asked for"
+        )
+    return box_ious
 
 
 def load_networks(

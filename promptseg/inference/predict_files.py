@@ -17,6 +17,7 @@ from promptseg.inference.cluster import connect, predict_on_cluster
 from promptseg.inference.model_folder import opened_model
 from promptseg.inference.overlap import overlapped
 from promptseg.inference.predictor import Predictor
+from promptseg.inference.probabilities import probabilities_file
 from promptseg.inference.report import Report
 from promptseg.inference.review import write_review_list
 from promptseg.prompts.given import CasePrompts
@@ -78,7 +79,7 @@ def predict_files(
             a model of its own, and see the same folders. `readers` and `writers` do not count.
         imports: modules that register the user's own classes, for those workers to import.
         jitters: moved copies of each prompt whose answers are compared, see `Predictor`.
-        save_probabilities: write `CASE_probabilities.npz` too, see `read_probabilities`.
+        save_probabilities: write `probabilities/CASE.npz` too, see `read_probabilities`.
         review_list: CSV to write, all cases, those that a person should look at first.
 
     Returns:
@@ -109,6 +110,7 @@ def predict_files(
         predictor = Predictor.from_model_folder(model_folder, **options)
         if auto_prompt:
             predictor.proposer.check(auto_prompt)  # a wrong name fails here, once
+            predictor.proposer.tell(auto_prompt)
         cases, notes, problems = cases_in_folder(inputs, len(predictor.plans.channel_names))
         for note in notes:
             log.info(note)
@@ -214,6 +216,7 @@ def _predict(
             report.keep(case.case_id)
             continue
         target(case, output).unlink(missing_ok=True)
+        probabilities_file(output, case.case_id).unlink(missing_ok=True)
         if case.case_id in problems:
             report.add(case.case_id, failure(case, ValueError(problems[case.case_id])))
         else:
@@ -233,7 +236,7 @@ def _predict(
 
 def _keep_dataset_json(model_folder: Path, output: Path) -> None:
     """The labels' names, for the evaluation and for whoever finds the folder later."""
-    with opened_model(model_folder) as opened:
+    with opened_model(model_folder, endings=(".json",)) as opened:
         if (source := opened / "dataset.json").is_file():
             with replacing(output / "dataset.json") as temporary:
                 temporary.write_bytes(source.read_bytes())

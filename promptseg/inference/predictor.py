@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from promptseg.experiment_planning.plans import Plans
 from promptseg.inference.answers import blended_answers
 from promptseg.inference.decoding import ImageDecoder
 from promptseg.inference.export import LabelMap, raw_slabs
+from promptseg.inference.iterate import predict_each
 from promptseg.inference.locate import locate
 from promptseg.inference.model_folder import load_networks, opened_model, read_coarse_quality
 from promptseg.inference.prepared import PreparedImage
@@ -231,6 +232,18 @@ class Predictor:
         if labels is None:
             labels = list(given) if given and not auto_prompt else list(self.plans.labels)
         return self.predict_prompts(given, labels=labels, auto_prompt=auto_prompt)
+
+    def predict_iterator(self, images: Iterable[Any], **prompts: Any) -> Iterator[Prediction]:
+        """`predict` for one image after the other, each read while the last is worked on.
+
+        Args:
+            images: files, lists of one file a channel, or (array, spacing) as in `set_image`.
+            prompts: of `predict`, the same for all; most often `auto_prompt` or `labels`.
+
+        Yields:
+            A prediction an image, in their order. Whatever is wrong with one is raised there.
+        """
+        return predict_each(self, images, **prompts)
 
     def predict_prompts(
         self,

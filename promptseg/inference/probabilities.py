@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,14 @@ import numpy as np
 from torch import Tensor
 
 from promptseg.files import replacing
+from promptseg.npz_reading import read_npz
+
+MOST_BYTES = 2**36  # that a file may unpack to
+
+
+def probabilities_file(output: Path, case_id: str) -> Path:
+    """Where a case's probabilities go: apart from the segmentations, which may be `.npz` too."""
+    return output / "probabilities" / f"{case_id}.npz"
 
 
 class RegionProbabilities:
@@ -46,7 +53,7 @@ class RegionProbabilities:
 def write_probabilities(
     path: Path, probabilities: RegionProbabilities, labels: Sequence[str], shape: Sequence[int]
 ) -> None:
-    """Write an npz: `shape`, and for label number i `name_i`, `lower_i` and `probabilities_i`.
+    """Write an npz: `shape`, `labels`, and for label number i `lower_i` and `probabilities_i`.
 
     Args:
         path: ends in `.npz`.
@@ -54,10 +61,9 @@ def write_probabilities(
         labels: those asked for.
         shape: of the image, voxels, zyx.
     """
-    arrays = {"shape": np.array(shape, np.int64)}
+    arrays = {"shape": np.array(shape, np.int64), "labels": np.array(labels, str)}
     for number, label in enumerate(labels):
         lower, region = probabilities.region(label)
-        arrays[f"name_{number}"] = np.array(label)
         arrays[f"lower_{number}"] = np.asarray(lower, np.int64)
         arrays[f"probabilities_{number}"] = region
     with replacing(path) as temporary:
@@ -68,22 +74,32 @@ def read_probabilities(path: Path | str) -> dict[str, np.ndarray]:
     """Read (z, y, x) float16 probabilities of each label on the image's grid, 0 where not looked.
 
     Raises:
+        FileNotFoundError: if there is no such file.
         ValueError: if the file is damaged or something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            shape = tuple(file["shape"].tolist())
-            found = {}
-            for number in range(sum(key.startswith("name_") for key in file.files)):
-                full = np.zeros(shape, np.float16)
-                region, lower = file[f"probabilities_{number}"], file[f"lower_{number}"]
-                full[tuple(slice(a, a + n) for a, n in zip(lower, region.shape, strict=True))] = (
-                    region
-                )
-                found[str(file[f"name_{number}"])] = full
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        head = read_npz(path, ("shape", "labels"))
+        shape, labels = head["shape"].astype(int), head["labels"].astype(str).tolist()
+        names = [f"{kind}_{i}" for i in range(len(labels)) for kind in ("lower", "probabilities")]
+        arrays = read_npz(path, names, MOST_BYTES)
+        regions = [(arrays[f"lower_{i}"], arrays[f"probabilities_{i}"]) for i in range(len(labels))]
+        return {label: _full(*of, shape) for label, of in zip(labels, regions, strict=True)}
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise ValueError(
-            f"{path}: no probabilities as promptseg_predict --save_probabilities writes them "
-            f"({error})"
+            f"{path}: no probabilities as promptseg_predict --save_probabilities writes them: "
+            f"{reason}"
         ) from error
-    return found
+
+
+def _full(lower: np.ndarray, region: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    """A region's values on the grid of the whole image."""
+    upper = lower + region.shape
+    if not ((lower >= 0) & (upper <= shape)).all():
+        raise ValueError(
+            f"the region from {lower.tolist()} to {upper.tolist()} leaves the image of shape "
+            f"{shape.tolist()} (zyx)"
+        )
+    full = np.zeros(shape, np.float16)
+    full[tuple(slice(a, b) for a, b in zip(lower, upper, strict=True))] = region
+    return full

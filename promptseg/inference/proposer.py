@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from promptseg.inference.prepared import PreparedImage
 from promptseg.prompts.automatic.base import AUTO_PROMPTERS
 from promptseg.prompts.automatic.propose import propose_boxes
 from promptseg.prompts.prompts import Prompts, make_prompts
+
+log = logging.getLogger(__name__)
 
 PLANS = "plans"
 
@@ -41,7 +44,7 @@ class Proposer:
         if strategy not in OWN:
             if strategy not in AUTO_PROMPTERS:
                 known = ", ".join([PLANS, *OWN, *AUTO_PROMPTERS])
-                raise ValueError(f"unknown automatic prompt {strategy!r}; there are {known}")
+                raise ValueError(f"unknown automatic prompt {strategy!r}; registered: {known}")
         elif self.plans.preset == "segvol":
             raise ValueError(
                 f"{strategy} asks the network by the labels' names, which SegVol's weights do not "
@@ -56,10 +59,25 @@ class Proposer:
         """
         if strategy != PLANS:
             return strategy
-        planned = self._of_plans(label)
-        chosen = planned["strategy"]
-        box_iou = planned.get("candidates", {}).get(chosen, {}).get("iou_mean") or 0.0
-        return HYBRID if self.measured_coarse.get(label, 0.0) > box_iou else chosen
+        planned = self._of_plans(label)["strategy"]
+        return HYBRID if self._coarse_is_better(label) else planned
+
+    def tell(self, strategy: str) -> None:
+        """Log for which labels `plans` is not the plans' choice, and why; once a run."""
+        if strategy != PLANS:
+            return
+        better = [
+            f"{label} (box IoU {self.measured_coarse[label]:.3f} in validation, "
+            f"{self._of_plans(label)['strategy']} {self._planned_iou(label):.3f} in planning)"
+            for label in self.plans.labels
+            if self._coarse_is_better(label)
+        ]
+        if better:
+            log.info(
+                "%s in place of the plans' choice, which the network's own box beat: %s",
+                HYBRID,
+                ", ".join(better),
+            )
 
     def propose(
         self, image: PreparedImage, labels: Sequence[str], strategy: str
@@ -69,8 +87,11 @@ class Proposer:
         Other threads can do this while an image is worked on. What the network itself proposes
         is left to `ask_network`.
         """
+        self.check(strategy)
         forced = None if strategy in (PLANS, *OWN) else strategy
         asked = [label for label in labels if self.strategy_of(label, strategy) != COARSE]
+        if not asked:
+            return {}
         proposals = propose_boxes(
             image.raw,
             image.spacing,
@@ -114,6 +135,14 @@ class Proposer:
         }
         indices = {label: index for index, label in enumerate(self.plans.labels)}
         return own_prompts(image.decoder, others, indices, image.raw_shape)
+
+    def _coarse_is_better(self, label: str) -> bool:
+        return self.measured_coarse.get(label, 0.0) > self._planned_iou(label)
+
+    def _planned_iou(self, label: str) -> float:
+        """The box IoU that planning measured for its choice; 0 when it chose none."""
+        planned = self._of_plans(label)
+        return planned.get("candidates", {}).get(planned["strategy"], {}).get("iou_mean") or 0.0
 
     def _of_plans(self, label: str) -> Mapping[str, Any]:
         return self.plans.auto_prompts.get(label, {"strategy": "none"})

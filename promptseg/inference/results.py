@@ -25,6 +25,8 @@ class LabelResult:
         predicted_iou: the network's own estimate, in [0, 1]; None when nothing was decoded.
         agreement: mean IoU with the masks that the same prompts give when they are moved a little,
             in [0, 1]; None when that was not asked for, or when there was no box or point to move.
+            Where a volume exceeds a window, a label asked for by name has a box to move, too: the
+            one found in the whole volume.
         voxels: of the label in the result.
         flags: codes for what a person should look at.
     """
@@ -68,9 +70,9 @@ def label_result(
     flags = []
     if prompts.reason != "ok":
         flags.append(prompts.reason)
-    if not len(prompts.boxes):
+    if prompts.is_empty:
         flags.append("no_box")
-    elif any(box_volume(box) >= WHOLE_VOLUME * np.prod(shape) for box in prompts.boxes):
+    if any(box_volume(box) >= WHOLE_VOLUME * np.prod(shape) for box in prompts.boxes):
         flags.append("box_is_whole_volume")
     if predicted_iou is not None and predicted_iou < LOW_QUALITY:
         flags.append("low_predicted_quality")

@@ -17,7 +17,8 @@ def review_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     A case is as good as its worst label, and a label as its predicted IoU or its agreement,
     whichever is lower; a label with a reason code comes before every label without. Cases that
-    failed come first of all, those kept from an earlier run without entry are left out.
+    failed come first of all; those of which nothing is known (kept from an earlier run without
+    a report, or asked for no label) are left out.
 
     Args:
         report: of `predict_files`.
@@ -29,7 +30,7 @@ def review_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     for case_id, entry in report["cases"].items():
         if entry["status"] == "failed":
             rows.append((-1.0, case_id, None, "", f"failed: {entry['error']}"))
-        elif "labels" in entry:
+        elif entry.get("labels"):
             worst = min(
                 (not result["flags"], _quality(result), label, "; ".join(result["flags"]))
                 for label, result in entry["labels"].items()
