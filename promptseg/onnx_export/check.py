@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +26,30 @@ from promptseg.onnx_export.graphs import (
 TOLERANCE = 1e-3  # largest difference, relative to the largest value
 
 
+log = logging.getLogger(__name__)
+
+
+def check(
+    network: PromptableNetwork, plans: Plans, encoder_path: Path, decoder_path: Path
+) -> float | None:
+    """`largest_difference`, or None, with a warning, where onnxruntime is not installed.
+
+    Raises:
+        RuntimeError: if it is larger than `TOLERANCE`.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        log.warning("the files were not checked: no onnxruntime; pip install onnxruntime")
+        return None
+    difference = largest_difference(network, plans, encoder_path, decoder_path)
+    if not difference <= TOLERANCE:
+        raise RuntimeError(
+            f"{encoder_path.name} and {decoder_path.name} answer differently from the network: "
+            f"largest relative difference {difference:.1e}, allowed {TOLERANCE:.0e}; they were "
+            f"not put in place"
+        )
+    return difference
+
+
 @torch.no_grad()
 def largest_difference(
     network: PromptableNetwork, plans: Plans, encoder_path: Path, decoder_path: Path
@@ -32,9 +58,6 @@ def largest_difference(
 
     Returns:
         The largest difference of any output, relative to the largest value of that output.
-
-    Raises:
-        ModuleNotFoundError: if onnxruntime is not installed.
     """
     import onnxruntime
 
