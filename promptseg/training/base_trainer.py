@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
-import dataclasses
 import json
 import logging
-import os
-import random
 import shutil
-import signal
 import time
 from abc import ABC
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +23,11 @@ from promptseg.registry import Registry
 from promptseg.training.checkpoint import load_checkpoint, save_checkpoint
 from promptseg.training.losses import PromptLoss
 from promptseg.training.metrics_log import draw_progress, write_metrics_csv
+from promptseg.training.optimizer import make_optimizer, seed_everything
 from promptseg.training.patches import AutoBoxes, Batch, TrainingSteps
 from promptseg.training.pretrained import load_pretrained
-from promptseg.training.settings import RECIPES, RunOptions, TrainingSettings
+from promptseg.training.settings import RECIPES, RunOptions, TrainingSettings, extended
+from promptseg.training.signals import exit_at_once, signal_handlers, signals_held_back
 from promptseg.training.validation import validate, validation_windows
 
 TRAINERS = Registry("trainer")
@@ -120,7 +116,7 @@ class BaseTrainer(ABC):
             self.auto_boxes,
             self.settings.seed,
         )
-        with _signal_handlers(self._request_stop):
+        with signal_handlers(self._request_stop):
             self._train(windows)
         if self.stop_requested:
             log.info("stopped at step %d; the same command with --c continues", self.step)
@@ -255,11 +251,11 @@ class BaseTrainer(ABC):
             num_workers=workers,
             multiprocessing_context="spawn" if workers else None,
             prefetch_factor=4 if workers else None,
-            worker_init_fn=_exit_at_once,
+            worker_init_fn=exit_at_once,
         )
-        # Ctrl-C reaches every process of the terminal. Workers inherit that it is ignored, so
+        # Ctrl-C reaches every process of the terminal. Workers inherit that it is held back, so
         # that they go on until the trainer has stopped and saved.
-        with _signal_handlers(signal.SIG_IGN):
+        with signals_held_back():
             return iter(loader)
 
     def _optimize(self, batch: Batch) -> float:
@@ -349,65 +345,6 @@ class BaseTrainer(ABC):
             setattr(self, name, content[name])
         torch.set_rng_state(content["torch_random_state"])
         log.info("continuing %s from step %d", self.folder, self.step)
-
-
-def extended(settings: TrainingSettings, changes: Mapping[str, Any]) -> TrainingSettings:
-    """A resumed run's settings with another length: `epochs` alone ends a time budget."""
-    if changes.get("epochs") is not None and changes.get("time_budget") is None:
-        settings = dataclasses.replace(settings, time_budget=None)
-    return settings.replace(**changes)
-
-
-def make_optimizer(network: torch.nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """Adam for the recipe `paper`, AdamW for `scratch`; no decay on vectors and embeddings."""
-    if settings.recipe == "paper":
-        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        return torch.optim.Adam(trained, lr=settings.initial_lr)
-    embeddings = {
-        id(module.weight) for module in network.modules() if isinstance(module, torch.nn.Embedding)
-    }
-    decayed, kept = [], []
-    for parameter in network.parameters():
-        if not parameter.requires_grad:
-            continue
-        is_kept = parameter.ndim < 2 or id(parameter) in embeddings
-        (kept if is_kept else decayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.initial_lr)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the generators of Python, NumPy and torch."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def _exit_at_once(worker: int) -> None:
-    """Let a sample worker end without cleaning up, as it holds nothing that needs it.
-
-    A run that ends by time leaves workers in the middle of sending; Python would stop their
-    sending threads inside torch, which aborts the process with a message on the terminal.
-    """
-    atexit.register(os._exit, 0)
-
-
-@contextmanager
-def _signal_handlers(handler: Any) -> Iterator[None]:
-    """One handler for SIGINT and SIGTERM while the block runs, in the main thread."""
-    wanted = (signal.SIGINT, signal.SIGTERM)
-    try:
-        before = {number: signal.signal(number, handler) for number in wanted}
-    except ValueError:  # not the main thread: signals are somebody else's business
-        before = {}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 def _first_number(*values: float | None) -> float:

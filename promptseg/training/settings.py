@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +105,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     # Paper, section 3.3: Adam, 1e-5, halved every 200 epochs, up to 3000 epochs.
     "paper": {"epochs": 3000, "initial_lr": 1e-5, "weight_decay": 0.0, "halve_every": 200},
 }
+
+
+def extended(settings: TrainingSettings, changes: Mapping[str, Any]) -> TrainingSettings:
+    """A resumed run's settings with another length: `epochs` alone ends a time budget."""
+    if changes.get("epochs") is not None and changes.get("time_budget") is None:
+        settings = dataclasses.replace(settings, time_budget=None)
+    return settings.replace(**changes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ import torch
 
 from promptseg.files import read_json
 from promptseg.pipeline import train
-from promptseg.training.base_trainer import BaseTrainer, extended
+from promptseg.training.base_trainer import BaseTrainer
 from promptseg.training.checkpoint import load_checkpoint
-from promptseg.training.settings import TrainingSettings
+from promptseg.training.settings import TrainingSettings, extended
 from promptseg.training.trainers import TRAINERS
 
 SHORT = {"epochs": 3, "iterations_per_epoch": 3, "seed": 5}

@@ -1,0 +1,52 @@
+"""What SIGTERM and Ctrl-C do to a training run and its sample workers."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def signal_handlers(handler: Any) -> Iterator[None]:
+    """One handler for SIGINT and SIGTERM while the block runs, in the main thread."""
+    try:
+        before = {number: signal.signal(number, handler) for number in STOPPING}
+    except ValueError:  # not the main thread: signals are somebody else's business
+        before = {}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
+def signals_held_back() -> Iterator[None]:
+    """SIGINT and SIGTERM wait until the block ends; processes started in it never get them.
+
+    Ignoring them would do as much for those processes, but lose a signal that comes meanwhile.
+    Where the system cannot hold signals back (Windows), nothing is done.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def exit_at_once(worker: int) -> None:
+    """Let a sample worker end without cleaning up, as it holds nothing that needs it.
+
+    A run that ends by time leaves workers in the middle of sending; Python would stop their
+    sending threads inside torch, which aborts the process with a message on the terminal.
+    """
+    atexit.register(os._exit, 0)
