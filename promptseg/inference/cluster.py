@@ -8,7 +8,6 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10
 _one_at_a_time = threading.Lock()  # a predictor holds one image; a worker may have threads
+_loaded: dict[str, Predictor] = {}  # of the latest run, by its name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class ClusterJob:
     """
 
     model_folder: Path
-    model_options: tuple[tuple[str, Any], ...]
+    model_options: Mapping[str, Any]
     output: Path
     auto_prompt: str | None
     imports: tuple[str, ...]
@@ -96,7 +96,7 @@ def predict_on_cluster(
     """
     job = ClusterJob(
         model_folder=model_folder.absolute(),
-        model_options=tuple(model_options.items()),
+        model_options=model_options,
         output=output.absolute(),
         auto_prompt=auto_prompt,
         imports=tuple(imports),
@@ -148,11 +148,14 @@ def _predict_case(
         return None, str(error) or type(error).__name__
 
 
-@lru_cache(maxsize=1)
 def _predictor(job: ClusterJob) -> Predictor:
-    for module in job.imports:
-        importlib.import_module(module)
-    return Predictor.from_model_folder(job.model_folder, **dict(job.model_options))
+    """The run's model, loaded by the first case that this process does."""
+    if job.run not in _loaded:
+        _loaded.clear()
+        for module in job.imports:
+            importlib.import_module(module)
+        _loaded[job.run] = Predictor.from_model_folder(job.model_folder, **job.model_options)
+    return _loaded[job.run]
 
 
 def _lost(cause: Exception) -> Exception:

@@ -61,7 +61,7 @@ def workers(dying):  # the environment is set before they start
 
 
 def test_a_killed_worker_costs_nothing_but_time(model_folder, images, dying, workers, tmp_path):
-    options = {"auto_prompt": "dying", "tta": False}
+    options = {"auto_prompt": "dying", "tta": False, "folds": ["0"]}
     report = predict_files(
         model_folder,
         images,
