@@ -65,23 +65,29 @@ def main() -> None:
             environment = _nnunet_model(args.nnunet, args.nnunet_work.absolute(), dataset)
             command = [str(args.nnunet / "nnUNetv2_predict"), "-d", dataset.name, "-f", "0"]
             tools["nnU-Net"] = ([*command, "-c", "3d_fullres", "-device", "cpu"], environment)
-        seconds: dict[str, list[float]] = {name: [] for name in tools}
+        spent: dict[str, list[tuple[float, float]]] = {name: [] for name in tools}
         for _ in range(args.runs):
             for name, (command, environment) in tools.items():
                 with tempfile.TemporaryDirectory(dir=scratch) as output:
                     command = [*command, "-i", str(images), "-o", output]
-                    seconds[name].append(_timed(command, environment, Path(scratch) / "log.txt"))
+                    spent[name].append(_timed(command, environment, Path(scratch) / "log.txt"))
                     written = len(list(Path(output).glob("*.nii.gz")))
                     assert written == count, f"{name} wrote {written} of {count} segmentations"
-            print({name: [round(s, 1) for s in values] for name, values in seconds.items()})
-            sys.stdout.flush()
+            last = {name: [round(s, 1) for s in values[-1]] for name, values in spent.items()}
+            print(f"wall and processor seconds: {last}", flush=True)
 
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    for name, median in medians.items():
-        print(f"{name}: median {median:.1f} s of {args.runs}, {median / count:.3f} s a case")
+    medians = {name: [statistics.median(s) for s in zip(*v)] for name, v in spent.items()}
+    for name, (wall, processor) in medians.items():
+        print(
+            f"{name}: medians of {args.runs}: {wall:.1f} s, {wall / count:.3f} s a case; "
+            f"processor {processor:.1f} s"
+        )
     if args.nnunet:
-        ratio = medians["nnU-Net"] / medians["promptseg"]
-        print(f"{count} cases: promptseg is {ratio:.1f} times as fast")
+        ratios = [n / p for n, p in zip(medians["nnU-Net"], medians["promptseg"], strict=True)]
+        print(
+            f"{count} cases: promptseg is {ratios[0]:.1f} times as fast, "
+            f"and takes the processor for 1/{ratios[1]:.1f} of the time"
+        )
 
 
 def _link_images(dataset: Path, folder: Path, cases: int | None) -> int:
@@ -111,17 +117,21 @@ def _nnunet_model(nnunet: Path, work: Path, dataset: Path) -> dict[str, str]:
     return environment
 
 
-def _timed(command: list[str], environment: dict[str, str], log: Path) -> float:
-    """Wall seconds of a command; its output goes to a file that is shown when it fails."""
+def _timed(command: list[str], environment: dict[str, str], log: Path) -> tuple[float, float]:
+    """Wall and processor seconds of a command and all its processes.
+
+    Its output goes to a file that is shown when it fails.
+    """
     with open(log, "w") as output:
-        start = time.perf_counter()
+        start, before = time.perf_counter(), os.times()
         code = subprocess.run(
             command, env={**os.environ, **environment}, stdout=output, stderr=output
         ).returncode
-        seconds = time.perf_counter() - start
+        wall, after = time.perf_counter() - start, os.times()
     if code:
         sys.exit(f"{command[0]} failed:\n{log.read_text()[-2000:]}")
-    return seconds
+    processor = sum(after[2:4]) - sum(before[2:4])  # user and system of ended children
+    return wall, processor
 
 
 if __name__ == "__main__":
