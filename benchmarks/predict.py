@@ -76,7 +76,9 @@ def main() -> None:
             last = {name: [round(s, 1) for s in values[-1]] for name, values in spent.items()}
             print(f"wall and processor seconds: {last}", flush=True)
 
-    medians = {name: [statistics.median(s) for s in zip(*v)] for name, v in spent.items()}
+    medians = {
+        name: [statistics.median(s) for s in zip(*v, strict=True)] for name, v in spent.items()
+    }
     for name, (wall, processor) in medians.items():
         print(
             f"{name}: medians of {args.runs}: {wall:.1f} s, {wall / count:.3f} s a case; "
