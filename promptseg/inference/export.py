@@ -10,12 +10,17 @@ from torch import Tensor
 
 from promptseg.inference.sliding_window import Blend
 
-SLAB = 2**22  # raw voxels that are interpolated at a time: 16 MB
+SLAB = 2**20  # raw voxels that are interpolated at a time: 4 MB
 _LARGEST = torch.finfo(torch.float16).max
 
 
 def raw_slabs(
-    blend: Blend, shape: Sequence[int], raw_shape: Sequence[int], most_voxels: int = SLAB
+    blend: Blend,
+    shape: Sequence[int],
+    raw_shape: Sequence[int],
+    *,
+    positive_only: bool = False,
+    most_voxels: int = SLAB,
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
     """Carry the logits of a region to the raw grid, by linear interpolation, slab by slab.
 
@@ -27,11 +32,12 @@ def raw_slabs(
         blend: of the region.
         shape: of the preprocessed volume, zyx.
         raw_shape: of the raw volume, zyx.
+        positive_only: leave out slabs, and the border of slabs, where no logit is above 0.
         most_voxels: of a slab, but at least one slice of the region.
 
     Yields:
         (z, y, x) logits of a slab of the raw volume, and that slab's first voxel, zyx. Nothing
-        when no raw voxel's centre lies in the region.
+        when no raw voxel's centre lies in the region, or none is wanted.
     """
     corners = zip(blend.lower.tolist(), blend.upper.tolist(), shape, raw_shape, strict=True)
     axes = [_between(*numbers) for numbers in corners]
@@ -43,10 +49,29 @@ def raw_slabs(
         lefts = left[here : here + slices]
         low, high = int(lefts[0]), int(lefts[-1]) + 2
         logits = blend.result(low, high)
-        logits = _interpolated(logits, 0, lefts - low, share[here : here + slices])
-        for axis, (_, places, shares) in enumerate(in_plane, start=1):
+        wanted = _around_positive(logits, in_plane) if positive_only else in_plane
+        if wanted is None:
+            continue
+        for axis, (_, places, shares) in reversed(list(enumerate(wanted, start=1))):
             logits = _interpolated(logits, axis, places, shares)
-        yield logits, np.array([first + here, *(start for start, _, _ in in_plane)])
+        logits = _interpolated(logits, 0, lefts - low, share[here : here + slices])
+        yield logits, np.array([first + here, *(start for start, _, _ in wanted)])
+
+
+def _around_positive(
+    logits: Tensor, in_plane: Sequence[tuple[int, Tensor, Tensor]]
+) -> list[tuple[int, Tensor, Tensor]] | None:
+    """The part of the y and x axes (see `_between`) that has a voxel above 0 beside it, if any."""
+    positive = (logits > 0).any(dim=0)
+    if not positive.any():
+        return None
+    parts = []
+    for axis, (start, left, share) in enumerate(in_plane):
+        there = positive.any(dim=1 - axis).nonzero()[:, 0]
+        low = int(torch.searchsorted(left, there[0] - 1))
+        high = int(torch.searchsorted(left, there[-1], right=True))
+        parts.append((start + low, left[low:high], share[low:high]))
+    return parts
 
 
 def _between(low: int, high: int, n: int, raw: int) -> tuple[int, Tensor, Tensor]:
@@ -65,8 +90,8 @@ def _between(low: int, high: int, n: int, raw: int) -> tuple[int, Tensor, Tensor
 
 def _interpolated(logits: Tensor, axis: int, left: Tensor, share: Tensor) -> Tensor:
     extent = logits.shape[axis]
-    if not share.any() and torch.equal(left, torch.arange(extent)[: len(left)]):
-        return logits.narrow(axis, 0, len(left))  # the same voxels: nothing to interpolate
+    if not share.any() and len(left) and left[-1] - left[0] == len(left) - 1:
+        return logits.narrow(axis, int(left[0]), len(left))  # the same voxels as before
     right = (left + 1).clamp(max=extent - 1)
     share = share.to(logits).view([-1 if a == axis else 1 for a in range(3)])
     return torch.lerp(logits.index_select(axis, left), logits.index_select(axis, right), share)

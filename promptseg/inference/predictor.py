@@ -33,7 +33,8 @@ from promptseg.prompts.prompts import Prompts, make_prompts
 __all__ = ["LabelResult", "Prediction", "Predictor", "PreparedImage"]
 log = logging.getLogger(__name__)
 
-KEPT_VOXELS = 2**23  # of windows whose encodings are kept
+KEPT_VOXELS = 2**20  # of windows whose encodings are kept, of the order of 100 MB ...
+KEPT_WINDOWS = 4  # ... and at least so many: an object of a window's size may lie across several
 
 
 class Predictor:
@@ -71,7 +72,7 @@ class Predictor:
             mirror_axes: axes 0, 1, 2 of z, y, x for test-time mirroring; logits are averaged
                 over all combinations.
             most_encodings: window encodings kept for further prompts; by default as many as make
-                up 8 million voxels, of the order of 1 GB.
+                up a million voxels, at least four.
             jitters: moved copies of each prompt whose answers are compared (`agreement`); each
                 costs another decoding, not another encoding.
             keep_probabilities: give them with each prediction.
@@ -86,7 +87,8 @@ class Predictor:
         self.device = device
         self.step_size = step_size
         self.flips = flips(mirror_axes)
-        self.most_encodings = most_encodings or max(1, KEPT_VOXELS // int(np.prod(plans.window)))
+        voxels = int(np.prod(plans.window))
+        self.most_encodings = most_encodings or max(KEPT_WINDOWS, KEPT_VOXELS // voxels)
         self.jitters = jitters
         self.keep_probabilities = keep_probabilities
         self.proposer = Proposer(plans, measured_coarse or {})
@@ -309,7 +311,12 @@ class Predictor:
         )
         for answer in answers:
             label = names[answer.index]
-            for logits, lower in raw_slabs(answer.blend, image.shape, image.raw_shape):
+            for logits, lower in raw_slabs(
+                answer.blend,
+                image.shape,
+                image.raw_shape,
+                positive_only=probabilities is None,
+            ):
                 label_map.add(values[label], logits, lower)
                 if probabilities is not None:
                     probabilities.add(label, logits, lower)

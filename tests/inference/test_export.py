@@ -29,7 +29,7 @@ def resampled(logits, lower, shape, raw, most_voxels):
     start = np.array(lower)
     blend = Blend(start[None], logits.shape, shape, torch.ones(logits.shape))
     blend.add(logits, start)
-    slabs, firsts = zip(*raw_slabs(blend, shape, raw, most_voxels), strict=True)
+    slabs, firsts = zip(*raw_slabs(blend, shape, raw, most_voxels=most_voxels), strict=True)
     for before, slab, after in zip(firsts, slabs, firsts[1:], strict=False):
         assert (after - before).tolist() == [len(slab), 0, 0]
     return torch.cat(slabs), firsts[0]
@@ -60,6 +60,27 @@ def test_a_region_is_resampled_as_the_whole_volume_is(case, seed, most_voxels):
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
     if tuple(shape) == tuple(raw):
         assert torch.equal(found, logits)
+
+
+@settings(deadline=None)
+@given(regions(), st.integers(0, 99), st.sampled_from([1, 60, 10_000]))
+def test_slabs_with_positive_logits_hold_all_of_them(case, seed, most_voxels):
+    shape, lower, upper, raw = case
+    extent = [b - a for a, b in zip(lower, upper, strict=True)]
+    logits = torch.randn(extent, generator=torch.Generator().manual_seed(seed)) - 2
+    start = np.array(lower)
+    blend = Blend(start[None], extent, shape, torch.ones(extent))
+    blend.add(logits, start)
+    volumes = []
+    for positive_only in (False, True):
+        volumes.append(torch.full(raw, -1.0))
+        options = {"positive_only": positive_only, "most_voxels": most_voxels}
+        for slab, first in raw_slabs(blend, shape, raw, **options):
+            here = tuple(slice(a, a + n) for a, n in zip(first, slab.shape, strict=True))
+            volumes[-1][here] = slab.clamp(min=-1)
+    every, positive = volumes
+    assert torch.equal(every > 0, positive > 0)
+    assert torch.equal(every.clamp(min=0), positive.clamp(min=0))
 
 
 def test_labels_are_the_argmax_over_background_whatever_their_order():
