@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -36,6 +37,7 @@ def signals_held_back() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    resource_tracker.ensure_running()  # which would let the signals through once it has started
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
