@@ -26,6 +26,7 @@ from promptseg.raw_dataset import RawCase, cases_in_folder
 
 log = logging.getLogger(__name__)
 
+KEPT_ENCODINGS = 4  # of windows; an image is asked once, and then mostly window after window
 _Done = Callable[[RawCase, dict[str, Any] | None, Exception | None], None]
 
 
@@ -103,6 +104,7 @@ def predict_files(
         "device": device,
         "step_size": step_size,
         "tta": tta,
+        "most_encodings": KEPT_ENCODINGS,
         "jitters": jitters,
         "keep_probabilities": save_probabilities,
     }

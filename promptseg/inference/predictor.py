@@ -33,8 +33,7 @@ from promptseg.prompts.prompts import Prompts, make_prompts
 __all__ = ["LabelResult", "Prediction", "Predictor", "PreparedImage"]
 log = logging.getLogger(__name__)
 
-KEPT_VOXELS = 2**20  # of windows whose encodings are kept, of the order of 100 MB ...
-KEPT_WINDOWS = 4  # ... and at least so many: an object of a window's size may lie across several
+KEPT_VOXELS = 2**23  # of windows whose encodings are kept
 
 
 class Predictor:
@@ -72,7 +71,7 @@ class Predictor:
             mirror_axes: axes 0, 1, 2 of z, y, x for test-time mirroring; logits are averaged
                 over all combinations.
             most_encodings: window encodings kept for further prompts; by default as many as make
-                up a million voxels, at least four.
+                up 8 million voxels, of the order of 1 GB.
             jitters: moved copies of each prompt whose answers are compared (`agreement`); each
                 costs another decoding, not another encoding.
             keep_probabilities: give them with each prediction.
@@ -87,8 +86,7 @@ class Predictor:
         self.device = device
         self.step_size = step_size
         self.flips = flips(mirror_axes)
-        voxels = int(np.prod(plans.window))
-        self.most_encodings = most_encodings or max(KEPT_WINDOWS, KEPT_VOXELS // voxels)
+        self.most_encodings = most_encodings or max(1, KEPT_VOXELS // int(np.prod(plans.window)))
         self.jitters = jitters
         self.keep_probabilities = keep_probabilities
         self.proposer = Proposer(plans, measured_coarse or {})
@@ -105,6 +103,7 @@ class Predictor:
         device: str | None = None,
         step_size: float = 0.5,
         tta: bool = True,
+        most_encodings: int | None = None,
         jitters: int = 0,
         keep_probabilities: bool = False,
     ) -> Predictor:
@@ -115,7 +114,7 @@ class Predictor:
             folds: `0`, ..., `all`; every fold with that checkpoint when not given.
             checkpoint: file name in each fold's folder.
             device: where the networks run; a GPU if there is one, when not given.
-            step_size, jitters, keep_probabilities: see `Predictor`.
+            step_size, most_encodings, jitters, keep_probabilities: see `Predictor`.
             tta: mirror at test time on the axes that training mirrored.
 
         Raises:
@@ -135,6 +134,7 @@ class Predictor:
             device=device,
             step_size=step_size,
             mirror_axes=settings.mirror_axes if tta else (),
+            most_encodings=most_encodings,
             jitters=jitters,
             keep_probabilities=keep_probabilities,
             measured_coarse=measured,
