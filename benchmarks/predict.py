@@ -6,7 +6,7 @@
 The images are the validation cases of fold 0. Each tool runs in its own environment on the CPU,
 into an empty folder every time, its start-up included: `promptseg_predict --auto-prompt` and
 `nnUNetv2_predict -c 3d_fullres -f 0 -device cpu`, both with their defaults, which for nnU-Net
-include mirroring at test time.
+include mirroring at test time on all three axes.
 
 nnU-Net's model comes from the folder `--nnunet-work`: planned, preprocessed and built there by
 nnU-Net's own code when it is not there yet. It is not trained: the time does not depend on the
@@ -33,6 +33,8 @@ import json, os, sys, torch
 from nnunetv2.run.run_training import get_trainer_from_args
 trainer = get_trainer_from_args(sys.argv[1], "3d_fullres", 0, device=torch.device("cpu"))
 trainer.initialize()
+trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()  # which axes to mirror
+assert len(trainer.inference_allowed_mirroring_axes) == 3
 trainer.save_checkpoint(os.path.join(trainer.output_folder, "checkpoint_final.pth"))
 for name, content in (("plans", trainer.plans_manager.plans), ("dataset", trainer.dataset_json)):
     with open(os.path.join(trainer.output_folder_base, name + ".json"), "w") as file:
