@@ -71,7 +71,8 @@ def _unpack(archive: zipfile.ZipFile, path: Path, folder: Path, endings: tuple[s
     if len(models) != 1:
         raise ValueError(
             f"{path} holds {len(models)} models; expected one model folder with fold_*/"
-            f"checkpoint_*.pth in it, as promptseg_train leaves it under results/Dataset*/"
+            f"checkpoint_*.pth in it, as promptseg_train leaves it under results/Dataset*/; "
+            f"copy it again if it should be one"
         )
     wanted = {
         name: member
