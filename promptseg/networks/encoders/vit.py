@@ -38,7 +38,7 @@ def transformer_blocks(size: ViTSize) -> nn.TransformerEncoder:
         size.heads,
         size.mlp_channels,
         dropout=0.0,
-        activation="gelu",
+        activation=_gelu,
         batch_first=True,
         norm_first=True,
     )
@@ -49,6 +49,14 @@ def transformer_blocks(size: ViTSize) -> nn.TransformerEncoder:
         if parameter.ndim > 1:
             nn.init.trunc_normal_(parameter, std=0.02)
     return blocks
+
+
+def _gelu(x: Tensor) -> Tensor:
+    """GELU under a name of ours, for which PyTorch does not fuse the layers at inference.
+
+    That is no faster on a CPU, and torch.compile (2.13) fails at it.
+    """
+    return F.gelu(x)
 
 
 @ENCODERS.register("vit")
