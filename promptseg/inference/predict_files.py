@@ -89,14 +89,16 @@ def predict_files(
 
     Raises:
         FileNotFoundError, ValueError: if the model, the inputs or the prompts file as a whole
-            cannot be used, if `auto_prompt` is unknown, if it and `prompts` are given, or if a
-            segmentation would overwrite an image.
+            cannot be used, if `auto_prompt` is unknown, if it and `prompts` are given, if
+            `review_list` is a folder, or if a segmentation would overwrite an image.
         ImportError, ConnectionError: if `dask` is given and Dask or the scheduler is not there.
     """
     if auto_prompt and prompts:
         raise ValueError("give either --auto-prompt or --prompts, not both")
     if not 0 <= part < parts:
         raise ValueError(f"part must be in 0 to {parts - 1} for {parts} part(s), got {part}")
+    if review_list is not None and Path(review_list).is_dir():
+        raise ValueError(f"{review_list} is a folder; the review list is a CSV file")
     output, model_folder = Path(output), Path(model_folder)
     options = {
         "folds": folds,

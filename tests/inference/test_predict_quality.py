@@ -13,7 +13,7 @@ from promptseg.commands import evaluate, predict
 from promptseg.files import read_json, write_json
 from promptseg.image_io import read_segmentation, write_image
 from promptseg.inference.model_folder import write_coarse_quality
-from promptseg.inference.predict_files import predict_cases
+from promptseg.inference.predict_files import predict_cases, predict_files
 from promptseg.inference.predictor import Predictor
 from promptseg.inference.probabilities import probabilities_file, read_probabilities
 from promptseg.raw_dataset import RawCase
@@ -85,6 +85,12 @@ def test_the_command_writes_report_review_list_and_probabilities(
     assert rows[0]["reasons"].startswith("failed: ") and rows[1]["reasons"]
     assert not (output / "dataset.json").is_dir()
     assert read_json(output / "dataset.json")["labels"]["spleen"] == 2
+
+
+def test_a_review_list_that_cannot_be_written_is_refused_at_once(model_zip, images, tmp_path):
+    with pytest.raises(ValueError, match=r"is a folder; the review list is a CSV file"):
+        predict_files(model_zip, images, tmp_path / "out", review_list=images)
+    assert not (tmp_path / "out").exists()
 
 
 def test_probabilities_do_not_disturb_the_evaluation(model_zip, images, tmp_path):
