@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--jitters",
         type=count,
-        default=4,
+        default=2,
         help="moved copies of each prompt whose masks are compared (agreement); 0 for none",
     )
     parser.add_argument(

@@ -49,7 +49,7 @@ def predict_files(
     writers: int = 1,
     dask: str | None = None,
     imports: Sequence[str] = (),
-    jitters: int = 4,
+    jitters: int = 2,
     save_probabilities: bool = False,
     review_list: Path | str | None = None,
 ) -> dict[str, Any]:
