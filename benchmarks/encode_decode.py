@@ -34,11 +34,11 @@ import torch
 
 from promptseg.experiment_planning.plans import Plans
 from promptseg.inference.predictor import Predictor
+from promptseg.networks.cost_table import plans_for_cost
 from promptseg.networks.device import choose_device
 from promptseg.networks.encoders import ENCODERS
 from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
 from promptseg.networks.promptable import PromptableNetwork, build_network
-from promptseg.preprocessing.normalize import Normalization
 
 LABELS, BAR = 20, 3.0
 WINDOWS = {  # window and stride, zyx: the hippocampus plans, and a CT's
@@ -100,19 +100,8 @@ def in_turn(one: Callable[[], object], many: Callable[[], object], runs: int, de
 
 
 def make_plans(window: Sequence[int], stride: Sequence[int], size: str) -> Plans:
-    return Plans(
-        dataset_name="Dataset001_Twenty",
-        size=size,
-        channel_names=("CT",),
-        modalities=("CT",),
-        normalizations=(Normalization(kind="window", lower=0.0, upper=255.0),),
-        spacing=(1.0, 1.0, 1.0),
-        median_shape=tuple(window),
-        window=tuple(window),
-        stride=tuple(stride),
-        batch_size=2,
-        labels={f"label {number}": number for number in range(1, LABELS + 1)},
-    )
+    labels = {f"label {number}": number for number in range(1, LABELS + 1)}
+    return dataclasses.replace(plans_for_cost(window, stride, size), labels=labels)
 
 
 def network_levels(
