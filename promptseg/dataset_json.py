@@ -1,10 +1,12 @@
-"""What may stand in a dataset.json: every problem of one in words."""
+"""What may stand in a dataset.json: every problem of one in words; the groups of its cases."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from promptseg.files import is_file_name
+from promptseg.files import is_file_name, read_json
 from promptseg.image_io import ITK_ENDINGS
 
 
@@ -22,6 +24,8 @@ def problems_of_content(content: Any) -> list[str]:
     if ending not in ITK_ENDINGS:
         expected = ", ".join(ITK_ENDINGS)
         problems.append(f"file_ending: expected one of {expected}, found {ending!r}")
+    if "groups" in content:
+        problems += _problems_of_groups(content["groups"])
     count = content.get("numTraining")
     if count is not None and not _is_int(count):
         problems.append(f"numTraining: expected the number of training cases, found {count!r}")
@@ -40,6 +44,54 @@ def problems_of_content(content: Any) -> list[str]:
         f"a name without / \\ : and NUL, and no dot at its start"
         for case_id in entries
         if not is_file_name(case_id)
+    ]
+
+
+def case_groups(path: Path, case_ids: Sequence[str]) -> dict[str, str] | None:
+    """The group (the patient, say) of each of these cases, as a dataset.json has it.
+
+    Returns:
+        Case identifier to group name, in the order of `case_ids`; None without a `groups` entry.
+
+    Raises:
+        ValueError: if the entry is malformed, or lists cases that have no group.
+    """
+    content = read_json(path)
+    if "groups" not in content:
+        return None
+    groups = content["groups"]
+    problems = _problems_of_groups(groups)
+    if not problems and (missing := [case_id for case_id in case_ids if case_id not in groups]):
+        problem = (
+            f"groups: {len(missing)} of {len(case_ids)} cases have no group, {listed(missing)}; "
+            f'give each one, "CASE": "GROUP"'
+        )
+        if unknown := sorted(set(groups) - set(case_ids)):
+            problem += f", or correct its name: there are no cases {listed(unknown)}"
+        problems = [problem]
+    if problems:
+        raise ValueError(f"{path}: " + "; ".join(problems))
+    return {case_id: groups[case_id] for case_id in case_ids}
+
+
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """The names in quotes, at most so many of them."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more
+
+
+def _problems_of_groups(groups: Any) -> list[str]:
+    if not isinstance(groups, dict) or not groups:
+        return [f'groups: expected {{"CASE": "GROUP", ...}}, found {groups!r}']
+    if all(isinstance(value, list) for value in groups.values()):
+        return [
+            "groups: expected each case with its group, found each group with a list of its "
+            'cases; write "CASE": "GROUP" for every case'
+        ]
+    return [
+        f"groups: expected the name of a group, as text, for {case_id!r}, found {name!r}"
+        for case_id, name in groups.items()
+        if not isinstance(name, str) or not name.strip()
     ]
 
 

@@ -50,6 +50,8 @@ class FitCase:
 
     Attributes:
         case_id: case identifier.
+        group: cases of one group are fitted on or scored on together; the case identifier where
+            no groups are known.
         view: channel 0, normalized, on the coarse grid.
         truths: the labels that the case has.
         described: what each fitted strategy's `describe` said of the view.
@@ -57,6 +59,7 @@ class FitCase:
     """
 
     case_id: str
+    group: str
     view: View
     truths: dict[str, LabelTruth]
     described: dict[str, np.ndarray]
@@ -138,6 +141,7 @@ def reduce_case(
     boxes = ndimage.find_objects(segmentation, max(labels.values(), default=0))
     return FitCase(
         case_id=case_id,
+        group=case_id,
         view=view,
         truths={
             name: _truth(segmentation, value, boxes[value - 1], view)

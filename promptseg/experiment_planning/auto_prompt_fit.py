@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from promptseg.experiment_planning.auto_prompt_cases import FitCase, read_fit_case
 from promptseg.experiment_planning.auto_prompt_scores import (
-    assign_folds,
     figures,
     fit_score,
+    folds_of,
     ious_of,
     off_centre,
     out_of_fold,
@@ -97,12 +97,14 @@ def fit_auto_prompts(
     normalizations: tuple[Normalization, ...],
     processes: int | Workers,
     folds: int = 5,
+    groups: dict[str, str] | None = None,
 ) -> AutoPromptFit:
     """Read every training case once, fit every strategy for every label, choose by box IoU.
 
-    A strategy is never scored on a case that it was fitted on, nor is anything that it selects
-    while fitting: 5 folds, leave-one-out below 10 cases. Cases without the label are left out
-    of its fit and its box IoU, and counted when a box is proposed nevertheless.
+    A strategy is never scored on a case that it was fitted on, nor on another one of the same
+    group, nor is anything that it selects while fitting: 5 folds, leave-one-out below 10 groups.
+    Cases without the label are left out of its fit and its box IoU, and counted when a box is
+    proposed nevertheless.
 
     Args:
         cases: training cases with labels.
@@ -111,6 +113,7 @@ def fit_auto_prompts(
         normalizations: of the channels; prompts look at channel 0.
         processes: worker processes; 0 works in this one.
         folds: of the cross-validation, at least 5.
+        groups: of the cases, the patients, say; every case is its own when not given.
 
     Raises:
         ValueError: if there is no case, or naming a case that cannot be read.
@@ -132,7 +135,8 @@ def fit_auto_prompts(
         if error is not None:
             raise ValueError(f"case {case.case_id!r}: {error}") from error
         read[case.case_id] = fit_case
-    in_order = [read[case_id] for case_id in sorted(read)]
+    groups = groups or {case_id: case_id for case_id in read}
+    in_order = [replace(read[case_id], group=groups[case_id]) for case_id in sorted(read)]
     return fit_labels(in_order, list(labels), folds=folds, processes=processes)
 
 
@@ -143,7 +147,7 @@ def fit_labels(
     combined = [n for n in fitted_strategies() if AUTO_PROMPTERS.get(n).members]
     names = [*UNFITTED, *(n for n in fitted_strategies() if n not in combined)]
     present = {label: [case for case in cases if label in case.truths] for label in labels}
-    fitted = [label for label in labels if len(present[label]) >= FEWEST_CASES]
+    fitted = [label for label in labels if _number_of_groups(present[label]) >= FEWEST_CASES]
     tasks = [
         FitTask(
             label=label,
@@ -166,7 +170,7 @@ def fit_labels(
             results[label, name] = _combination(name, label, cases, folds, results)
     entries, proposals = {}, {case.case_id: {} for case in cases}
     for label in labels:
-        fold_of = assign_folds(len(present[label]), folds)
+        fold_of = folds_of(present[label], folds)
         of_label = {
             name: results[label, name]
             for name in sorted(names + combined)
@@ -197,7 +201,10 @@ def choose(
     without each fold in turn; that figure has seen nothing of the cases that it counts.
     """
     if not candidates:
-        reason = f"only {len(cases)} training cases have the label; {FEWEST_CASES} are needed"
+        few, groups = f"{len(cases)} training cases", _number_of_groups(cases)
+        if groups < len(cases):
+            few = f"{groups} groups of training cases"
+        reason = f"only {few} have the label; {FEWEST_CASES} are needed"
         return {"strategy": "none", "reason": reason, "candidates": {}}
     ious = {name: ious_of(found, cases, label) for name, (_, found, *_) in candidates.items()}
     best = max(ious, key=lambda name: ious[name].mean())
@@ -236,7 +243,7 @@ def _candidate(task: FitTask, folds: int) -> Candidate:
         needless = [_proposal(case.unfitted[name]) for case in absent]
         moved = []  # it ran on the whole volume, which is no longer at hand
     else:
-        prompters = out_of_fold(strategy, present, label, assign_folds(len(present), folds))
+        prompters = out_of_fold(strategy, present, label, folds_of(present, folds))
         pairs = list(zip(prompters, present, strict=True))
         found = [prompter.propose(case.view) for prompter, case in pairs]
         moved = [prompter.propose(off_centre(case, label).view) for prompter, case in _every(pairs)]
@@ -279,7 +286,7 @@ def _judged(
     label: str,
     folds: int,
 ) -> Candidate:
-    score, correlation = fit_score(found, cases, label, assign_folds(len(cases), folds))
+    score, correlation = fit_score(found, cases, label, folds_of(cases, folds))
     entry = {
         "parameters": parameters,
         **figures(found, cases, label),
@@ -302,6 +309,10 @@ def _mean_off_centre(moved: list[Proposal], cases: Sequence[FitCase], label: str
 def _every(cases: Sequence[Any]) -> Sequence[Any]:
     """At most `OFF_CENTRE_CASES` of them, evenly spaced: enough for a mean that only warns."""
     return cases[:: -(-len(cases) // OFF_CENTRE_CASES)]
+
+
+def _number_of_groups(cases: Sequence[FitCase]) -> int:
+    return len({case.group for case in cases})
 
 
 def _by_presence(cases: Sequence[FitCase], label: str) -> tuple[list[FitCase], list[FitCase]]:

@@ -23,6 +23,12 @@ def assign_folds(count: int, folds: int = 5) -> np.ndarray:
     return np.random.default_rng(12345).permutation(np.arange(count) % max(folds, 5))
 
 
+def folds_of(cases: Sequence[FitCase], folds: int = 5) -> np.ndarray:
+    """(n,) fold numbers of cases, as `assign_folds` draws them for their groups."""
+    numbers = {group: i for i, group in enumerate(dict.fromkeys(case.group for case in cases))}
+    return assign_folds(len(numbers), folds)[[numbers[case.group] for case in cases]]
+
+
 def out_of_fold(
     strategy: type[FittedPrompter], cases: Sequence[FitCase], label: str, fold_of: np.ndarray
 ) -> list[FittedPrompter]:

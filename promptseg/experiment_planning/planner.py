@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from promptseg.dataset_json import case_groups
 from promptseg.experiment_planning.auto_prompt_fit import AutoPromptFit, fit_auto_prompts
 from promptseg.experiment_planning.examine import examine_dataset
 from promptseg.experiment_planning.fingerprint import (
@@ -150,6 +151,7 @@ def _plan(
             f"{raw.name} has {len(raw.channel_names)} channels ({', '.join(raw.channel_names)}), "
             f"but SegVol's weights look at one; make a dataset of the channel you want"
         )
+    groups = case_groups(raw.folder / "dataset.json", [case.case_id for case in raw.cases])
     examination = examine_dataset(raw, workers)
     for warning in examination.warnings:
         log.warning(warning)
@@ -165,6 +167,7 @@ def _plan(
         modality=fingerprint.modalities[0],
         normalizations=normalizations,
         processes=workers,
+        groups=groups,
     )
     plans = make_plans(
         raw, fingerprint, normalizations, window_reason, fit, size, preset, plans_name

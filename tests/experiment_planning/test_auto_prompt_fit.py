@@ -18,6 +18,7 @@ from promptseg.experiment_planning.auto_prompt_scores import (
     assign_folds,
     figures,
     fit_score,
+    folds_of,
     off_centre,
     out_of_fold,
     rank_correlation,
@@ -64,6 +65,31 @@ def test_no_proposal_comes_from_a_fit_that_saw_its_case(count, left_out):
     for case, prompter in zip(cases, prompters, strict=True):
         assert case.view.image.tobytes() not in prompter.seen
         assert count - len(set(prompter.seen)) in left_out
+
+
+def grouped(cases, groups):
+    return [replace(case, group=group) for case, group in zip(cases, groups, strict=True)]
+
+
+def test_cases_of_a_group_are_in_one_fold_and_without_groups_nothing_changes():
+    cases = block_cases(12)
+    np.testing.assert_array_equal(folds_of(cases), assign_folds(12))
+    # Six groups are left out one by one; twelve share five folds.
+    np.testing.assert_array_equal(
+        folds_of(grouped(cases, "abcabcddeeff")), [0, 1, 2] * 2 + [3] * 2 + [4] * 2 + [5] * 2
+    )
+    np.testing.assert_array_equal(
+        folds_of(grouped(cases * 2, list(range(12)) * 2)), list(assign_folds(12)) * 2
+    )
+
+
+@pytest.mark.parametrize("groups", ["aabbc", "abcab", "aabbccddeeffgghhiijjkkll"])
+def test_no_proposal_comes_from_a_fit_that_saw_its_group(groups):
+    cases = grouped(block_cases(len(groups)), groups)
+    prompters = out_of_fold(Remembering, cases, "block", folds_of(cases))
+    for case, prompter in zip(cases, prompters, strict=True):
+        others = {c.view.image.tobytes() for c in cases if c.group == case.group}
+        assert prompter.seen and not others & set(prompter.seen)
 
 
 def test_figures_of_known_boxes():
@@ -118,6 +144,22 @@ def test_proposals_are_the_winners_out_of_fold_boxes():
         assert fit.proposals[case.case_id] == {"block": [found.box.tolist()]}
 
 
+def test_the_boxes_of_a_patients_scans_come_from_fits_on_other_patients():
+    # Each patient's block is somewhere else and on all of the patient's scans in one place: a fit
+    # that has seen another scan of the patient would know it.
+    cases = grouped(block_cases(4), "abcd") + grouped(block_cases(4), "abcd")
+    for i, case in enumerate(cases):
+        cases[i] = replace(case, case_id=f"{case.group}_{i // 4}", unfitted={"intensity": ()})
+    fit = fit_labels(cases, ["block"])
+    four = fit_labels([replace(case, case_id=case.group) for case in cases[:4]], ["block"])
+    atlas = [f.labels["block"]["candidates"]["atlas"]["iou_mean"] for f in (fit, four)]
+    assert atlas[0] == pytest.approx(atlas[1])
+    chosen = fit.labels["block"]["strategy"]
+    again = out_of_fold(AUTO_PROMPTERS.get(chosen), cases, "block", np.tile(range(4), 2))
+    for case, prompter in zip(cases, again, strict=True):
+        assert fit.proposals[case.case_id]["block"] == [prompter.propose(case.view).box.tolist()]
+
+
 def test_worker_processes_change_nothing():
     cases = block_cases(6, unfitted=("intensity",))
     assert fit_labels(cases, ["block"], processes=2).labels == fit_labels(cases, ["block"]).labels
@@ -159,6 +201,13 @@ def test_too_few_cases_with_a_label_are_named_in_the_reason(count):
     entry = fit_labels(cases, ["block"]).labels["block"]
     assert entry["strategy"] == "none" and entry["candidates"] == {}
     assert f"only {count} training cases have the label; 3 are needed" in entry["reason"]
+
+
+def test_too_few_patients_with_a_label_are_named_in_the_reason():
+    cases = grouped(block_cases(6), "aabbab") + [block_case(90, value=2)]
+    entry = fit_labels(cases, ["block"]).labels["block"]
+    assert entry["strategy"] == "none" and entry["candidates"] == {}
+    assert "only 2 groups of training cases have the label; 3 are needed" in entry["reason"]
 
 
 def test_no_case_at_all_is_an_error():

@@ -83,3 +83,25 @@ def test_a_case_identifier_that_is_a_path_stops_planning_before_anything_is_writ
     with pytest.raises(ValueError, match="'../../../victim' cannot be a case identifier"):
         plan_dataset(1, folders, processes=0)
     assert not folders.preprocessed.exists()
+
+
+def test_groups_of_dataset_json_reach_the_automatic_prompts(folders):
+    path = folders.raw / "Dataset001_Synthetic" / "dataset.json"
+    groups = {"case_0": "p", "case_1": "q", "case_2": "p"}
+    write_json(path, read_json(path) | {"groups": groups})
+
+    result = plan_dataset(1, folders, processes=0)
+
+    reason = result.plans.auto_prompts["label_1"]["reason"]
+    assert reason == "only 2 groups of training cases have the label; 3 are needed"
+    assert read_json(result.folder / "dataset.json")["groups"] == groups
+
+
+def test_a_case_without_group_stops_planning_before_anything_is_read(folders):
+    raw = folders.raw / "Dataset001_Synthetic"
+    (raw / "labelsTr" / "case_1.nii.gz").write_bytes(b"not an image")
+    content = read_json(raw / "dataset.json")
+    write_json(raw / "dataset.json", content | {"groups": {"case_0": "p", "case1": "q"}})
+    with pytest.raises(ValueError, match=r"2 of 3 cases have no group, 'case_1', 'case_2'"):
+        plan_dataset(1, folders, processes=0)
+    assert not folders.preprocessed.exists()
