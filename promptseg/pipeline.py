@@ -24,7 +24,7 @@ from promptseg.prompts.given import case_from_json
 from promptseg.raw_dataset import RawCase
 from promptseg.training.patches import AutoBoxes
 from promptseg.training.settings import RunOptions
-from promptseg.training.splits import fold_cases, load_or_make_splits
+from promptseg.training.splits import cases_of_fold
 from promptseg.training.trainers import TRAINERS
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ def train(
     *,
     trainer: str = "ViTTrainer",
     fold: str = "0",
+    group_regex: str | None = None,
     plans_name: str = DEFAULT_PLANS_NAME,
     recipe: str | None = None,
     epochs: int | None = None,
@@ -45,6 +46,12 @@ def train(
     seed: int | None = None,
     pretrained_weights: Path | str | None = None,
     freeze: str | None = None,
+    ema: float | None = None,
+    early_stopping: int | None = None,
+    precision: str | None = None,
+    compile: bool = False,
+    tensorboard: bool = False,
+    wandb: str | None = None,
     device: str | None = None,
     processes: int = 1,
     resume: bool = False,
@@ -57,15 +64,24 @@ def train(
         folders: the three roots.
         trainer: a registered trainer's name.
         fold: `0`, ..., or `all` (every case trains, none validates).
+        group_regex: finds the patient in a case identifier, see `groups_by_regex`; no patient is
+            then in both halves of a fold. Takes the place of `groups` in dataset.json.
         plans_name: as given to `plan_dataset`.
         recipe: `scratch` or `paper`, see `RECIPES`; when not given, `paper` with pretrained
             weights and `scratch` without.
         epochs, iterations_per_epoch, time_budget (seconds), initial_lr, seed: override the
             trainer's settings where given. A resumed run keeps its checkpoint's, but for
-            `epochs` and `time_budget`, which may extend it.
+            `epochs`, `time_budget` and `early_stopping`, which may extend it.
         pretrained_weights: SegVol's checkpoint or one of ours to start from, see
             `load_pretrained`. A resumed run does not load them again.
         freeze: `encoder` trains all but the image encoder.
+        ema: decay of an average of the weights, such as 0.999, that then validates and predicts.
+        early_stopping: epochs without a better validation score that end the run; 0 never ends it.
+        precision: `fp32`, `bf16` or `fp16`; `bf16` on a GPU that has it, else `fp32`, when not
+            given. As `ema`, it is kept by a resumed run.
+        compile: let torch.compile speed up the training steps.
+        tensorboard: write event files into the fold's folder.
+        wandb: project at Weights & Biases that gets the metrics; nothing is sent when not given.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; a GPU if there is one, when not given.
         processes: workers that make samples; 0 makes them in this process.
         resume: continue from the latest checkpoint.
@@ -77,7 +93,8 @@ def train(
     Raises:
         FileNotFoundError: if the dataset was not planned; with the command that does it.
         FileExistsError: if the fold was trained before, without `resume` or `overwrite`.
-        ValueError: for unknown names of trainer, recipe or fold.
+        ImportError: if TensorBoard or W&B is asked for and not installed, with what to install.
+        ValueError: for unknown names of trainer, recipe or fold, and for a patient in both halves.
     """
     trainer_class = TRAINERS.get(trainer)
     device, fold = choose_device(device), str(fold)
@@ -92,6 +109,9 @@ def train(
         seed=seed,
         pretrained_weights=pretrained_weights,
         freeze=freeze,
+        ema=ema,
+        early_stopping=early_stopping,
+        precision=precision,
     )
     kept = {
         "--iterations": iterations_per_epoch,
@@ -99,6 +119,8 @@ def train(
         "--seed": seed,
         "-pretrained_weights": pretrained_weights,
         "--freeze": freeze,
+        "--ema": ema,
+        "--precision": precision,
     }
     if resume and (ignored := [flag for flag, value in kept.items() if value is not None]):
         log.warning("%s ignored: a continued run keeps its own", ", ".join(ignored))
@@ -106,14 +128,21 @@ def train(
     source = find_dataset_folder(folders.preprocessed, dataset, made_by)
     plans = load_plans(source / f"{plans_name}.json")
     cases = PreprocessedDataset(source / plans.data_identifier)
-    splits = load_or_make_splits(source / "splits_final.json", cases.case_ids)
-    training_cases, validation_cases = fold_cases(splits, fold, cases.case_ids)
+    training_cases, validation_cases = cases_of_fold(source, fold, cases.case_ids, group_regex)
 
     auto_boxes = read_json(source / f"{plans_name}_auto_prompt_boxes.json")
 
     model_folder = folders.results / source.name / f"{trainer}__{plans_name}__3d"
     fold_folder = model_folder / f"fold_{fold}"
-    options = RunOptions(device=device, workers=processes, resume=resume, overwrite=overwrite)
+    options = RunOptions(
+        device=device,
+        workers=processes,
+        resume=resume,
+        overwrite=overwrite,
+        compile=compile,
+        tensorboard=tensorboard,
+        wandb=wandb,
+    )
     run = trainer_class(
         plans=plans,
         preprocessed=source / plans.data_identifier,
@@ -123,7 +152,11 @@ def train(
         auto_boxes=auto_boxes,
         settings=settings,
         options=options,
-        extend={"epochs": epochs, "time_budget": time_budget},
+        extend={
+            "epochs": epochs,
+            "time_budget": time_budget,
+            "early_stopping": early_stopping,
+        },
     )
     with _log_file(fold_folder / "training_log.txt"):
         run.prepare()

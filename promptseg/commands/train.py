@@ -16,6 +16,7 @@ from promptseg.commands.parsing import (
     run_command,
     seconds,
 )
+from promptseg.training.settings import PRECISIONS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,6 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-tr", "--trainer", default="ViTTrainer", help="trainer class")
     parser.add_argument("-f", "--fold", nargs="+", default=["0"], help="0, 1, ..., or all")
+    parser.add_argument(
+        "--group-regex",
+        metavar="REGEX",
+        help="finds the patient in a case identifier, by its first (...) if there is one, so that "
+        "none is in both halves of a fold; instead of `groups` in dataset.json",
+    )
     parser.add_argument("-p", "--plans-name", default="PromptSegPlans", help="name of the plans")
     parser.add_argument("--c", dest="resume", action="store_true", help="continue training")
     parser.add_argument("--overwrite", action="store_true", help="start a trained fold again")
@@ -54,6 +61,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--iterations", type=int, help="optimizer steps in one epoch")
     parser.add_argument("--lr", type=float, help="initial learning rate")
     parser.add_argument("--seed", type=int, help="of weights, samples and augmentation")
+    parser.add_argument(
+        "--ema",
+        type=float,
+        metavar="DECAY",
+        help="validate and predict with an average of the weights; 0.999 is a usual decay",
+    )
+    parser.add_argument(
+        "--early-stopping",
+        type=count,
+        metavar="EPOCHS",
+        help="end after so many epochs without a better validation Dice; 0 never does",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of training steps; without it bf16 on a GPU that has it, else fp32",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="let torch.compile speed up the training steps"
+    )
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="write event files into the fold's folder"
+    )
+    parser.add_argument(
+        "--wandb",
+        metavar="PROJECT",
+        help="send settings and metrics to this project at Weights & Biases; without it nothing "
+        "is sent anywhere",
+    )
     parser.add_argument("-np", "--processes", type=count, default=1, help="sample workers")
     parser.add_argument("-device", help="cpu, cuda, cuda:1 or mps; a GPU if there is one")
     add_import(parser)
@@ -72,6 +108,7 @@ def _run(args: argparse.Namespace) -> int:
             folders_of(args),
             trainer=args.trainer,
             fold=fold,
+            group_regex=args.group_regex,
             plans_name=args.plans_name,
             recipe=args.recipe,
             epochs=args.epochs,
@@ -81,6 +118,12 @@ def _run(args: argparse.Namespace) -> int:
             seed=args.seed,
             pretrained_weights=args.pretrained_weights,
             freeze=args.freeze,
+            ema=args.ema,
+            early_stopping=args.early_stopping,
+            precision=args.precision,
+            compile=args.compile,
+            tensorboard=args.tensorboard,
+            wandb=args.wandb,
             device=args.device,
             processes=args.processes,
             resume=args.resume,
