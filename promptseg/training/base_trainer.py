@@ -17,13 +17,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from promptseg.experiment_planning.plans import Plans
-from promptseg.files import WRITING
+from promptseg.files import WRITING, replacing
 from promptseg.networks.promptable import build_network
 from promptseg.registry import Registry
 from promptseg.training.checkpoint import load_checkpoint, save_checkpoint
-from promptseg.training.losses import PromptLoss
-from promptseg.training.metrics_log import draw_progress, write_metrics_csv
-from promptseg.training.optimizer import make_optimizer, seed_everything
+from promptseg.training.learner import Learner
+from promptseg.training.loggers import check_installed, metric_loggers
+from promptseg.training.metrics_log import draw_progress, epochs_since_best, write_metrics_csv
+from promptseg.training.optimizer import seed_everything
 from promptseg.training.patches import AutoBoxes, Batch, TrainingSteps
 from promptseg.training.pretrained import load_pretrained
 from promptseg.training.settings import RECIPES, RunOptions, TrainingSettings, extended
@@ -51,7 +52,8 @@ class BaseTrainer(ABC):
         auto_boxes: the plans' automatic boxes of each case, in raw voxels.
         settings: hyperparameters; a resumed run takes them from its checkpoint.
         options: of this run.
-        extend: settings that change a resumed run (`epochs`, `time_budget`), None where not.
+        extend: settings that change a resumed run (`epochs`, `time_budget`, `early_stopping`),
+            None where not.
     """
 
     encoder: str
@@ -83,7 +85,6 @@ class BaseTrainer(ABC):
         self.seconds = 0.0  # of training, over all runs of this fold
         self.rows: list[dict[str, Any]] = []  # metrics of the finished epochs
         self.losses: list[float] = []  # of the epoch under way
-        self.best = float("-inf")
         self.stop_requested = False
 
     @classmethod
@@ -104,10 +105,16 @@ class BaseTrainer(ABC):
             return self.seconds / self.settings.time_budget
         return self.step / (self.settings.epochs * self.settings.iterations_per_epoch)
 
+    @property
+    def ended_early(self) -> bool:
+        """Whether the validation score has not become better for as long as is waited for."""
+        patience = self.settings.early_stopping
+        return patience > 0 and epochs_since_best(self.rows) >= patience
+
     def run(self) -> bool:
         """Train to the end, or until SIGTERM or Ctrl-C; whether the end was reached.
 
-        Call `prepare` first.
+        Call `prepare` first. With early stopping, the final checkpoint is the best one.
         """
         windows = validation_windows(
             self.preprocessed,
@@ -116,12 +123,26 @@ class BaseTrainer(ABC):
             self.auto_boxes,
             self.settings.seed,
         )
-        with signal_handlers(self._request_stop):
+        loggers = metric_loggers(
+            self.options, self.folder, self.rows, self._title(), _plain(self.settings.to_json())
+        )
+        with signal_handlers(self._request_stop), loggers as self.log_row:
             self._train(windows)
         if self.stop_requested:
             log.info("stopped at step %d; the same command with --c continues", self.step)
             return False
-        self._save("final")
+        if self.ended_early:
+            log.info(
+                "ended after %d epochs, %d of them without a better validation score; to go on "
+                "all the same, give --c and a larger --early-stopping, or --early-stopping 0",
+                len(self.rows),
+                epochs_since_best(self.rows),
+            )
+        if self.settings.early_stopping:
+            with replacing(self.folder / "checkpoint_final.pth") as temporary:
+                shutil.copyfile(self.folder / "checkpoint_best.pth", temporary)
+        else:
+            self._save("final")
         return True
 
     def prepare(self) -> None:
@@ -131,10 +152,12 @@ class BaseTrainer(ABC):
         that starts from the beginning removes what an earlier one left.
 
         Raises:
+            ImportError: if TensorBoard or W&B is asked for and not installed.
             FileExistsError: if the fold has checkpoints and neither `resume` nor `overwrite` is
                 set, so that no training is lost by a repeated command.
             ValueError: if what is to be resumed has another trainer or other plans.
         """
+        check_installed(self.options)
         latest = self.folder / "checkpoint_latest.pth"
         content = None
         if self.options.resume and latest.exists():
@@ -150,6 +173,11 @@ class BaseTrainer(ABC):
                 f"{load_checkpoint(latest)['step']}); continue with --c, or start again with "
                 f"--overwrite"
             )
+        if self.settings.early_stopping and not self.validation_cases:
+            raise ValueError(
+                "early stopping needs validation cases, and this fold has none; train without "
+                "--early-stopping, or one of the folds 0, 1, ... (-f)"
+            )
         seed_everything(self.settings.seed)
         # sums of parallel threads in a fixed order: the same seed gives the same weights
         torch.use_deterministic_algorithms(self.options.device == "cpu")
@@ -158,15 +186,7 @@ class BaseTrainer(ABC):
             load_pretrained(self.network, self.plans, self.settings.pretrained_weights)
         if self.settings.freeze == "encoder":
             self.network.image_encoder.requires_grad_(False)
-        # channels last is 1.5 times as fast for 3D convolutions on a CPU
-        self.network.to(self.options.device, memory_format=torch.channels_last_3d)
-        self.loss = PromptLoss(
-            self.settings.dice_weight,
-            self.settings.focal_weight,
-            self.settings.iou_weight,
-            self.settings.focal_gamma,
-        )
-        self.optimizer = make_optimizer(self.network, self.settings)
+        self.learner = Learner(self.network, self.settings, self.options)
         if content is not None:
             self._restore(content)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -216,7 +236,7 @@ class BaseTrainer(ABC):
         )
         with bar:
             for batch in self._batches():
-                if self.progress >= 1 or self.stop_requested:
+                if self.progress >= 1 or self.ended_early or self.stop_requested:
                     break
                 self.losses.append(self._optimize(batch))
                 self.step += 1
@@ -260,20 +280,14 @@ class BaseTrainer(ABC):
 
     def _optimize(self, batch: Batch) -> float:
         batch = batch.to(self.options.device)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate(self.progress, self.epoch)
-        logits, iou = self.network(batch.image, batch.prompts)
-        loss = self.loss(logits, iou, batch.targets())
+        loss = self.learner.loss_of(batch)
         value = float(loss.detach())
         if not np.isfinite(value):
             raise RuntimeError(
                 f"the loss became {value} at step {self.step}; start again with a lower learning "
                 f"rate (--lr)"
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
-        self.optimizer.step()
+        self.learner.descend(loss, self.settings.learning_rate(self.progress, self.epoch))
         return value
 
     def recent_loss(self) -> float:
@@ -287,16 +301,15 @@ class BaseTrainer(ABC):
             "epoch": (self.step - 1) // self.settings.iterations_per_epoch,
             "step": self.step,
             "seconds": round(self.seconds, 2),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.learner.learning_rate,
             "train_loss": self.recent_loss(),
-            **validate(self.network, windows, self.loss, self.options.device),
+            **validate(self.learner.answering, windows, self.learner.loss, self.options.device),
         }
         self.rows.append(row)
         self.losses = []
-        score = _first_number(row["val_dice_auto"], row["val_dice_label"], -row["train_loss"])
-        if score > self.best:
-            self.best = score
+        if epochs_since_best(self.rows) == 0:
             self._save("best")
+        self.log_row(row)
         write_metrics_csv(self.folder / "metrics.csv", self.rows)
         draw_progress(self.folder / "progress.png", self.rows, self._title())
         bar.set_description_str(f"training, epoch {self.epoch}")
@@ -318,13 +331,11 @@ class BaseTrainer(ABC):
                 "encoder": self.encoder,
                 "plans": _plain(self.plans.to_json()),
                 "settings": _plain(self.settings.to_json()),
-                "network": self.network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                **self.learner.state(),
                 "step": self.step,
                 "seconds": self.seconds,
                 "rows": self.rows,
                 "losses": self.losses,
-                "best": self.best,
                 "torch_random_state": torch.get_rng_state(),
             },
         )
@@ -339,16 +350,11 @@ class BaseTrainer(ABC):
             )
 
     def _restore(self, content: Mapping[str, Any]) -> None:
-        self.network.load_state_dict(content["network"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        for name in ("step", "seconds", "rows", "losses", "best"):
+        self.learner.restore(content)
+        for name in ("step", "seconds", "rows", "losses"):
             setattr(self, name, content[name])
         torch.set_rng_state(content["torch_random_state"])
         log.info("continuing %s from step %d", self.folder, self.step)
-
-
-def _first_number(*values: float | None) -> float:
-    return next(value for value in values if value is not None and value == value)
 
 
 def _plain(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,22 @@ COLUMNS = (
     "val_dice_box",
     "val_dice_auto",
 )
+
+
+def score(row: Mapping[str, Any]) -> float:
+    """How good an epoch was: the Dice of automatic boxes on the validation windows.
+
+    Where there are no such boxes it is that of label names alone, and without either, as when
+    the windows are empty, the negative training loss.
+    """
+    values = (row["val_dice_auto"], row["val_dice_label"], -row["train_loss"])
+    return next(value for value in values if value is not None and value == value)
+
+
+def epochs_since_best(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Epochs after the one with the best score, of several equal ones the first; 0 for none."""
+    scores = [score(row) for row in rows]
+    return len(scores) - 1 - scores.index(max(scores)) if scores else 0
 
 
 def write_metrics_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

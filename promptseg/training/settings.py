@@ -34,6 +34,9 @@ class TrainingSettings:
         auto_box_share: share of boxes that come from the plans' automatic prompts.
         augment: spatial and intensity augmentation.
         mirror_axes: axes, of z, y, x = 0, 1, 2, mirrored in training and so at test time.
+        ema: decay of the average of the weights that validates and predicts; 0 averages nothing.
+        early_stopping: epochs without a better validation score that end the run; 0 never.
+        precision: of training steps, `fp32`, `bf16` or `fp16`; None takes what suits the device.
         seed: of weights, samples and augmentation.
         pretrained_weights: file that the run started from: SegVol's, or another run's.
         freeze: `encoder` keeps the image encoder's weights as they are, None trains everything.
@@ -60,6 +63,9 @@ class TrainingSettings:
     auto_box_share: float = 0.5
     augment: bool = True
     mirror_axes: tuple[int, ...] = ()
+    ema: float = 0.0
+    early_stopping: int = 0
+    precision: str | None = None
     seed: int = 0
     pretrained_weights: str | None = None
     freeze: str | None = None
@@ -74,6 +80,14 @@ class TrainingSettings:
             raise ValueError(
                 f"freeze must be {' or '.join(FREEZABLE)}, or not given; got {self.freeze!r}"
             )
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be a decay of at least 0 and below 1, got {self.ema}")
+        if self.early_stopping < 0:
+            raise ValueError(f"early_stopping must be epochs, or 0, got {self.early_stopping}")
+        if self.precision not in (None, *PRECISIONS):
+            raise ValueError(
+                f"precision must be {', '.join(PRECISIONS)}, or not given; got {self.precision!r}"
+            )
         if self.time_budget is not None and not self.time_budget > 0:
             raise ValueError(f"time_budget must be positive seconds, got {self.time_budget}")
 
@@ -87,7 +101,9 @@ class TrainingSettings:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> TrainingSettings:
-        return cls(**{**content, "mirror_axes": tuple(content["mirror_axes"])})
+        """Read what `to_json` wrote; what older versions did not write was not done by them."""
+        mirror_axes = tuple(content["mirror_axes"])
+        return cls(**{"precision": "fp32", **content, "mirror_axes": mirror_axes})
 
     def learning_rate(self, progress: float, epoch: int) -> float:
         """The learning rate at a share of the run in [0, 1] (`scratch`) or an epoch (`paper`)."""
@@ -100,6 +116,7 @@ class TrainingSettings:
 
 
 FREEZABLE = ("encoder",)
+PRECISIONS = ("fp32", "bf16", "fp16")
 RECIPES: dict[str, dict[str, Any]] = {
     "scratch": {},
     # Paper, section 3.3: Adam, 1e-5, halved every 200 epochs, up to 3000 epochs.
@@ -108,7 +125,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def extended(settings: TrainingSettings, changes: Mapping[str, Any]) -> TrainingSettings:
-    """A resumed run's settings with another length: `epochs` alone ends a time budget."""
+    """A resumed run's settings with another end: `epochs` alone ends a time budget."""
     if changes.get("epochs") is not None and changes.get("time_budget") is None:
         settings = dataclasses.replace(settings, time_budget=None)
     return settings.replace(**changes)
@@ -123,6 +140,9 @@ class RunOptions:
         workers: processes that make samples; 0 makes them in the training process.
         resume: continue from `checkpoint_latest.pth`.
         overwrite: start again although the fold has been trained before.
+        compile: let torch.compile speed up the training steps.
+        tensorboard: write metrics as event files into the fold's folder, too.
+        wandb: project at Weights & Biases that gets the metrics; None sends nothing.
         checkpoint_seconds: longest time between two writes of `checkpoint_latest.pth`.
     """
 
@@ -130,4 +150,7 @@ class RunOptions:
     workers: int = 1
     resume: bool = False
     overwrite: bool = False
+    compile: bool = False
+    tensorboard: bool = False
+    wandb: str | None = None
     checkpoint_seconds: float = 300.0

@@ -218,7 +218,7 @@ def test_a_frozen_encoder_keeps_segvols_weights_and_a_resumed_run_knows(planned,
     encoder = sum(v.numel() for v in run.network.image_encoder.parameters())
     every = sum(v.numel() for v in run.network.parameters())
     assert f"the encoder is frozen: {every - encoder} of {every} parameters train" in caplog.text
-    assert sum(len(g["params"]) for g in run.optimizer.param_groups) == sum(
+    assert sum(len(g["params"]) for g in run.learner.optimizer.param_groups) == sum(
         p.requires_grad for p in run.network.parameters()
     )
     assert run.run() and run.step == 2

@@ -1,0 +1,56 @@
+"""How precisely a training step computes: float32, or autocast to bfloat16 or float16."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AMPERE = (8, 0)  # the first compute capability that multiplies bfloat16 in hardware
+
+
+def choose_precision(asked: str | None, device: str) -> str:
+    """The precision asked for, else `bf16` on a GPU that computes in it, else `fp32`."""
+    if asked is not None:
+        return asked
+    if torch.device(device).type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.get_device_capability(device) >= AMPERE else "fp32"
+
+
+class MixedPrecision:
+    """Autocast for the forward pass, and for `fp16` a scaled loss, whose gradients fit in it.
+
+    With `fp32` nothing is rounded and nothing is scaled.
+
+    Args:
+        precision: `fp32`, `bf16` or `fp16`; weights and optimizer stay in float32 with any.
+        device: that the network is on.
+    """
+
+    def __init__(self, precision: str, device: str) -> None:
+        self.precision = precision
+        self.device_type = torch.device(device).type
+        self.scaler = torch.amp.GradScaler(self.device_type, enabled=precision == "fp16")
+
+    def autocast(self) -> AbstractContextManager:
+        """A context in which operations that bear it compute in the lower precision."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device_type, AUTOCAST_TYPES[self.precision])
+
+    def descend(
+        self, loss: torch.Tensor, optimizer: torch.optim.Optimizer, network: nn.Module, clip: float
+    ) -> None:
+        """One step of the optimizer down the loss, its gradients clipped to a norm.
+
+        With `fp16` a step whose gradients are not finite is left out, and the scale is lowered.
+        """
+        optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(network.parameters(), clip)
+        self.scaler.step(optimizer)
+        self.scaler.update()
