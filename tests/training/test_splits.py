@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from promptseg.commands import plan, train
 from promptseg.training.splits import (
     cases_of_fold,
     fold_cases,
@@ -14,6 +15,7 @@ from promptseg.training.splits import (
     make_splits,
     shared_groups,
 )
+from tests.synthetic import write_raw_dataset
 
 SCANS = ["p1_a", "p1_b", "p2_a", "p3_a", "p3_b", "p3_c", "p4_a", "p5_a", "p6_a"]
 
@@ -304,3 +306,19 @@ def test_a_case_without_group_is_named_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match=r"dataset\.json: groups: 1 of 9 cases .*, 'p5_a'"):
         cases_of_fold(tmp_path, "0", SCANS)
     assert not (tmp_path / "splits_final.json").exists()
+
+
+def test_the_command_refuses_bad_expressions_and_groups_before_it_trains(tmp_path, capsys):
+    write_raw_dataset(tmp_path / "raw", cases=["p1_a", "p1_b", "p2_a"])
+    roots = [f"--{name}={tmp_path / name}" for name in ("raw", "preprocessed", "results")]
+    assert plan.main(["-d", "1", "-np", "0", *roots[:2]]) == 0
+    for pattern, message in (
+        ("^p1", "finds no group in 1 of 3 cases, 'p2_a'"),
+        ("(", "is no regular expression"),
+        ("^p.", "5 folds need at least 5 groups"),
+    ):
+        arguments = ["-d", "1", "-f", "0", "1", "--group-regex", pattern, *roots[1:]]
+        assert train.main(arguments) == 1
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error
+    assert not (tmp_path / "results").exists()
