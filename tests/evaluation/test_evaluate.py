@@ -137,7 +137,10 @@ def test_box_iou_compares_what_the_used_boxes_enclose_with_the_true_bounding_box
         ("{", "not valid JSON"),
         ("[]", "cannot be used"),
         (json.dumps({"format_version": 1, "frame": "voxel", "axes": "xyz", "cases": {}}), "'xyz'"),
-        (json.dumps({"format_version": 2, "frame": "voxel", "axes": "zyx", "cases": {}}), "found 2"),
+        (
+            json.dumps({"format_version": 2, "frame": "voxel", "axes": "zyx", "cases": {}}),
+            "found 2",
+        ),
         (json.dumps({"format_version": 1, "frame": "voxel", "axes": "zyx"}), "cases"),
         (json.dumps(prompts({"a": {"organ": {"boxes": [[0, 0, 0, 1, 1, 1]]}}})), "(n, 2, 3)"),
         (json.dumps(prompts({"a": {"organ": {"boxes": 3}}})), "cannot be used"),
