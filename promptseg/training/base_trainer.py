@@ -20,7 +20,7 @@ from promptseg.experiment_planning.plans import Plans
 from promptseg.files import WRITING, replacing
 from promptseg.networks.promptable import build_network
 from promptseg.registry import Registry
-from promptseg.training.checkpoint import load_checkpoint, save_checkpoint
+from promptseg.training.checkpoint import check_same_run, load_checkpoint, save_checkpoint
 from promptseg.training.learner import Learner
 from promptseg.training.loggers import check_installed, metric_loggers
 from promptseg.training.metrics_log import draw_progress, epochs_since_best, write_metrics_csv
@@ -162,7 +162,7 @@ class BaseTrainer(ABC):
         content = None
         if self.options.resume and latest.exists():
             content = load_checkpoint(latest)
-            self._check_same_run(latest, content)
+            check_same_run(latest, content, self.name, self.plans)
             kept = TrainingSettings.from_json(content["settings"])
             self.settings = extended(kept, self.extend)
         elif self.options.resume:
@@ -184,8 +184,6 @@ class BaseTrainer(ABC):
         self.network = build_network(self.plans, self.encoder)
         if content is None and self.settings.pretrained_weights is not None:
             load_pretrained(self.network, self.plans, self.settings.pretrained_weights)
-        if self.settings.freeze == "encoder":
-            self.network.image_encoder.requires_grad_(False)
         self.learner = Learner(self.network, self.settings, self.options)
         if content is not None:
             self._restore(content)
@@ -210,14 +208,6 @@ class BaseTrainer(ABC):
             len(self.validation_cases),
             self.options.device,
         )
-        if self.settings.freeze is not None:
-            trained = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
-            log.info(
-                "the %s is frozen: %d of %d parameters train",
-                self.settings.freeze,
-                trained,
-                parameters,
-            )
         log.info("settings: %s", self.settings)
 
     def _request_stop(self, number: int, frame: object) -> None:
@@ -339,15 +329,6 @@ class BaseTrainer(ABC):
                 "torch_random_state": torch.get_rng_state(),
             },
         )
-
-    def _check_same_run(self, path: Path, content: Mapping[str, Any]) -> None:
-        if content["trainer"] != self.name:
-            raise ValueError(f"{path} is of {content['trainer']}, this is {self.name}")
-        if Plans.from_json(content["plans"], path) != self.plans:
-            raise ValueError(
-                f"{path} was trained with other plans than {self.plans.plans_name}.json has now; "
-                f"start again with --overwrite, or plan under another name (-p)"
-            )
 
     def _restore(self, content: Mapping[str, Any]) -> None:
         self.learner.restore(content)

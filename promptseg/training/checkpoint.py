@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from promptseg.experiment_planning.plans import Plans
 from promptseg.files import replacing
 
 CHECKPOINT_FORMAT = 1
@@ -39,3 +41,18 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
             f"reads {CHECKPOINT_FORMAT}"
         )
     return content
+
+
+def check_same_run(path: Path, content: Mapping[str, Any], trainer: str, plans: Plans) -> None:
+    """Refuse to continue a checkpoint of another trainer or of other plans.
+
+    Raises:
+        ValueError: saying which, and what to do.
+    """
+    if content["trainer"] != trainer:
+        raise ValueError(f"{path} is of {content['trainer']}, this is {trainer}")
+    if Plans.from_json(content["plans"], path) != plans:
+        raise ValueError(
+            f"{path} was trained with other plans than {plans.plans_name}.json has now; start "
+            f"again with --overwrite, or plan under another name (-p)"
+        )
