@@ -20,6 +20,7 @@ COMMANDS = (
 )
 
 EXPORT = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
+TENSORBOARD = ["tensorboard>=2.16"]
 
 setup(
     name="promptseg",
@@ -43,15 +44,18 @@ setup(
         "scikit-learn>=1.3",
         "scipy>=1.11",
         "threadpoolctl>=3.1",
-        "torch>=2.2",
+        "torch>=2.3",
         "tqdm>=4.66",
     ],
     extras_require={
         "dask": ["distributed>=2024.1"],
         "dicom": ["highdicom>=0.26"],
         "export": EXPORT,
+        "tensorboard": TENSORBOARD,
+        "wandb": ["wandb>=0.19"],
         "test": [
             *EXPORT,
+            *TENSORBOARD,
             "distributed>=2024.1",
             "highdicom>=0.26",
             "hypothesis>=6.100",

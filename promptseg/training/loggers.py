@@ -84,25 +84,36 @@ def _to_wandb(
 ) -> Iterator[LogRow]:
     wandb, file = _wandb(), folder / WANDB_RUN
     known = file.read_text(encoding="utf-8").strip() if rows and file.is_file() else None
-    with wandb.init(
-        project=project,
-        name=name,
-        dir=str(folder),
-        config=dict(settings),
-        id=known,
-        resume="allow",
-        # paths and case identifiers stand in what is printed: it stays here
-        settings=wandb.Settings(console="off", disable_git=True, save_code=False),
-    ) as run:
-        with replacing(file) as temporary:
-            temporary.write_text(run.id, encoding="utf-8")
+    try:
+        run = wandb.init(
+            project=project,
+            name=name,
+            dir=str(folder),
+            config=dict(settings),
+            id=known,
+            resume="allow",
+            # paths and case identifiers stand in what is printed: it stays here
+            settings=wandb.Settings(console="off", disable_git=True, save_code=False),
+        )
+    except wandb.Error as error:
+        raise RuntimeError(
+            f"W&B began no run in project {project!r}: {error}; run `wandb login` first, set "
+            f"WANDB_MODE=offline to keep everything here, or leave --wandb out (--c continues)"
+        ) from error
+    with replacing(file) as temporary:
+        temporary.write_text(run.id, encoding="utf-8")
 
-        def log_row(row: Row) -> None:
-            run.log(_numbers(row), step=row["step"])
+    def log_row(row: Row) -> None:
+        run.log(_numbers(row), step=row["step"])
 
+    failed = True
+    try:
         for row in rows if known is None else ():
             log_row(row)
         yield log_row
+        failed = False
+    finally:  # as a context, the run would print a traceback of its own
+        run.finish(exit_code=int(failed))
 
 
 def _numbers(row: Row) -> dict[str, float]:

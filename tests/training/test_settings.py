@@ -28,6 +28,13 @@ def test_settings_survive_json():
     assert TrainingSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
 
 
+def test_settings_that_older_versions_did_not_have_were_off():
+    content = TrainingSettings(precision="bf16", ema=0.9, early_stopping=4).to_json()
+    for name in ("precision", "ema", "early_stopping"):
+        del content[name]
+    assert TrainingSettings.from_json(content) == TrainingSettings(precision="fp32")
+
+
 def test_replace_changes_only_what_is_given():
     settings = TrainingSettings(epochs=3, seed=4)
     assert settings.replace(epochs=None, seed=9) == TrainingSettings(epochs=3, seed=9)
@@ -40,6 +47,11 @@ def test_replace_changes_only_what_is_given():
         ({"epochs": 0}, "epochs must be positive"),
         ({"initial_lr": -1.0}, "initial_lr must be positive"),
         ({"time_budget": 0.0}, "time_budget must be positive"),
+        ({"ema": 1.0}, "ema must be a decay of at least 0 and below 1, got 1.0"),
+        ({"ema": -0.1}, "ema must be a decay"),
+        ({"ema": float("nan")}, "ema must be a decay"),
+        ({"early_stopping": -1}, "early_stopping must be epochs, or 0, got -1"),
+        ({"precision": "fp8"}, "precision must be fp32, bf16, fp16, or not given; got 'fp8'"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):

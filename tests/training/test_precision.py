@@ -1,0 +1,50 @@
+import pytest
+import torch
+from torch import nn
+
+from promptseg.training.precision import MixedPrecision, choose_precision
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_without_a_gpu_that_has_it_the_precision_is_full_unless_asked_for(device):
+    assert choose_precision(None, device) == "fp32"
+    assert choose_precision("bf16", device) == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
+)
+def test_products_are_computed_in_the_precision(precision, dtype):
+    with MixedPrecision(precision, "cpu").autocast():
+        assert (torch.ones(2, 3) @ torch.ones(3, 4)).dtype == dtype
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_gradients_are_clipped_at_their_own_size_and_not_at_the_scaled_one(precision):
+    # The loss (3/4 a + b) / 2 has the gradient (3/8, 4/8), of norm 5/8; clipped to norm 1/8 it is
+    # (0.075, 0.1), and plain gradient descent with rate 1 subtracts just that. Norm 10 clips
+    # nothing. All are exact in 16 bits, and 65536 times the gradient is finite in float16.
+    for clip, expected in ((0.125, [-0.075, -0.1]), (10.0, [-0.375, -0.5])):
+        network = nn.Linear(2, 1, bias=False)
+        nn.init.zeros_(network.weight)
+        optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+        mixed = MixedPrecision(precision, "cpu")
+        with mixed.autocast():
+            answer = network(torch.tensor([[0.75, 1.0]]))
+        mixed.descend(answer.float().sum() / 2, optimizer, network, clip)
+        torch.testing.assert_close(network.weight.detach()[0], torch.tensor(expected))
+
+
+def test_fp16_leaves_out_a_step_whose_gradients_overflow_and_lowers_the_scale():
+    network = nn.Linear(1, 1, bias=False)
+    before = network.weight.detach().clone()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    mixed = MixedPrecision("fp16", "cpu")
+    scale = mixed.scaler.get_scale()
+    # 60000 is finite in float16; times the scale, 65536, the gradient is not
+    with mixed.autocast():
+        answer = network(torch.tensor([[60000.0]]))
+    mixed.descend(answer.float().sum(), optimizer, network, 1.0)
+    assert torch.equal(network.weight, before)
+    assert mixed.scaler.get_scale() == scale / 2
