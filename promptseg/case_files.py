@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptseg.image_io import FILE_ENDINGS, NPZ, count_channels, file_ending, is_dicom_folder
+from promptseg.words import some
 
 _CHANNEL = re.compile(r"(?P<case_id>.+)_(?P<channel>\d{4})")
 _COMPANIONS = (".raw", ".zraw", ".img", ".raw.gz", ".json", ".txt", ".csv", ".md")
@@ -57,17 +58,17 @@ def cases_in_folder(
         raise FileNotFoundError(f"{path}: no such file or folder")
     if not images:
         expected = " or ".join(f"CASE_0000{ending}" for ending in endings[:3])
-        names = ", ".join(others[:10]) + (", ..." if len(others) > 10 else "")
         raise FileNotFoundError(
             f"{path} holds no image to predict: found {len(others)} other file(s) or folder(s)"
-            f"{': ' + names if names else ''}; expected {expected}"
+            f"{': ' + some(others) if others else ''}; expected {expected}"
             f"{', ...' if len(endings) > 3 else ''} with {channel_count} channel(s) a case, or "
             f"a folder for each DICOM series"
         )
     cases, notes, problems = _group(images, channel_count)
     if ignored := [name for name in others if not name.lower().endswith(_COMPANIONS)]:
-        names = ", ".join(ignored[:10]) + (", ..." if len(ignored) > 10 else "")
-        notes.append(f"{len(ignored)} file(s) or folder(s) are no images and left out: {names}")
+        notes.append(
+            f"{len(ignored)} file(s) or folder(s) are no images and left out: {some(ignored)}"
+        )
     return cases, notes, problems
 
 

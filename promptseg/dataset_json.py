@@ -8,6 +8,7 @@ from typing import Any
 
 from promptseg.files import is_file_name, read_json
 from promptseg.image_io import ITK_ENDINGS
+from promptseg.words import some
 
 
 def problems_of_content(content: Any) -> list[str]:
@@ -63,21 +64,15 @@ def case_groups(path: Path, case_ids: Sequence[str]) -> dict[str, str] | None:
     problems = _problems_of_groups(groups)
     if not problems and (missing := [case_id for case_id in case_ids if case_id not in groups]):
         problem = (
-            f"groups: {len(missing)} of {len(case_ids)} cases have no group, {listed(missing)}; "
-            f'give each one, "CASE": "GROUP"'
+            f"groups: {len(missing)} of {len(case_ids)} cases have no group, "
+            f'{some(missing, quoted=True)}; give each one, "CASE": "GROUP"'
         )
         if unknown := sorted(set(groups) - set(case_ids)):
-            problem += f", or correct its name: there are no cases {listed(unknown)}"
+            problem += f", or correct its name: there are no cases {some(unknown, quoted=True)}"
         problems = [problem]
     if problems:
         raise ValueError(f"{path}: " + "; ".join(problems))
     return {case_id: groups[case_id] for case_id in case_ids}
-
-
-def listed(names: Sequence[str], most: int = 10) -> str:
-    """The names in quotes, at most so many of them."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + more
 
 
 def _problems_of_groups(groups: Any) -> list[str]:

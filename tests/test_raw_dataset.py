@@ -346,7 +346,7 @@ def test_a_folder_with_nothing_to_predict_lists_what_is_there(tmp_path):
     for i in range(12):
         (tmp_path / f"picture_{i:02d}.png").write_text("x")
     with pytest.raises(
-        FileNotFoundError, match=r"found 12 other .*: picture_00.*picture_09\.png, "
+        FileNotFoundError, match=r"found 12 other .*: picture_00.*picture_09\.png and 2 more"
     ):
         cases_in_folder(tmp_path, 2)
     with pytest.raises(FileNotFoundError, match=r"expected CASE_0000\.mha with 2 channel\(s\)"):

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from promptseg.challenge_npz import read_npz_volume
-from promptseg.conversion.result import Conversion, convert_cases, some
+from promptseg.conversion.result import Conversion, convert_cases
 from promptseg.files import replacing_folder, write_json
 from promptseg.folders import new_dataset_folder
 from promptseg.image_io import NPZ, Geometry, as_labels, write_image
 from promptseg.npz_reading import read_npz
+from promptseg.words import some
 
 _ENDING = ".nii.gz"
 _CHANNEL_NAMES = {"MR": "MRI"}  # where a file name's prefix is no name that plans know
@@ -169,7 +170,7 @@ def _notes(files: Mapping[str, Path], values: list[int]) -> tuple[str, ...]:
     sources = _by_prefix(files, 2)
     if len(sources) > 1:
         notes.append(
-            f"the files are of {len(sources)} sources ({some(list(sources))}): a label value must "
+            f"the files are of {len(sources)} sources ({some(sources)}): a label value must "
             f"mean the same structure in all; if not, choose one with --only"
         )
     if unused := sorted(set(range(1, max(values) + 1)) - set(values)):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from promptseg.challenge_npz import write_npz_labels
-from promptseg.conversion.result import Conversion, convert_cases, some
+from promptseg.conversion.result import Conversion, convert_cases
 from promptseg.evaluation.inputs import label_files
 from promptseg.image_io import NPZ, read_segmentation
+from promptseg.words import some
 
 
 def convert_predictions_to_npz(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,3 @@ def convert_cases(
 
 def _call(item: tuple[str, Any], function: Callable[..., Any], *arguments: Any) -> Any:
     return function(item[0], item[1], *arguments)
-
-
-def some(names: Sequence[str]) -> str:
-    """A few of many names."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -16,7 +16,6 @@ from promptseg.evaluation.inputs import (
     labels_of_dataset,
     names_by_value,
     read_prompts,
-    some,
 )
 from promptseg.evaluation.metrics import Confusion, confusion_counts, volume_ml
 from promptseg.evaluation.report import format_table
@@ -24,6 +23,7 @@ from promptseg.evaluation.summary import summarize, write_csv
 from promptseg.files import write_json
 from promptseg.image_io import read_segmentation
 from promptseg.parallel import map_cases
+from promptseg.words import some
 
 __all__ = ["evaluate_folders", "format_table"]
 logger = logging.getLogger(__name__)

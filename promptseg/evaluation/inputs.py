@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from promptseg.files import read_json
 from promptseg.image_io import file_ending
 from promptseg.prompts.prompts import read_prompts_file
+from promptseg.words import some
 
 
 def label_files(folder: Path, what: str) -> tuple[dict[str, Path], dict[str, str]]:
@@ -25,7 +25,7 @@ def label_files(folder: Path, what: str) -> tuple[dict[str, Path], dict[str, str
         if not path.name.startswith(".") and path.is_file() and file_ending(path):
             files.setdefault(case_id_of(path), []).append(path)
     if not files:
-        there = some([path.name for path in sorted(folder.iterdir())])
+        there = some(path.name for path in sorted(folder.iterdir()))
         raise FileNotFoundError(
             f"{what}: {folder.absolute()} has no label file (such as case.nii.gz), only {there}"
         )
@@ -81,9 +81,3 @@ def read_prompts(predictions: Path) -> tuple[dict[str, dict], list[str]]:
 def case_id_of(path: Path) -> str:
     """The name of a label file without its ending."""
     return path.name[: -len(file_ending(path))]
-
-
-def some(names: Any) -> str:
-    """A few of many names."""
-    names = list(names)
-    return (", ".join(names[:5]) + (", ..." if len(names) > 5 else "")) or "nothing"

@@ -18,6 +18,7 @@ import numpy as np
 
 from promptseg.image_io import Geometry
 from promptseg.raw_dataset import RawCase, RawDataset
+from promptseg.words import some
 
 _CHECK_HEADERS = "find out which is right and correct the other, or resample it onto the image grid"
 
@@ -188,12 +189,12 @@ def check_dataset(dataset: RawDataset) -> list[Problem]:
     path = dataset.folder / "dataset.json"
     if not dataset.cases:
         images = dataset.folder / "imagesTr"
-        names = sorted(p.name for p in images.iterdir())[:10] if images.is_dir() else []
+        names = sorted(p.name for p in images.iterdir()) if images.is_dir() else []
         return [
             Problem(
                 None,
                 images,
-                f"no training case (there are {', '.join(names) or 'no files'})",
+                f"no training case (there are {some(names)})",
                 f"CASE_0000{dataset.file_ending} and labelsTr/CASE{dataset.file_ending}",
                 "check file_ending in dataset.json and the file names",
             )

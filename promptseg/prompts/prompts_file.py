@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from promptseg.challenge_npz import read_npz_prompts
@@ -11,11 +11,11 @@ from promptseg.image_io import NPZ
 from promptseg.prompts.given import CasePrompts, case_from_json
 from promptseg.prompts.prompts import read_prompts_json
 from promptseg.prompts.slicer import MARKUPS, read_markups
+from promptseg.words import some
 
 log = logging.getLogger(__name__)
 
 _ENDINGS = (MARKUPS, ".json", NPZ)
-_SHOWN = 10  # names in a message
 
 
 def read_case_prompts(
@@ -45,11 +45,11 @@ def read_case_prompts(
         given, others = _read_json(path, cases, labels)
     if not given:
         raise ValueError(
-            f"{path} has prompts for {_some(others)}, none of which is among the images: "
-            f"{_some(sorted(cases))}"
+            f"{path} has prompts for {some(others)}, none of which is among the images: "
+            f"{some(sorted(cases))}"
         )
     if others:
-        log.warning("%s: left out, as no image is called so: %s", path, _some(others))
+        log.warning("%s: left out, as no image is called so: %s", path, some(others))
     if problems := [problem for case in given.values() for problem in case.problems]:
         broken = sum(bool(case.problems) for case in given.values())
         log.warning(
@@ -85,7 +85,7 @@ def _read_files(
         if not files:
             raise FileNotFoundError(
                 f"{path}: expected CASE.json, CASE_LABEL{MARKUPS} or CASE{NPZ} for each image, "
-                f"found {_some(names)}"
+                f"found {some(names)}"
             )
     elif not path.is_file():
         raise FileNotFoundError(f"{path}: no such file or folder")
@@ -134,7 +134,7 @@ def _read_case(
             return _read_case_npz(paths[0], where, labels)
         frame, entries = read_prompts_json(paths[0], case_id)
         if list(entries) != [case_id]:
-            raise ValueError(f"{paths[0]}: expected the case {case_id!r}, found {_some(entries)}")
+            raise ValueError(f"{paths[0]}: expected the case {case_id!r}, found {some(entries)}")
         return case_from_json(entries[case_id], frame=frame, known=labels, where=where)
     except (OSError, ValueError) as error:
         named = str(error) if repr(case_id) in str(error) else f"case {case_id!r}: {error}"
@@ -159,9 +159,3 @@ def _ending(path: Path) -> str | None:
     """The ending of a file that may hold prompts."""
     name = path.name.lower()
     return next((ending for ending in _ENDINGS if name.endswith(ending)), None)
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return (", ".join(names[:_SHOWN]) or "nothing") + more

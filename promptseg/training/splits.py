@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import KFold
 
-from promptseg.dataset_json import case_groups, listed
+from promptseg.dataset_json import case_groups
 from promptseg.files import read_json, write_json
+from promptseg.words import some
 
 SEED = 12345  # nnU-Net's, so that both tools train and validate on the same cases
 
@@ -66,7 +67,7 @@ def groups_by_regex(case_ids: Sequence[str], pattern: str) -> dict[str, str]:
     if missing := [case_id for case_id in case_ids if not groups.get(case_id)]:
         raise ValueError(
             f"--group-regex {pattern!r} finds no group in {len(missing)} of {len(case_ids)} cases, "
-            f"{listed(missing)}; it must match every case identifier"
+            f"{some(missing, quoted=True)}; it must match every case identifier"
         )
     return groups
 
@@ -99,8 +100,8 @@ def make_splits(
     if groups is not None and len(names) < folds:
         raise ValueError(
             f"{folds} folds need at least {folds} groups, as each is in one half only; found "
-            f"{len(names)} groups in {len(ordered)} cases, {listed(names)}; train on all cases "
-            f"(-f all), or write a splits_final.json with fewer folds"
+            f"{len(names)} groups in {len(ordered)} cases, {some(names, quoted=True)}; train on "
+            f"all cases (-f all), or write a splits_final.json with fewer folds"
         )
     if len(names) < len(ordered):
         return _grouped_splits(ordered, names, groups, folds)
@@ -132,7 +133,9 @@ def load_or_make_splits(
         raise ValueError(f'{path}: expected a list of {{"train": ["CASE", ...], "val": [...]}}')
     shared = [shared_groups(fold["train"], fold["val"], groups or {}) for fold in splits]
     if any(shared):
-        found = "; ".join(f"fold {i}: {listed(names)}" for i, names in enumerate(shared) if names)
+        found = "; ".join(
+            f"fold {i}: {some(names, quoted=True)}" for i, names in enumerate(shared) if names
+        )
         raise ValueError(
             f"{path}: groups have cases in both halves, {found}; expected each in one half only; "
             f"remove the file for new folds (and train these again), correct it, or give "
@@ -205,7 +208,7 @@ def _warn_of_planned_groups(
         log.warning(
             "groups of dataset.json have cases in both halves, since --group-regex takes their "
             "place: %s; validation looks better than it is",
-            listed(shared),
+            some(shared, quoted=True),
         )
     planned = planned or {case_id: case_id for case_id in groups}
     if len({(groups[c], planned[c]) for c in groups}) > len(set(groups.values())):

@@ -29,6 +29,7 @@ from promptseg.prompts.automatic.base import Proposal
 from promptseg.prompts.automatic.picture import draw_boxes
 from promptseg.prompts.prompts import PROMPTS_HEADER, Prompts
 from promptseg.prompts.world import voxel_to_world
+from promptseg.words import some
 
 NPZ = ".npz"  # the CVPR 2025 BiomedSegFM challenge's format: `imgs`, uint8 in [0, 255]
 
@@ -131,7 +132,7 @@ def find_images(inputs: Path) -> dict[str, Path]:
             )
         images[case_id] = path
     if not images:
-        names = ", ".join(path.name for path in candidates[:10]) or "nothing"
+        names = some(path.name for path in candidates)
         raise FileNotFoundError(
             f"{inputs}: no image to prompt, found {names}; expected images that SimpleITK reads "
             f"(.nii.gz, .nrrd, .mha, ...), a folder for each DICOM series, or .npz with `imgs`"
