@@ -50,6 +50,7 @@ def test_a_run_writes_all_that_it_should(uninterrupted):
         "checkpoint_best.pth",
         "checkpoint_final.pth",
         "checkpoint_latest.pth",
+        "coarse_prompts.json",
         "metrics.csv",
         "progress.png",
         "training_log.txt",
