@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from promptseg.networks.promptable import PromptableNetwork, decode_in_parts
 from promptseg.preprocessing.lazy import LazyImage
 from promptseg.preprocessing.window import cut_window
 
+ASKED_AT_ONCE = 8  # queries about a whole volume, whose logits are held together
+
 
 class ImageDecoder:
     """Answers queries about one image, window by window.
@@ -25,7 +28,8 @@ class ImageDecoder:
         window: voxels, zyx.
         flips: mirrorings to average over, each a tuple of axes.
         device: where the networks are.
-        most_encodings: of windows, kept for further queries; the oldest goes first.
+        most_encodings: windows whose encodings are kept for further queries, each with those of
+            all networks and mirrorings; the oldest window goes first.
     """
 
     def __init__(
@@ -44,7 +48,7 @@ class ImageDecoder:
         self.flips = flips
         self.device = device
         self.most_encodings = most_encodings
-        self._encodings: dict[tuple, Any] = {}
+        self._encodings: dict[Any, dict[tuple, Any]] = {}  # of each window
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -72,30 +76,29 @@ class ImageDecoder:
     def _decode(
         self, key: Any, cut: Callable[[], np.ndarray], queries: Sequence[Query]
     ) -> tuple[Tensor, Tensor]:
+        cut, encodings = cache(cut), self._encodings_of(key)
         logits_sum, iou_sum = 0.0, 0.0
         for index, network in enumerate(self.networks):
             for flip in self.flips:
-                encoding = self._encoding((key, index, flip), network, cut, flip)
+                if (index, flip) not in encodings:
+                    encodings[index, flip] = self._encode(network, cut(), flip)
                 mirrored = [flipped(query, flip, self.window) for query in queries]
                 prompts = batch_queries(mirrored).to(self.device)
-                logits, iou = decode_in_parts(network, encoding, prompts)
+                logits, iou = decode_in_parts(network, encodings[index, flip], prompts)
                 logits_sum = logits_sum + logits.flip([axis + 1 for axis in flip])
                 iou_sum = iou_sum + iou.sigmoid()
         count = len(self.networks) * len(self.flips)
         return logits_sum / count, iou_sum / count
 
-    def _encoding(
-        self,
-        key: tuple,
-        network: PromptableNetwork,
-        cut: Callable[[], np.ndarray],
-        flip: tuple[int, ...],
-    ) -> Any:
+    def _encodings_of(self, key: Any) -> dict[tuple, Any]:
+        """Those of a window that are there, to be added to; another window makes room."""
         if key not in self._encodings:
-            if len(self._encodings) >= self.most_encodings:
+            while len(self._encodings) >= self.most_encodings:
                 self._encodings.pop(next(iter(self._encodings)))
-            window = torch.from_numpy(np.ascontiguousarray(cut()))[None].to(self.device)
-            window = window.flip([axis + 2 for axis in flip]).float()
-            window = window.contiguous(memory_format=torch.channels_last_3d)
-            self._encodings[key] = network.encode(window)
+            self._encodings[key] = {}
         return self._encodings[key]
+
+    def _encode(self, network: PromptableNetwork, window: np.ndarray, flip: tuple[int, ...]) -> Any:
+        window = torch.from_numpy(np.ascontiguousarray(window))[None].to(self.device)
+        window = window.flip([axis + 2 for axis in flip]).float()
+        return network.encode(window.contiguous(memory_format=torch.channels_last_3d))

@@ -33,7 +33,7 @@ from promptseg.prompts.prompts import Prompts, make_prompts
 __all__ = ["LabelResult", "Prediction", "Predictor", "PreparedImage"]
 log = logging.getLogger(__name__)
 
-KEPT_VOXELS = 2**23  # of windows whose encodings are kept
+KEPT_VOXELS = 2**23  # of windows, once for each encoding of them that is kept
 
 
 class Predictor:
@@ -70,8 +70,9 @@ class Predictor:
             step_size: largest distance of neighbouring windows, as a share of the window.
             mirror_axes: axes 0, 1, 2 of z, y, x for test-time mirroring; logits are averaged
                 over all combinations.
-            most_encodings: window encodings kept for further prompts; by default as many as make
-                up 8 million voxels, of the order of 1 GB.
+            most_encodings: windows whose encodings are kept for further prompts. Those of all
+                networks and mirrorings count together 8 million voxels at most, of the order
+                of 1 GB; but one window's are always kept.
             jitters: moved copies of each prompt whose answers are compared (`agreement`); each
                 costs another decoding, not another encoding.
             keep_probabilities: give them with each prediction.
@@ -86,7 +87,9 @@ class Predictor:
         self.device = device
         self.step_size = step_size
         self.flips = flips(mirror_axes)
-        self.most_encodings = most_encodings or max(1, KEPT_VOXELS // int(np.prod(plans.window)))
+        of_window = int(np.prod(plans.window)) * len(self.networks) * len(self.flips)
+        windows = max(1, KEPT_VOXELS // of_window)
+        self.most_encodings = min(most_encodings or windows, windows)
         self.jitters = jitters
         self.keep_probabilities = keep_probabilities
         self.proposer = Proposer(plans, measured_coarse or {})

@@ -7,8 +7,10 @@ import pytest
 import torch
 from scipy import ndimage
 
+from promptseg.inference import predictor as predictor_module
 from promptseg.inference.predictor import Predictor
 from promptseg.networks.promptable import build_network
+from promptseg.preprocessing.window import cut_window
 from promptseg.training.checkpoint import save_checkpoint
 from promptseg.training.settings import TrainingSettings
 from tests.inference.fakes import LEVELS, LevelNetwork
@@ -158,6 +160,37 @@ def test_keeping_few_encodings_changes_the_work_and_not_the_answer():
         assert network.encoded == (2 * first if most else first)
     np.testing.assert_array_equal(*answers)
     np.testing.assert_array_equal(answers[0], np.where(labels == 2, 0, labels))
+
+
+@pytest.mark.parametrize(("folds", "mirror_axes"), [(5, ()), (1, (0, 1, 2)), (2, (2,))])
+def test_windows_are_encoded_once_for_every_network_and_mirroring(monkeypatch, folds, mirror_axes):
+    cuts = []
+    monkeypatch.setattr(
+        "promptseg.inference.decoding.cut_window",
+        lambda volume, shape, start, window: (
+            cuts.append(tuple(start)) or cut_window(volume, shape, start, window)
+        ),
+    )
+    networks = [LevelNetwork() for _ in range(folds)]
+    model = Predictor(networks, small_plans(), mirror_axes=mirror_axes, most_encodings=1)
+    model.set_image(blocks(SMALL)[0], SPACING)
+    for label in ("liver", "spleen", "lesion"):
+        model.predict(labels=[label])
+    assert [network.encoded for network in networks] == [2 ** len(mirror_axes)] * folds
+    assert len(cuts) == 1  # not for each network and mirroring
+
+
+@pytest.mark.parametrize(("most", "kept"), [(None, 4), (1, 1), (3, 3), (99, 4)])
+def test_encodings_that_are_kept_are_counted_for_all_networks_and_mirrorings(
+    monkeypatch, most, kept
+):
+    monkeypatch.setattr(predictor_module, "KEPT_VOXELS", 4 * (8 * 12 * 16) * 2 * 8)
+    model = Predictor(
+        [LevelNetwork()] * 2, small_plans(), mirror_axes=(0, 1, 2), most_encodings=most
+    )
+    assert model.most_encodings == kept
+    monkeypatch.setattr(predictor_module, "KEPT_VOXELS", 1)  # a large window: never none at all
+    assert predictor(most_encodings=most).most_encodings == 1
 
 
 def test_few_queries_are_decoded_at_once():

@@ -44,7 +44,8 @@ class SegVolPredictor(Predictor):
     ) -> None:
         """As `Predictor`; `measured_coarse` is not used, since every answer starts coarse here."""
         super().__init__(networks, plans, **options)
-        self.most_encodings = max(self.most_encodings, KEPT_ENCODINGS)
+        of_window = len(self.networks) * len(self.flips)
+        self.most_encodings = max(self.most_encodings, KEPT_ENCODINGS // of_window)
 
     def _decoder(self, image: np.ndarray, spacing: Sequence[float]) -> SegVolDecoder:
         return SegVolDecoder(
