@@ -4,6 +4,8 @@ import io
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -250,6 +252,44 @@ def test_states_that_numpy_would_trust_are_refused(tmp_path, shape, dtype, data)
     file = npz_of(tmp_path / "a.npz", clicks=member(array_state(shape, dtype, data)))
     with pytest.raises(ValueError, match=r"a\.npz: clicks: pickled data with "):
         read_npz(file, ["clicks"])
+
+
+def with_deep_key(key, count):
+    """A dictionary with a key of tuples in tuples; the hash of enough of them ends the process."""
+    nested = {
+        "at once": b"N" + b"\x85" * count,
+        "by mark": b"(" * count + b"N" + b"t" * count,
+        "by memo": b"N" + b"\x85q\x000h\x00" * count,
+        "in pairs": b"N" + b"2\x86" * count,
+    }[key]
+    return b"\x80\x04}" + nested + b"Ns."
+
+
+@pytest.mark.parametrize("key", ["at once", "by mark", "by memo", "in pairs"])
+def test_deep_keys_are_refused_before_they_are_keys(tmp_path, key):
+    file = npz_of(tmp_path / "a.npz", boxes=member(with_deep_key(key, 200_000)))
+    read = "from promptseg.npz_reading import read_npz; read_npz(sys.argv[1], ['boxes'])"
+    # In a process of its own: without the check this one would be gone.
+    command = [sys.executable, "-c", f"import sys; {read}", str(file)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 1
+    assert "a.npz: boxes: pickled data with more than 32 levels" in run.stderr
+
+
+def test_text_without_characters_is_refused(tmp_path):
+    # numpy has no type of 0 characters: it would make 1, and the file would fill none of them.
+    with_text = io.BytesIO()
+    header = {"descr": "<U0", "fortran_order": False, "shape": (1000,)}
+    np.lib.format.write_array_header_1_0(with_text, header)
+    file = npz_of(tmp_path / "a.npz", text=with_text.getvalue())
+    with pytest.raises(
+        ValueError, match="text: expected numbers or text, found values of type <U0"
+    ):
+        read_npz(file, ["text"])
+    state = array_state((1000,), np.dtype("U1"), b"").replace(b"\x8c\x02U1", b"\x8c\x02U0")
+    assert b"U0" in state
+    with pytest.raises(ValueError, match="clicks: pickled data with values of type 'U0'"):
+        read_npz(npz_of(tmp_path / "b.npz", clicks=member(state)), ["clicks"])
 
 
 def test_few_bytes_that_unfold_to_many_values_are_refused(tmp_path):
