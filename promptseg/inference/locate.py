@@ -9,15 +9,19 @@ import numpy as np
 from torch import Tensor
 
 from promptseg.boxes import enclosing_box, mask_box
-from promptseg.inference.queries import region_of, widened
+from promptseg.inference.decoding import ASKED_AT_ONCE
+from promptseg.inference.queries import region_of, widened, windows_that_meet
+from promptseg.inference.sliding_window import windows_of_regions
 from promptseg.networks.prompt_encoder import Query
+
+AskWhole = Callable[[Sequence[Query]], tuple[Tensor, Tensor]]
 
 
 def locate(
     queries: Sequence[Query],
     shape: Sequence[int],
     window: Sequence[int],
-    ask_whole: Callable[[Sequence[Query]], Tensor],
+    ask_whole: AskWhole,
 ) -> list[tuple[Query, np.ndarray] | None]:
     """Give every query a region of the volume.
 
@@ -30,7 +34,7 @@ def locate(
         queries: in preprocessed voxels.
         shape: of the preprocessed volume, zyx.
         window: voxels, zyx.
-        ask_whole: logits (n, *window) of queries about the resized volume, in its voxels.
+        ask_whole: see `boxes_in_whole`.
 
     Returns:
         For each query itself, with its box, and its region (2, 3); None for one that is found
@@ -50,18 +54,54 @@ def locate(
     ]
 
 
-def _coarse_boxes(
+def boxes_in_whole(
+    queries: Sequence[Query], ask_whole: AskWhole
+) -> list[tuple[np.ndarray | None, float]]:
+    """Boxes of the answers about a whole volume, resized to one window; a few asked at once.
+
+    Args:
+        queries: in voxels of the resized volume.
+        ask_whole: logits (n, *window) and predicted IoU (n,) of queries about that volume.
+
+    Returns:
+        For each query the (2, 3) box of its mask, None for an empty one, and the predicted IoU.
+    """
+    found = []
+    for first in range(0, len(queries), ASKED_AT_ONCE):
+        logits, ious = ask_whole(queries[first : first + ASKED_AT_ONCE])
+        masks = ((answer > 0).cpu().numpy() for answer in logits)
+        found += zip(map(mask_box, masks), ious.tolist(), strict=True)
+    return found
+
+
+def windows_of_queries(
     queries: Sequence[Query],
-    coarse_voxel: np.ndarray,
-    ask_whole: Callable[[Sequence[Query]], Tensor],
+    regions: Sequence[np.ndarray],
+    shape: Sequence[int],
+    window: Sequence[int],
+    step_size: float,
+) -> list[np.ndarray]:
+    """(n, 3) window starts for each query: those of its region that meet its box.
+
+    Args:
+        queries: in preprocessed voxels.
+        regions: (2, 3) of each, from `locate`.
+        shape, window, step_size: see `windows_of_regions`.
+    """
+    of_regions = windows_of_regions(shape, window, regions, step_size)
+    return [windows_that_meet(*of, window) for of in zip(queries, of_regions, strict=True)]
+
+
+def _coarse_boxes(
+    queries: Sequence[Query], coarse_voxel: np.ndarray, ask_whole: AskWhole
 ) -> list[np.ndarray | None]:
     """Boxes, in preprocessed voxels, of what queries find in the whole volume at once."""
     scaled = []
     for query in queries:
         points = np.asarray(query.points, float).reshape(-1, 3)
         scaled.append(replace(query, points=(points + 0.5) / coarse_voxel - 0.5))
-    boxes = [mask_box((answer > 0).cpu().numpy()) for answer in ask_whole(scaled)]
-    return [None if box is None else box * coarse_voxel for box in boxes]
+    boxes = boxes_in_whole(scaled, ask_whole)
+    return [None if box is None else box * coarse_voxel for box, _ in boxes]
 
 
 def _placed(

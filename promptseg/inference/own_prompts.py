@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from promptseg.boxes import mask_box
 from promptseg.inference.decoding import ImageDecoder
+from promptseg.inference.locate import boxes_in_whole
 from promptseg.networks.prompt_encoder import Query
 from promptseg.prompts.prompts import Prompts, make_prompts
 
@@ -43,10 +43,9 @@ def own_prompts(
     if not proposals:
         return {}
     labels = list(proposals)
-    answers, ious = decoder.in_whole([Query(label=label_indices[label]) for label in labels])
+    queries = [Query(label=label_indices[label]) for label in labels]
     found = {}
-    for label, answer, iou in zip(labels, answers, ious.tolist(), strict=True):
-        box = mask_box((answer > 0).cpu().numpy())
+    for label, (box, iou) in zip(labels, boxes_in_whole(queries, decoder.in_whole), strict=True):
         coarse = _prompts(label, box, decoder.window, raw_shape, iou)
         found[label] = _better(decoder, coarse, proposals[label], label_indices[label], raw_shape)
     return found

@@ -12,17 +12,17 @@ import torch
 
 from promptseg.experiment_planning.plans import Plans
 from promptseg.inference.answers import blended_answers
+from promptseg.inference.collector import Collector
 from promptseg.inference.decoding import ImageDecoder
-from promptseg.inference.export import LabelMap, raw_slabs
+from promptseg.inference.export import raw_slabs
 from promptseg.inference.iterate import predict_each
-from promptseg.inference.locate import locate
+from promptseg.inference.locate import locate, windows_of_queries
 from promptseg.inference.model_folder import load_networks, opened_model, read_coarse_quality
-from promptseg.inference.prepared import PreparedImage
-from promptseg.inference.probabilities import RegionProbabilities
+from promptseg.inference.prepared import PreparedImage, with_channels
 from promptseg.inference.proposer import Proposer
-from promptseg.inference.queries import as_queries, flips, windows_that_meet
-from promptseg.inference.results import LabelResult, Prediction, label_result
-from promptseg.inference.sliding_window import gaussian_weights, windows_of_regions
+from promptseg.inference.queries import as_queries, flips
+from promptseg.inference.results import LabelResult, Prediction
+from promptseg.inference.sliding_window import gaussian_weights
 from promptseg.networks.device import choose_device
 from promptseg.networks.prompt_encoder import Query
 from promptseg.networks.promptable import PromptableNetwork
@@ -130,8 +130,12 @@ class Predictor:
             networks, plans, settings = load_networks(opened, folds, checkpoint)
             measured = read_coarse_quality(opened, folds)
         log.info("predicting on %s", device)
-        kind = _segvol_predictor() if plans.preset == "segvol" else cls
-        return kind(
+        if plans.preset == "segvol":
+            from promptseg.inference.segvol.predictor import (
+                SegVolPredictor as cls,
+            )  # it needs this module
+
+        return cls(
             networks,
             plans,
             device=device,
@@ -163,16 +167,7 @@ class Predictor:
 
     def prepare(self, image: np.ndarray, spacing: Sequence[float]) -> PreparedImage:
         """The part of `set_image` that other threads can do while an image is worked on."""
-        image = np.asarray(image)
-        image = image[None] if image.ndim == 3 else image
-        channels = len(self.plans.channel_names)
-        if image.ndim != 4 or image.shape[0] != channels or 0 in image.shape:
-            raise ValueError(
-                f"expected an image of {channels} channel(s) "
-                f"({', '.join(self.plans.channel_names)}), shape (c, z, y, x), found "
-                f"{image.shape}; give the channels that the model was trained with"
-            )
-        spacing = tuple(spacing)
+        image, spacing = with_channels(image, self.plans.channel_names), tuple(spacing)
         decoder = self._decoder(image, spacing)
         check_windowed(image, self.plans.normalizations)
         return PreparedImage(raw=image, spacing=spacing, decoder=decoder)
@@ -287,62 +282,18 @@ class Predictor:
     def _segment(
         self, wanted: Mapping[str, Prompts], queries: Mapping[str, list[Query]]
     ) -> Prediction:
-        image, window, values = self._current_image(), self.plans.window, self.plans.labels
+        image, window = self._current_image(), self.plans.window
         asked = [(label, query) for label, of_label in queries.items() for query in of_label]
-        places = locate(
-            [query for _, query in asked],
-            image.shape,
-            window,
-            lambda vague: image.decoder.in_whole(vague)[0],
-        )
+        places = locate([query for _, query in asked], image.shape, window, image.decoder.in_whole)
         found = [(label, *place) for (label, _), place in zip(asked, places, strict=True) if place]
         names, located, regions = zip(*found, strict=True) if found else ((), (), ())
-        starts = [
-            windows_that_meet(query, of_region, window)
-            for query, of_region in zip(
-                located,
-                windows_of_regions(image.shape, window, regions, self.step_size),
-                strict=True,
-            )
-        ]
-        label_map = LabelMap(image.raw_shape, max(values.values()))
-        probabilities = RegionProbabilities() if self.keep_probabilities else None
-        ious: dict[str, list[float]] = {label: [] for label in wanted}
-        agreements: dict[str, list[float]] = {label: [] for label in wanted}
-        answers = blended_answers(
+        starts = windows_of_queries(located, regions, image.shape, window, self.step_size)
+        collector = Collector(self.plans.labels, image.raw_shape, self.keep_probabilities)
+        for answer in blended_answers(
             image.decoder, located, starts, self._weights, jitters=self.jitters
-        )
-        for answer in answers:
-            label = names[answer.index]
-            for logits, lower in raw_slabs(
-                answer.blend,
-                image.shape,
-                image.raw_shape,
-                positive_only=probabilities is None,
-            ):
-                label_map.add(values[label], logits, lower)
-                if probabilities is not None:
-                    probabilities.add(label, logits, lower)
-            ious[label].append(answer.predicted_iou)
-            if answer.agreement is not None:
-                agreements[label].append(answer.agreement)
-        results = {
-            label: label_result(
-                prompts,
-                min(ious[label], default=None),  # the worst object needs a person's look
-                label_map.voxels(values[label]),
-                image.raw_shape,
-                min(agreements[label], default=None),
-            )
-            for label, prompts in wanted.items()
-        }
-        return Prediction(
-            segmentation=label_map.labels, labels=results, probabilities=probabilities
-        )
-
-
-def _segvol_predictor() -> type[Predictor]:
-    """The predictor for the preset `segvol`; its module needs this one."""
-    from promptseg.inference.segvol.predictor import SegVolPredictor
-
-    return SegVolPredictor
+        ):
+            label, grids = names[answer.index], (image.shape, image.raw_shape)
+            positive_only = not self.keep_probabilities
+            collector.enter(label, raw_slabs(answer.blend, *grids, positive_only=positive_only))
+            collector.rate(label, answer.index, answer.predicted_iou, answer.agreement)
+        return collector.prediction(wanted)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from promptseg.inference.locate import locate
+from promptseg.inference.locate import boxes_in_whole, locate
 from promptseg.networks.prompt_encoder import Query
 
 SHAPE, WINDOW = (24, 48, 48), (8, 12, 16)  # a coarse voxel is 3x4x3 voxels
@@ -21,7 +21,7 @@ def answering(*boxes):
             if box is not None:
                 (z0, y0, x0), (z1, y1, x1) = box
                 answer[z0:z1, y0:y1, x0:x1] = 5.0
-        return logits
+        return logits, torch.arange(float(len(queries)))
 
     return ask_whole
 
@@ -67,6 +67,27 @@ def test_a_coarse_box_is_enlarged_to_the_clicked_voxels(points, kinds, expected)
     )
     np.testing.assert_array_equal(query.box, expected)
     assert (region[0] <= query.box[0]).all() and (query.box[1] <= region[1]).all()
+
+
+def test_few_answers_about_the_whole_are_held_at_once():
+    asked = []
+
+    def ask_whole(queries):
+        asked.append(len(queries))
+        logits = torch.full((len(queries), *WINDOW), -1.0)
+        for answer, query in zip(logits, queries, strict=True):
+            answer[query.label % 8, 3, 4] = 1.0 if query.label != 9 else -1.0
+        return logits, torch.tensor([query.label / 100 for query in queries])
+
+    found = boxes_in_whole([Query(label=label) for label in range(20)], ask_whole)
+    assert asked == [8, 8, 4]
+    for label, (box, iou) in enumerate(found):
+        assert iou == pytest.approx(label / 100)
+        if label == 9:
+            assert box is None
+        else:
+            assert box.tolist() == [[label % 8, 3, 4], [label % 8 + 1, 4, 5]]
+    assert boxes_in_whole([], ask_whole) == []
 
 
 def test_nothing_is_asked_of_the_whole_when_it_fits_a_window_or_every_query_has_a_box():

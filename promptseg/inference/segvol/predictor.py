@@ -11,10 +11,10 @@ import torch
 
 from promptseg.experiment_planning.plans import Plans
 from promptseg.inference.answers import OPEN_VOXELS
-from promptseg.inference.export import LabelMap, raw_slabs
+from promptseg.inference.collector import Collector
+from promptseg.inference.export import raw_slabs
 from promptseg.inference.predictor import Predictor
-from promptseg.inference.probabilities import RegionProbabilities
-from promptseg.inference.results import Prediction, label_result
+from promptseg.inference.results import Prediction
 from promptseg.inference.segvol.decoder import FirstLook, SegVolDecoder
 from promptseg.inference.segvol.views import in_region, is_prompt
 from promptseg.inference.sliding_window import Blend, groups_of_at_most
@@ -78,32 +78,21 @@ class SegVolPredictor(Predictor):
                 reasons[label] = reason
 
         looks = decoder.first_looks(asked, self.jitters)
-        label_map = LabelMap(image.raw_shape, max(values.values()))
-        probabilities = RegionProbabilities() if self.keep_probabilities else None
+        collector = Collector(values, image.raw_shape, self.keep_probabilities)
         ious = [look.predicted_iou for look in looks]
         for index, region, blend, iou in self._second_looks(decoder, looks):
-            label, ious[index] = names[index], iou
-            shape = region[1] - region[0]
-            for logits, lower in raw_slabs(blend, shape, shape):
-                lower = lower + region[0] + corner
-                label_map.add(values[label], logits, lower)
-                if probabilities is not None:
-                    probabilities.add(label, logits, lower)
-
-        results = {}
-        for label, prompts in wanted.items():
-            own = [index for index, name in enumerate(names) if name == label]
-            agreements = [looks[i].agreement for i in own if looks[i].agreement is not None]
-            results[label] = label_result(
-                _unanswered(prompts, reasons[label]) if label in reasons else prompts,
-                # SegVol did not train this; our training did when it taught the names
-                min((ious[i] for i in own), default=None) if learned else None,
-                label_map.voxels(values[label]),
-                image.raw_shape,
-                min(agreements, default=None),
-            )
-        return Prediction(
-            segmentation=label_map.labels, labels=results, probabilities=probabilities
+            shape, ious[index] = region[1] - region[0], iou
+            slabs = raw_slabs(blend, shape, shape)
+            offset = region[0] + corner
+            collector.enter(names[index], ((logits, at + offset) for logits, at in slabs))
+        for index, (label, iou) in enumerate(zip(names, ious, strict=True)):
+            # SegVol did not train the IoU; our training did when it taught the names
+            collector.rate(label, index, iou if learned else None, looks[index].agreement)
+        return collector.prediction(
+            {
+                label: _unanswered(prompts, reasons[label]) if label in reasons else prompts
+                for label, prompts in wanted.items()
+            }
         )
 
     def _second_looks(
