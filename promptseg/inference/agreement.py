@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from promptseg.inference.decoding import ImageDecoder
@@ -45,30 +44,64 @@ def moved_prompts(query: Query, shape: Sequence[int], count: int, seed: int = 0)
     return moved
 
 
-def moved_answers(decoder: ImageDecoder, start: Sequence[int], moved: Sequence[Query]) -> Tensor:
-    """Logits (n, z, y, x) of moved queries in a window; below 0 where a moved box left it."""
-    there = [bool(len(windows_that_meet(q, np.array([start]), decoder.window))) for q in moved]
-    if all(there):
-        return decoder.in_window(start, moved)[0]
-    logits = torch.full((len(moved), *decoder.window.tolist()), -1.0)
-    if any(there):
-        asked = [query for query, is_there in zip(moved, there, strict=True) if is_there]
-        logits[torch.tensor(there)] = decoder.in_window(start, asked)[0].float().cpu()
-    return logits
+def answers_with_moved(
+    decoder: ImageDecoder,
+    start: Sequence[int],
+    queries: Sequence[Query],
+    moved: Sequence[Sequence[Query]],
+) -> Iterator[tuple[Tensor, float, list[Tensor | None]]]:
+    """Ask a window queries and the moved ones of each, all in one call.
+
+    Args:
+        decoder: of the image.
+        start: of the window, voxels, zyx.
+        queries: in the image's voxels.
+        moved: of each query.
+
+    Yields:
+        For each query its (z, y, x) logits, predicted IoU, and the logits of its moved ones; None
+        for one whose box has left the window.
+    """
+    here = np.array([start])
+    there = [
+        [bool(len(windows_that_meet(query, here, decoder.window))) for query in of_query]
+        for of_query in moved
+    ]
+    asked = [
+        query
+        for pair in zip(moved, there, strict=True)
+        for query, is_there in zip(*pair, strict=True)
+        if is_there
+    ]
+    logits, ious = decoder.in_window(start, [*queries, *asked])
+    answers, of_moved = logits[: len(queries)], iter(logits[len(queries) :])
+    for answer, iou, are_there in zip(answers, ious[: len(queries)].tolist(), there, strict=True):
+        yield answer, iou, [next(of_moved) if is_there else None for is_there in are_there]
 
 
 class Agreement:
-    """Mean IoU of a query's mask with those of its moved prompts, over all windows it uses."""
+    """Mean IoU of a query's mask with those of its moved prompts, over all windows it uses.
+
+    Voxels are counted window by window: where windows overlap as often as they are looked at,
+    with the answers of each.
+    """
 
     def __init__(self, count: int) -> None:
         self._common = np.zeros(count)
         self._either = np.zeros(count)
 
-    def add(self, answer: Tensor, moved: Tensor) -> None:
-        """Enter a window: (z, y, x) logits of the query, (count, z, y, x) of the moved ones."""
-        mask, others = (answer > 0).to(moved.device), moved > 0
-        self._common += (others & mask).sum(dim=(1, 2, 3)).cpu().numpy()
-        self._either += (others | mask).sum(dim=(1, 2, 3)).cpu().numpy()
+    def add(self, answer: Tensor, moved: Sequence[Tensor | None]) -> None:
+        """Enter a window, or the part of it that lies in the volume.
+
+        Args:
+            answer: (z, y, x) logits of the query.
+            moved: the same of the moved ones; None for an empty mask.
+        """
+        mask = answer > 0
+        for number, logits in enumerate(moved):
+            other = mask.new_zeros(()) if logits is None else logits > 0
+            self._common[number] += int((other & mask).sum())
+            self._either[number] += int((other | mask).sum())
 
     def value(self) -> float | None:
         """In [0, 1]; 1 when all masks are empty, None when no prompt was moved."""

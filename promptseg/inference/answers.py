@@ -1,4 +1,4 @@
-"""Queries and their windows to blended logits, each query as soon as its last window is done."""
+"""Queries and their windows to blended logits, slices as soon as their last window is done."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from promptseg.inference.agreement import Agreement, moved_answers, moved_prompts
+from promptseg.inference.agreement import Agreement, answers_with_moved, moved_prompts
 from promptseg.inference.decoding import ImageDecoder
 from promptseg.inference.sliding_window import Blend, groups_of_at_most, spanned
 from promptseg.networks.prompt_encoder import Query
 
 OPEN_VOXELS = 2**27  # of the blends that wait for windows: 512 MB
+ASKED_VOXELS = 2**25  # of the answers in one window that are held together: 128 MB
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What the network says to one query.
+    """What the network says to one query, as far as its windows are done.
 
     Attributes:
         index: place of the query in the list that was asked.
-        blend: its logits, all windows entered.
-        predicted_iou: the largest of its windows: the best one sees most of an object.
-        agreement: mean IoU with the answers to moved prompts; None when there was none to move.
+        blend: its logits; those of slices that are final and were not given yet count.
+        predicted_iou: the largest of the windows so far: the best one sees most of an object.
+        agreement: mean IoU with the answers to moved prompts, in the windows so far; None when
+            there was none to move.
     """
 
     index: int
@@ -42,9 +44,11 @@ def blended_answers(
     jitters: int = 0,
     most_open_voxels: int = OPEN_VOXELS,
 ) -> Iterator[Answer]:
-    """Decode window by window, each for all queries of a group that use it.
+    """Decode window by window in raster order, each for all queries that use it.
 
-    Queries go in groups, neighbours together, so that memory does not grow with their number.
+    Of a query's logits about a window's thickness is held. Where even that is too much for all
+    queries together, they go in groups, neighbours together, and windows that several groups use
+    are visited again for each.
 
     Args:
         decoder: of the image.
@@ -52,15 +56,16 @@ def blended_answers(
         starts: (n, 3) starts of the windows that each query uses, zyx.
         weights: (z, y, x) of a window.
         jitters: how many moved prompts each answer is compared with.
-        most_open_voxels: of the regions of a group; a single query may have more.
+        most_open_voxels: that the queries of a group hold; a single query may hold more.
 
     Yields:
-        Each query's answer, once.
+        Each query's answer, every time that slices of it have become final; the last time with
+        all windows. What was given is released when the next is asked for.
     """
     order = sorted(range(len(queries)), key=lambda index: starts[index].tolist())
     corners = [spanned(starts[index], decoder.window, decoder.shape) for index in order]
-    sizes = [int(np.prod(upper - lower)) for lower, upper in corners]
-    for places in groups_of_at_most(sizes, most_open_voxels):
+    sides = [np.minimum(b - a, (decoder.window[0] + 1, *decoder.shape[1:])) for a, b in corners]
+    for places in groups_of_at_most([int(np.prod(side)) for side in sides], most_open_voxels):
         group = [order[place] for place in places]
         yield from _answers_of_group(decoder, queries, starts, weights, jitters, group)
 
@@ -80,20 +85,29 @@ def _answers_of_group(
     moved = {index: moved_prompts(queries[index], decoder.shape, jitters) for index in group}
     blends: dict[int, Blend] = {}
     agreements = {index: Agreement(len(moved[index])) for index in group}
-    qualities: dict[int, list[float]] = {index: [] for index in group}
-    for start, here in sorted(jobs.items()):
-        logits, ious = decoder.in_window(start, [queries[index] for index in here])
-        for index, answer, iou in zip(here, logits, ious.tolist(), strict=True):
-            if index not in blends:
-                blends[index] = Blend(starts[index], decoder.window, decoder.shape, weights)
-            blends[index].add(answer, np.array(start))
-            if moved[index]:
-                agreements[index].add(answer, moved_answers(decoder, start, moved[index]))
-            qualities[index].append(iou)
-            if len(qualities[index]) == len(starts[index]):
-                yield Answer(
-                    index=index,
-                    blend=blends.pop(index),
-                    predicted_iou=max(qualities[index]),
-                    agreement=agreements[index].value(),
-                )
+    qualities = dict.fromkeys(group, 0.0)
+    at_once = max(1, ASKED_VOXELS // (int(np.prod(decoder.window)) * (1 + jitters)))
+    for start, asking in sorted(jobs.items()):
+        for first in range(0, len(asking), at_once):
+            here = asking[first : first + at_once]
+            answers = answers_with_moved(
+                decoder, start, [queries[i] for i in here], [moved[i] for i in here]
+            )
+            for index, (answer, iou, others) in zip(here, answers, strict=True):
+                if index not in blends:
+                    blends[index] = Blend(starts[index], decoder.window, decoder.shape, weights)
+                blend, inside = blends[index], blends[index].inside(np.array(start))
+                blend.add(answer, np.array(start))
+                others = [None if other is None else other[inside] for other in others]
+                agreements[index].add(answer[inside], others)
+                qualities[index] = max(qualities[index], iou)
+                if blend.is_complete or blend.final > blend.first + 1:
+                    yield Answer(
+                        index=index,
+                        blend=blend,
+                        predicted_iou=qualities[index],
+                        agreement=agreements[index].value(),
+                    )
+                    blend.release()
+                if blend.is_complete:
+                    del blends[index]

@@ -28,6 +28,9 @@ def raw_slabs(
     whole volume (torch's `trilinear`, `align_corners=False`) and cutting out the raw voxels whose
     centre lies in the region, without ever holding that volume.
 
+    Only the slices of the blend that are held and final are carried over; called again after each
+    `release`, it gives every slab of the raw grid once.
+
     Args:
         blend: of the region.
         shape: of the preprocessed volume, zyx.
@@ -42,8 +45,12 @@ def raw_slabs(
     corners = zip(blend.lower.tolist(), blend.upper.tolist(), shape, raw_shape, strict=True)
     axes = [_between(*numbers) for numbers in corners]
     (first, left, share), *in_plane = axes
+    there = left >= blend.first
+    if not blend.is_complete:
+        there &= left + 1 < blend.final
+    first, left, share = first + int((left < blend.first).sum()), left[there], share[there]
     slices = max(1, most_voxels // max(1, len(in_plane[0][1]) * len(in_plane[1][1])))
-    if not all(len(places) for _, places, _ in axes):
+    if not all(len(places) for places in (left, in_plane[0][1], in_plane[1][1])):
         return
     for here in range(0, len(left), slices):
         lefts = left[here : here + slices]

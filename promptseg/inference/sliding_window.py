@@ -109,13 +109,22 @@ def spanned(
 class Blend:
     """Weighted mean of the windows that were computed for one query, inside their region.
 
-    Memory is one float32 volume of the region that the windows span, whatever their number.
+    A slice is final once no window that meets it is missing. Final slices can be released, so
+    that, with windows in raster order, memory is a float32 for each voxel of about one window's
+    thickness of the region, whatever their number.
+
+    Slices are counted from the region's first.
 
     Args:
         starts: (n, 3) starts of all windows that will be added, zyx; may be negative.
         window: voxels, zyx.
         shape: of the volume, zyx.
         weights: (z, y, x) of a window.
+
+    Attributes:
+        lower, upper: (3,) corners of the region, zyx.
+        first: slice that is held; those before it are released.
+        final: slices before this one are final.
     """
 
     def __init__(
@@ -125,21 +134,45 @@ class Blend:
         self.window = np.asarray(window)
         self.lower, self.upper = spanned(starts, self.window, shape)
         self.weights = weights.cpu()
-        self.sum = torch.zeros([int(n) for n in self.upper - self.lower])
+        self.first = self.final = 0
+        self._missing = sorted(self._common(start)[1][0].start for start in starts)
+        self._sum = torch.zeros([0, *(int(n) for n in self.upper[1:] - self.lower[1:])])
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all windows are there."""
+        return not self._missing
 
     def add(self, logits: Tensor, start: np.ndarray) -> None:
         """Add a window's (z, y, x) logits; what lies outside the volume is left out."""
-        here, there = self._common(start)
-        self.sum[there] += logits.float().cpu()[here] * self.weights[here]
+        here, (z, *in_plane) = self._common(start)
+        if (new := z.stop - self.first - len(self._sum)) > 0:
+            self._sum = torch.cat([self._sum, torch.zeros([new, *self._sum.shape[1:]])])
+        there = (slice(z.start - self.first, z.stop - self.first), *in_plane)
+        self._sum[there] += logits.float().cpu()[here] * self.weights[here]
+        self._missing.remove(z.start)
+        self.final = min(self._missing, default=int(self.upper[0] - self.lower[0]))
 
-    def result(self, first: int = 0, last: int | None = None, outside: float = -20.0) -> Tensor:
-        """(z, y, x) mean logits of the region; `outside` where no window reached.
+    def release(self) -> None:
+        """Forget the final slices but the last of them, beside which interpolation goes on."""
+        first = max(self.first, self.final - 1)
+        self._sum, self.first = self._sum[first - self.first :], first
+
+    def inside(self, start: np.ndarray) -> tuple[slice, ...]:
+        """The part of a window, in its own voxels, that lies in the volume."""
+        return self._common(start)[0]
+
+    def result(
+        self, first: int | None = None, last: int | None = None, outside: float = -20.0
+    ) -> Tensor:
+        """(z, y, x) mean logits of slices that are held; `outside` where no window reached.
 
         Args:
-            first, last: slices of the region, the last one exclusive; all when not given.
+            first, last: slices, the last one exclusive; all that are held when not given.
             outside: what stands for no answer.
         """
-        logits = self.sum[first:last]
+        first = self.first if first is None else first
+        logits = self._sum[first - self.first : None if last is None else last - self.first]
         weight_sum = torch.zeros_like(logits)
         for start in self.starts:
             here, (z, *in_plane) = self._common(start)

@@ -24,7 +24,7 @@ class LevelNetwork(nn.Module):
     def __init__(self, inside_box: bool = True, radius: float | None = None, iou: float = 2.0):
         super().__init__()
         self.inside_box, self.radius, self.iou = inside_box, radius, iou
-        self.encoded, self.decoded, self.most_at_once = 0, 0, 0
+        self.encoded, self.decoded, self.most_at_once, self.calls = 0, 0, 0, 0
 
     def encode(self, image: Tensor) -> Tensor:
         self.encoded += 1
@@ -32,6 +32,7 @@ class LevelNetwork(nn.Module):
 
     def decode(self, encoding: Tensor, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
         self.decoded += len(prompts)
+        self.calls += 1
         self.most_at_once = max(self.most_at_once, len(prompts))
         return torch.stack([self._answer(encoding, prompts, i) for i in range(len(prompts))]), (
             torch.full((len(prompts),), self.iou)

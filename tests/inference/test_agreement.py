@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from promptseg.inference.agreement import Agreement, moved_answers, moved_prompts
+from promptseg.inference import answers
+from promptseg.inference.agreement import Agreement, answers_with_moved, moved_prompts
 from promptseg.inference.predictor import Predictor
 from promptseg.networks.prompt_encoder import Query
 from tests.inference.fakes import LEVELS, LevelNetwork
@@ -78,7 +79,7 @@ def test_two_empty_masks_agree_and_an_empty_with_a_full_one_does_not():
     agreement = Agreement(3)
     agreement.add(logits("...."), logits("....", "####", "...."))
     assert agreement.value() == pytest.approx(2 / 3)
-    agreement.add(logits("...."), logits("....", "....", "..#."))
+    agreement.add(logits("...."), [None, logits("...."), logits("..#.")])
     assert agreement.value() == pytest.approx(1 / 3)
     assert Agreement(0).value() is None
 
@@ -97,12 +98,48 @@ def test_a_box_that_was_moved_out_of_a_window_answers_nothing_there():
     decoder = model.prepare(liver((8, 12, 40)), SPACING).decoder
     inside = Query(label=0, box=np.array([[1, 2, 10], [6, 9, 20.0]]))
     outside = Query(label=0, box=np.array([[1, 2, 16], [6, 9, 20.0]]))  # the window ends at 16
-    found = moved_answers(decoder, (0, 0, 0), [outside, inside, outside])
+    asked = answers_with_moved(
+        decoder, (0, 0, 0), [inside, inside], [[outside, inside, outside], [outside]]
+    )
+    (answer, iou, (first, second, third)), (other, _, rest) = asked
     expected = np.zeros(WINDOW, bool)
     expected[1:6, 2:9, 10:16] = True
-    np.testing.assert_array_equal(found[1].numpy() > 0, expected)
-    assert (found[[0, 2]] < 0).all()
-    assert (moved_answers(decoder, (0, 0, 0), [outside]) < 0).all()
+    for logits in (answer, second, other):
+        np.testing.assert_array_equal(logits.numpy() > 0, expected)
+    assert first is None and third is None and rest == [None]
+    assert iou == pytest.approx(1 / (1 + np.exp(-2)))
+
+
+def test_all_that_is_asked_of_a_window_is_asked_together():
+    image, _ = blocks(WINDOW)
+    model = Predictor([network := LevelNetwork()], small_plans(), jitters=2)
+    model.set_image(image, SPACING)
+    boxes = {label: [[1, 2, 1], [6, 9, 12]] for label in ("liver", "spleen", "lesion")}
+    result = model.predict(boxes=boxes)
+    assert network.encoded == 1 and network.decoded == 9 and network.calls == 2  # 8 at once
+    with pytest.MonkeyPatch.context() as patch:  # room for one query and its moved ones
+        patch.setattr(answers, "ASKED_VOXELS", 3 * 8 * 12 * 16)
+        again = model.predict(boxes=boxes)
+    assert network.encoded == 1 and network.decoded == 18 and network.calls == 2 + 3
+    np.testing.assert_array_equal(again.segmentation, result.segmentation)
+    assert again.labels["spleen"].agreement == result.labels["spleen"].agreement
+
+
+def test_voxels_outside_a_volume_smaller_than_the_window_do_not_count():
+    # The network answers 1 everywhere, so also where the window lies outside the volume: masks
+    # that differ by half of the volume agree by half, however large the window is.
+    class Halves(LevelNetwork):
+        def decode(self, encoding, prompts):
+            logits, iou = super().decode(encoding, prompts)
+            logits = torch.ones_like(logits)
+            moved = (prompts.boxes != prompts.boxes.round()).any(dim=2).any(dim=1)
+            logits[moved, :, :, 8:] = -1.0  # the volume is at 4 to 12 of 16
+            return logits, iou
+
+    model = Predictor([Halves()], small_plans(), jitters=2)
+    model.set_image(liver((5, 9, 8)), SPACING)
+    found = model.predict(boxes={"liver": [[0, 1, 1], [4, 8, 7]]}).labels["liver"]
+    assert found.agreement == pytest.approx(1 / 2)
 
 
 def inside(box) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from promptseg.inference.agreement import Agreement, moved_prompts
-from promptseg.inference.decoding import ImageDecoder
+from promptseg.inference.decoding import ASKED_AT_ONCE, ImageDecoder
 from promptseg.inference.segvol.views import (
     CoarseMask,
     grown_to_window,
@@ -22,8 +22,6 @@ from promptseg.inference.sliding_window import Blend
 from promptseg.networks.prompt_encoder import Query
 from promptseg.preprocessing.segvol import SegVolImage
 from promptseg.preprocessing.window import cut_window
-
-ASKED_AT_ONCE = 8  # queries about the whole volume: 8 MB of logits each
 
 
 @dataclass(frozen=True, kw_only=True)
