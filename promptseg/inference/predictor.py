@@ -130,11 +130,10 @@ class Predictor:
             networks, plans, settings = load_networks(opened, folds, checkpoint)
             measured = read_coarse_quality(opened, folds)
         log.info("predicting on %s", device)
-        if plans.preset == "segvol":
-            from promptseg.inference.segvol.predictor import (
-                SegVolPredictor as cls,
-            )  # it needs this module
+        if plans.preset == "segvol":  # its module needs this one
+            from promptseg.inference.segvol.predictor import SegVolPredictor
 
+            cls = SegVolPredictor
         return cls(
             networks,
             plans,

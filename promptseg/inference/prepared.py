@@ -38,6 +38,23 @@ class PreparedImage:
         return self.decoder.shape
 
 
+def with_channels(image: np.ndarray, channel_names: Sequence[str]) -> np.ndarray:
+    """A (z, y, x) or (c, z, y, x) image as (c, z, y, x).
+
+    Raises:
+        ValueError: for a wrong number of channels or axes, or an image of no voxels.
+    """
+    image = np.asarray(image)
+    image = image[None] if image.ndim == 3 else image
+    if image.ndim != 4 or len(image) != len(channel_names) or 0 in image.shape:
+        raise ValueError(
+            f"expected an image of {len(channel_names)} channel(s) "
+            f"({', '.join(channel_names)}), shape (c, z, y, x), found {image.shape}; "
+            f"give the channels that the model was trained with"
+        )
+    return image
+
+
 def read_prepared(predictor: Predictor, files: Sequence[Path]) -> tuple[PreparedImage, Geometry]:
     """Read an image from one file a channel and prepare it, as `Predictor.prepare` does an array.
 
