@@ -178,6 +178,16 @@ def check_windowed(image: np.ndarray, normalizations: Sequence[Normalization]) -
             )
 
 
+def windows_in_words(normalizations: Sequence[Normalization]) -> str:
+    """The windows of the plans that turn HU into [0, 255]; empty where they have none."""
+    of_hu = filter(_is_of_hu, normalizations)
+    return ", ".join(f"{n.lower:g} to {n.upper:g} HU" for n in of_hu)
+
+
+def _is_of_hu(normalization: Normalization) -> bool:
+    return normalization.kind == "window" and normalization != keep_windowed()
+
+
 def undo_window(image: np.ndarray, normalizations: Sequence[Normalization]) -> np.ndarray:
     """Intensities that the plans' windows turn into those of an image windowed before.
 
@@ -189,7 +199,7 @@ def undo_window(image: np.ndarray, normalizations: Sequence[Normalization]) -> n
         the same array if no channel has another window than `keep_windowed`; else float32, HU in
         channels with a window, under the assumption that it was this window.
     """
-    if all(n.kind != "window" or n == keep_windowed() for n in normalizations):
+    if not any(map(_is_of_hu, normalizations)):
         return image
     result = image.astype(np.float32)
     for channel, n in zip(result, normalizations, strict=True):
