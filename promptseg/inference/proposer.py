@@ -11,6 +11,7 @@ import numpy as np
 from promptseg.experiment_planning.plans import Plans
 from promptseg.inference.own_prompts import COARSE, HYBRID, OWN, own_prompts
 from promptseg.inference.prepared import PreparedImage
+from promptseg.preprocessing.lazy import LazyImage
 from promptseg.prompts.automatic.base import AUTO_PROMPTERS
 from promptseg.prompts.automatic.propose import propose_boxes
 from promptseg.prompts.prompts import Prompts, make_prompts
@@ -92,12 +93,14 @@ class Proposer:
         asked = [label for label in labels if self.strategy_of(label, strategy) != COARSE]
         if not asked:
             return {}
+        seen = image.decoder.image
         proposals = propose_boxes(
             image.raw,
             image.spacing,
             auto_prompts={label: self._of_plans(label) for label in asked},
             normalizations=self.plans.normalizations,
             strategy=forced,
+            scale=seen.scales[0] if isinstance(seen, LazyImage) else None,
         )
         found = {}
         for label, proposal in proposals.items():

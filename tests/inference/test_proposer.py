@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from promptseg.inference.predictor import Predictor
 from promptseg.inference.proposer import Proposer
+from promptseg.preprocessing import lazy
+from promptseg.preprocessing.normalize import percentile_clipping
+from promptseg.prompts.automatic import propose
+from promptseg.prompts.automatic.propose import propose_boxes
 from tests.inference.fakes import LEVELS, LevelNetwork
 from tests.inference.test_own_prompts import plans_with
 from tests.small_plans import small_plans
@@ -34,6 +39,31 @@ def test_hybrid_takes_the_place_of_a_choice_that_the_network_beat(planned, iou, 
     assert proposer.strategy_of("liver", "plans") == expected
     for forced in ("coarse", "hybrid", "intensity", "atlas"):
         assert proposer.strategy_of("liver", forced) == forced
+
+
+def test_the_range_of_intensities_is_measured_once_an_image(monkeypatch):
+    measured = []
+    for module in (lazy, propose):
+        original = module.intensity_range
+        monkeypatch.setattr(
+            module, "intensity_range", lambda *rest, f=original: measured.append(1) or f(*rest)
+        )
+    plans = replace(small_plans(), normalizations=(percentile_clipping(),))
+    model = Predictor([LevelNetwork()], plans)
+    image = np.random.default_rng(0).normal(0, 40, (7, 30, 21)).astype(np.float32)
+    image[2:5, 9:20, 5:14] += 300
+    prepared = model.prepare(image, (2.5, 1.0, 0.75))
+    found = model.proposer.propose(prepared, ["liver"], "intensity")["liver"]
+    assert len(measured) == 1
+    expected = propose_boxes(
+        image[None],
+        (2.5, 1.0, 0.75),
+        auto_prompts={"liver": {"strategy": "none"}},
+        normalizations=plans.normalizations,
+        strategy="intensity",
+    )["liver"]
+    assert len(measured) == 2  # alone it measures itself, and proposes the same
+    np.testing.assert_array_equal(found.boxes, expected.boxes)
 
 
 def test_labels_that_the_plans_do_not_prompt_are_hybrid_once_the_network_finds_them():
