@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 from torch import Tensor
@@ -49,25 +50,38 @@ class RegionProbabilities:
             np.maximum(region[here], values, out=region[here])
         return lower, region
 
+    def forget(self, label: str) -> None:
+        """Free what is kept of a label."""
+        self._slabs.pop(label, None)
+
 
 def write_probabilities(
     path: Path, probabilities: RegionProbabilities, labels: Sequence[str], shape: Sequence[int]
 ) -> None:
     """Write an npz: `shape`, `labels`, and for label number i `lower_i` and `probabilities_i`.
 
+    One label's region is put together at a time, and the label forgotten once it is written.
+
     Args:
         path: ends in `.npz`.
-        probabilities: of one image.
+        probabilities: of one image; empty when the file is there.
         labels: those asked for.
         shape: of the image, voxels, zyx.
     """
-    arrays = {"shape": np.array(shape, np.int64), "labels": np.array(labels, str)}
-    for number, label in enumerate(labels):
-        lower, region = probabilities.region(label)
-        arrays[f"lower_{number}"] = np.asarray(lower, np.int64)
-        arrays[f"probabilities_{number}"] = region
-    with replacing(path) as temporary:
-        np.savez_compressed(temporary, **arrays)
+    with replacing(path) as temporary, ZipFile(temporary, "w", ZIP_DEFLATED) as archive:
+        _add(archive, "shape", np.array(shape, np.int64))
+        _add(archive, "labels", np.array(labels, str))
+        for number, label in enumerate(labels):
+            lower, region = probabilities.region(label)
+            probabilities.forget(label)
+            _add(archive, f"lower_{number}", np.asarray(lower, np.int64))
+            _add(archive, f"probabilities_{number}", region)
+
+
+def _add(archive: ZipFile, name: str, array: np.ndarray) -> None:
+    """Add an array to an npz file, as `np.savez_compressed` does."""
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+        np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def read_probabilities(path: Path | str) -> dict[str, np.ndarray]:

@@ -75,6 +75,32 @@ def test_the_file_gives_the_whole_grid_back(tmp_path):
     assert read_probabilities(file) == {}
 
 
+def test_a_label_is_forgotten_once_it_is_written_and_the_file_is_what_numpy_writes(
+    tmp_path, monkeypatch
+):
+    kept = RegionProbabilities()
+    for number, label in enumerate(("a", "b", "c")):
+        kept.add(label, torch.full((2, 3, 4), float(number)), (number, 1, 2))
+    regions = {label: kept.region(label) for label in ("a", "b", "c")}
+    left = []
+    original = RegionProbabilities.region
+    monkeypatch.setattr(
+        RegionProbabilities,
+        "region",
+        lambda self, label: left.append(sorted(self._slabs)) or original(self, label),
+    )
+    file = tmp_path / "case.npz"
+    write_probabilities(file, kept, ["a", "b", "c"], SHAPE)
+    assert left == [["a", "b", "c"], ["b", "c"], ["c"]] and not kept._slabs
+    arrays = {"shape": np.array(SHAPE), "labels": np.array(["a", "b", "c"])}
+    for number, (lower, region) in enumerate(regions.values()):
+        arrays |= {f"lower_{number}": lower, f"probabilities_{number}": region}
+    np.savez_compressed(tmp_path / "numpy.npz", **arrays)
+    with zipfile.ZipFile(file) as ours, zipfile.ZipFile(tmp_path / "numpy.npz") as numpys:
+        assert ours.namelist() == numpys.namelist()
+        assert all(ours.read(name) == numpys.read(name) for name in ours.namelist())
+
+
 def npz(**arrays) -> bytes:
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
