@@ -6,13 +6,15 @@ The CT is enlarged to 400x512x512 voxels (zyx), with noise of 20 HU, and written
 .nii; `crop` is the part of it that the windows of the prompt can see. The network is the light ViT
 as planned for that volume. It is untrained: about half of the voxels that it sees become
 foreground, more than of any organ. Every line is a new process that reads the file, answers the
-prompts and writes the segmentation, with the settings of `promptseg_predict`; its peak is the
-operating system's (VmHWM), with Python, PyTorch and all libraries.
+prompts and writes the segmentation, with the settings of `promptseg_predict`, so also two moved
+copies of every prompt; its peak is the operating system's (VmHWM), with Python, PyTorch and all
+libraries.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import statistics
 import subprocess
@@ -102,11 +104,14 @@ def run(job: dict) -> dict[str, float]:
 
 def measured(folder: str, image: str, boxes: list) -> dict[str, float]:
     """Read, answer and write once; boxes are those of the labels, None asks by name."""
-    from promptseg.inference.predict_files import KEPT_ENCODINGS
+    from promptseg.inference.predict_files import KEPT_ENCODINGS, predict_files
     from promptseg.inference.predictor import Predictor
 
     predictor = Predictor.from_model_folder(
-        Path(folder) / "model", device="cpu", most_encodings=KEPT_ENCODINGS
+        Path(folder) / "model",
+        device="cpu",
+        most_encodings=KEPT_ENCODINGS,
+        jitters=inspect.signature(predict_files).parameters["jitters"].default,
     )
     names = list(predictor.plans.labels)
     times = [time.perf_counter()]
