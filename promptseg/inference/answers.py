@@ -10,7 +10,7 @@ from torch import Tensor
 
 from promptseg.inference.agreement import Agreement, answers_with_moved, moved_prompts
 from promptseg.inference.decoding import ImageDecoder
-from promptseg.inference.sliding_window import Blend, groups_of_at_most, spanned
+from promptseg.inference.sliding_window import Blend, groups_of_at_most, open_voxels, spanned
 from promptseg.networks.prompt_encoder import Query
 
 OPEN_VOXELS = 2**27  # of the blends that wait for windows: 512 MB
@@ -64,8 +64,8 @@ def blended_answers(
     """
     order = sorted(range(len(queries)), key=lambda index: starts[index].tolist())
     corners = [spanned(starts[index], decoder.window, decoder.shape) for index in order]
-    sides = [np.minimum(b - a, (decoder.window[0] + 1, *decoder.shape[1:])) for a, b in corners]
-    for places in groups_of_at_most([int(np.prod(side)) for side in sides], most_open_voxels):
+    sizes = [open_voxels(*of_query, decoder.window) for of_query in corners]
+    for places in groups_of_at_most(sizes, most_open_voxels):
         group = [order[place] for place in places]
         yield from _answers_of_group(decoder, queries, starts, weights, jitters, group)
 
@@ -101,7 +101,7 @@ def _answers_of_group(
                 others = [None if other is None else other[inside] for other in others]
                 agreements[index].add(answer[inside], others)
                 qualities[index] = max(qualities[index], iou)
-                if blend.is_complete or blend.final > blend.first + 1:
+                if blend.is_due:
                     yield Answer(
                         index=index,
                         blend=blend,

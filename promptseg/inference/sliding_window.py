@@ -143,6 +143,11 @@ class Blend:
         """Whether all windows are there."""
         return not self._missing
 
+    @property
+    def is_due(self) -> bool:
+        """Whether slices are final that were not at the last `release`."""
+        return self.is_complete or self.final > self.first + 1
+
     def add(self, logits: Tensor, start: np.ndarray) -> None:
         """Add a window's (z, y, x) logits; what lies outside the volume is left out."""
         here, (z, *in_plane) = self._common(start)
@@ -192,6 +197,11 @@ class Blend:
             for o in (start, self.lower)
         )
         return here, there
+
+
+def open_voxels(lower: np.ndarray, upper: np.ndarray, window: Sequence[int]) -> int:
+    """The most voxels that a `Blend` of a region holds when it is released as slices are due."""
+    return int(np.prod(np.minimum(upper - lower, (window[0] + 1, *(upper - lower)[1:]))))
 
 
 def groups_of_at_most(sizes: Sequence[int], most: int) -> list[list[int]]:

@@ -324,3 +324,40 @@ def test_what_training_measured_of_the_first_look_changes_no_prompt():
     model.set_image(volume((13, 40, 33)), SPACING)
     result = model.predict(labels=["liver"], auto_prompt="plans").labels["liver"]
     assert result.prompts.reason == "no_usable_strategy"
+
+
+def test_many_queries_about_a_tall_region_take_one_pass_and_answer_as_each_does_alone(monkeypatch):
+    image = volume((40, 30, 33))
+    box = np.array([[1, 0, 0], [39, 29, 31]])  # all that is bright is in each
+    asked = np.stack([box + [[0, number % 3, 0], [0, 0, 0]] for number in range(10)])
+    network = BrightNetwork()
+    model = predictor(network, keep_probabilities=True)
+    model.most_encodings = 1
+    model.set_image(image, SPACING)
+    looks = model._image.decoder.first_looks
+    regions = set()
+    monkeypatch.setattr(
+        model._image.decoder,
+        "first_looks",
+        lambda *rest: [
+            regions.add(tuple(look.region.ravel().tolist())) or look for look in looks(*rest)
+        ],
+    )
+    together = model.predict(boxes={"lesion": asked})
+    encoded = len(network.images)
+    assert len(regions) == 1 and encoded > 4  # the whole, and the windows of the region, once
+
+    single = predictor(BrightNetwork(), keep_probabilities=True)
+    single.set_image(image, SPACING)
+    found, best = np.zeros(image.shape, bool), np.zeros(image.shape, np.float16)
+    for one in asked[:3]:
+        prediction = single.predict(boxes={"lesion": one})
+        found |= prediction.segmentation == 5
+        lower, region = prediction.probabilities.region("lesion")
+        here = tuple(slice(a, a + n) for a, n in zip(lower, region.shape, strict=True))
+        best[here] = np.maximum(best[here], region)
+    assert encoded == len(single._image.decoder.networks[0].images)
+    np.testing.assert_array_equal(together.segmentation == 5, found)
+    lower, region = together.probabilities.region("lesion")
+    here = tuple(slice(a, a + n) for a, n in zip(lower, region.shape, strict=True))
+    np.testing.assert_array_equal(region, best[here])

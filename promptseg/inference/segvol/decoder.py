@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,36 +94,39 @@ class SegVolDecoder(ImageDecoder):
 
     def second_looks(
         self, region: np.ndarray, looks: Sequence[FirstLook], step_size: float
-    ) -> tuple[list[Blend], np.ndarray]:
+    ) -> Iterator[tuple[int, Blend, float]]:
         """Look at a region window by window, each encoded once for all queries about it.
 
-        Windows count alike where they overlap.
+        Windows count alike where they overlap; a few queries are asked at once.
 
         Args:
             region: (2, 3) half-open integer box in voxels of the crop, zyx.
             looks: whose region it is.
             step_size: distance of neighbouring windows, as a share of the window.
 
-        Returns:
-            The logits of each query in the region, and (n,) predicted IoU of its best window.
+        Yields:
+            The place of a query in `looks`, its logits in the region, and the predicted IoU of
+            its best window so far, every time that slices have become final; they are released
+            when the next is asked for.
         """
         shape = region[1] - region[0]
         starts = region_starts(shape, self.window, step_size)
         even = torch.ones(tuple(self.window))
         blends = [Blend(starts, self.window, shape, even) for _ in looks]
         best = np.zeros(len(looks))
-        for start in starts:
+        alone = len(starts) == 1
+        for start, first in itertools.product(starts, range(0, len(looks), ASKED_AT_ONCE)):
             queries = [
-                in_window_of_region(
-                    look.query, look.coarse, region, start, self.window, alone=len(starts) == 1
-                )
-                for look in looks
+                in_window_of_region(look.query, look.coarse, region, start, self.window, alone)
+                for look in looks[first : first + ASKED_AT_ONCE]
             ]
             logits, ious = self._in_window_of_region(region, start, queries)
-            for blend, answer in zip(blends, logits, strict=True):
-                blend.add(answer, start)
-            best = np.maximum(best, ious.cpu().numpy())
-        return blends, best
+            for place, answer in enumerate(logits, start=first):
+                best[place] = max(best[place], float(ious[place - first]))
+                blends[place].add(answer, start)
+                if blends[place].is_due:
+                    yield place, blends[place], float(best[place])
+                    blends[place].release()
 
     def _in_window_of_region(
         self, region: np.ndarray, start: np.ndarray, queries: Sequence[Query]

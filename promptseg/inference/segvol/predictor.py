@@ -17,7 +17,7 @@ from promptseg.inference.predictor import Predictor
 from promptseg.inference.results import Prediction
 from promptseg.inference.segvol.decoder import FirstLook, SegVolDecoder
 from promptseg.inference.segvol.views import in_region, is_prompt
-from promptseg.inference.sliding_window import Blend, groups_of_at_most
+from promptseg.inference.sliding_window import Blend, groups_of_at_most, open_voxels
 from promptseg.networks.prompt_encoder import Query
 from promptseg.networks.segvol import SegVolNetwork
 from promptseg.preprocessing.segvol import SegVolImage
@@ -100,6 +100,8 @@ class SegVolPredictor(Predictor):
     ) -> Iterator[tuple[int, np.ndarray, Blend, float]]:
         """Number, region, logits there and predicted IoU of the queries that found something.
 
+        Each comes every time that slices of its region are final; see `blended_answers`.
+
         Logits of the second look replace the first's in the region. The region holds all of the
         first's that are above 0; so nothing of the first look is left to enter, and nothing of a
         query whose first look found nothing.
@@ -110,14 +112,12 @@ class SegVolPredictor(Predictor):
                 of_region.setdefault(tuple(look.region.ravel().tolist()), []).append(index)
         for numbers, indices in of_region.items():
             region = np.reshape(numbers, (2, 3))
-            voxels = int(np.prod(region[1] - region[0]))
+            voxels = open_voxels(*region, self.plans.window)
             for group in groups_of_at_most([voxels] * len(indices), OPEN_VOXELS):
                 here = [indices[place] for place in group]
-                blends, ious = decoder.second_looks(
-                    region, [looks[index] for index in here], self.step_size
-                )
-                for index, blend, iou in zip(here, blends, ious.tolist(), strict=True):
-                    yield index, region, blend, iou
+                own = [looks[index] for index in here]
+                for place, blend, iou in decoder.second_looks(region, own, self.step_size):
+                    yield here[place], region, blend, iou
 
     def _learned_labels(self) -> set[str]:
         """The labels that every network was asked for by name in training."""
