@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,10 @@ from promptseg.nifti import accept_shear, permissive_sform, restore_voxels, stri
 
 _CHUNK = 1 << 18  # bytes read at a time; no header is as long
 _MOST_UNEVEN = 0.1  # of a DICOM series' slice distance; a missing slice gives 1
+
+_quiet = threading.Lock()
+_quiet_reads = 0  # of all threads: ITK has one switch for the whole process
+_shown_before = True
 
 
 def is_dicom_folder(path: Path | str) -> bool:
@@ -180,10 +185,20 @@ def _itk_errors_name(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _quiet_itk() -> Iterator[None]:
-    """Keep ITK's warnings off the terminal; what matters is checked and raised or logged here."""
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    """Keep ITK's warnings off the terminal; what matters is checked and raised or logged here.
+
+    The first of several threads turns them off, the last back to what they were.
+    """
+    global _quiet_reads, _shown_before
+    with _quiet:
+        if not _quiet_reads:
+            _shown_before = sitk.ProcessObject.GetGlobalWarningDisplay()
+            sitk.ProcessObject.SetGlobalWarningDisplay(False)
+        _quiet_reads += 1
     try:
         yield
     finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+        with _quiet:
+            _quiet_reads -= 1
+            if not _quiet_reads:
+                sitk.ProcessObject.SetGlobalWarningDisplay(_shown_before)

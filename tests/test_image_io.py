@@ -25,7 +25,7 @@ from promptseg.image_io import (
     read_segmentation,
     write_image,
 )
-from promptseg.itk_reading import read_itk
+from promptseg.itk_reading import _quiet_itk, read_itk
 from tests.real_data import require_real_data
 
 SHAPE = (4, 5, 7)
@@ -496,6 +496,21 @@ def test_reading_leaves_itks_settings_as_they_were(tmp_path, monkeypatch):
 
     assert os.environ["ITK_NIFTI_SFORM_PERMISSIVE"] == "OFF"
     assert sitk.ProcessObject.GetGlobalWarningDisplay()
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_threads_that_read_at_once_leave_itks_warnings_as_they_were(shown):
+    display = sitk.ProcessObject.GetGlobalWarningDisplay
+    sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+    try:
+        first, second = _quiet_itk(), _quiet_itk()  # two threads' blocks, which overlap
+        first.__enter__(), second.__enter__()
+        first.__exit__(None, None, None)
+        assert not display()  # the second still reads
+        second.__exit__(None, None, None)
+        assert display() == shown
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(True)
 
 
 # Names
