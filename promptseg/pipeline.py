@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,26 @@ from promptseg.experiment_planning.plans import DEFAULT_PLANS_NAME, Plans, load_
 from promptseg.files import read_json, replacing
 from promptseg.folders import Folders, find_dataset_folder
 from promptseg.inference.coarse_quality import measure_coarse
-from promptseg.inference.model_folder import write_coarse_quality
-from promptseg.inference.predict_files import predict_cases
+from promptseg.inference.model_folder import (
+    load_networks,
+    opened_model,
+    write_coarse_quality,
+)
+from promptseg.inference.predict_folder import predict_cases
 from promptseg.inference.predictor import Predictor
 from promptseg.networks.device import choose_device
 from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
 from promptseg.prompts.given import case_from_json
 from promptseg.raw_dataset import RawCase
+from promptseg.training.distillation import Teacher, check_teacher_fits
 from promptseg.training.patches import AutoBoxes
 from promptseg.training.settings import RunOptions
 from promptseg.training.splits import cases_of_fold
 from promptseg.training.trainers import TRAINERS
 
 log = logging.getLogger(__name__)
+
+TEACHING = "checkpoint_final.pth"
 
 
 def train(
@@ -46,6 +54,7 @@ def train(
     seed: int | None = None,
     pretrained_weights: Path | str | None = None,
     freeze: str | None = None,
+    teacher: Path | str | None = None,
     ema: float | None = None,
     early_stopping: int | None = None,
     precision: str | None = None,
@@ -71,10 +80,12 @@ def train(
             weights and `scratch` without.
         epochs, iterations_per_epoch, time_budget (seconds), initial_lr, seed: override the
             trainer's settings where given. A resumed run keeps its checkpoint's, but for
-            `epochs`, `time_budget` and `early_stopping`, which may extend it.
+            `epochs`, `time_budget` and `early_stopping`, which may extend it, and `teacher`.
         pretrained_weights: SegVol's checkpoint or one of ours to start from, see
             `load_pretrained`. A resumed run does not load them again.
         freeze: `encoder` trains all but the image encoder.
+        teacher: folder or zip file of a trained model of the same plans, see `load_teacher`; for
+            trainers that learn from one. A resumed run finds it again, or where this says.
         ema: decay of an average of the weights, such as 0.999, that then validates and predicts.
         early_stopping: epochs without a better validation score that end the run; 0 never ends it.
         precision: `fp32`, `bf16` or `fp16`; `bf16` on a GPU that has it, else `fp32`, when not
@@ -100,6 +111,8 @@ def train(
     device, fold = choose_device(device), str(fold)
     if pretrained_weights is not None:
         pretrained_weights = str(Path(pretrained_weights).absolute())
+    if teacher is not None:
+        teacher = str(Path(teacher).absolute())
     recipe = recipe or ("scratch" if pretrained_weights is None else "paper")
     settings = trainer_class.settings_for(recipe).replace(
         epochs=epochs,
@@ -109,6 +122,7 @@ def train(
         seed=seed,
         pretrained_weights=pretrained_weights,
         freeze=freeze,
+        teacher=teacher,
         ema=ema,
         early_stopping=early_stopping,
         precision=precision,
@@ -156,7 +170,9 @@ def train(
             "epochs": epochs,
             "time_budget": time_budget,
             "early_stopping": early_stopping,
+            "teacher": teacher,
         },
+        load_teacher=partial(load_teacher, plans=plans, fold=fold),
     )
     with _log_file(fold_folder / "training_log.txt"):
         run.prepare()
@@ -230,6 +246,41 @@ def validate_fold(
         measured = measure_coarse(predictor, cases, truth)
         write_coarse_quality(folder.parent, measured)
     return summary
+
+
+def load_teacher(path: Path, plans: Plans, fold: str) -> Teacher:
+    """The networks of a trained model that teach a fold: those of its own fold of that name.
+
+    They have not seen the fold's validation cases. A model without that fold teaches with all
+    folds that it has, and that is warned of where there are validation cases.
+
+    Args:
+        path: model folder, or a zip file of it, with `checkpoint_final.pth`.
+        plans: of the student.
+        fold: of the student.
+
+    Raises:
+        FileNotFoundError: if there is no model, or no finished fold of it.
+        ValueError: if the model's plans differ in what `check_teacher_fits` compares.
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: the teacher is not there; give the folder or zip file of a trained model "
+            f"with --teacher, also with --c, if it was moved"
+        )
+    with opened_model(path) as folder:
+        has_fold = (folder / f"fold_{fold}" / TEACHING).is_file()
+        networks, of_teacher, _ = load_networks(folder, [fold] if has_fold else None, TEACHING)
+    check_teacher_fits(of_teacher, plans, path)
+    log.info("teacher: %s, %s", path, f"fold {fold}" if has_fold else f"{len(networks)} folds")
+    if fold != "all" and not has_fold:
+        log.warning(
+            "%s has no finished fold %s: its other folds teach, and may have been trained on this "
+            "fold's validation cases; validation looks better than it is",
+            path,
+            fold,
+        )
+    return Teacher(networks, path)
 
 
 def _keep_beside_model(source: Path, model_folder: Path, plans: Plans) -> None:

@@ -5,28 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from promptseg.image_io import (
-    NPZ,
-    SEGMENTATION_ENDINGS,
-    Geometry,
-    file_ending,
-    read_image,
-    write_image,
-)
+from promptseg.image_io import SEGMENTATION_ENDINGS, Geometry, file_ending, write_image
 from promptseg.inference.predictor import Predictor
-from promptseg.inference.prepared import PreparedImage
+from promptseg.inference.prepared import PreparedImage, read_prepared
 from promptseg.inference.probabilities import probabilities_file, write_probabilities
 from promptseg.inference.results import Prediction
-from promptseg.preprocessing.normalize import Normalization, undo_window
 from promptseg.prompts.given import CasePrompts
 from promptseg.prompts.prompts import Prompts
 from promptseg.raw_dataset import RawCase
+from promptseg.words import some
 
 log = logging.getLogger(__name__)
 
@@ -63,14 +53,7 @@ class CaseSteps:
         Raises:
             FileNotFoundError, ValueError: naming the files or the prompts that are wrong.
         """
-        image, geometry = read_image(case.images)
-        if file_ending(case.images[0]) == NPZ:
-            image = self._windowed_alike(image)
-        try:
-            prepared = self.predictor.prepare(image, geometry.spacing)
-        except ValueError as error:
-            names = ", ".join(map(str, case.images))
-            raise ValueError(f"{names}: {error}") from error
+        prepared, geometry = read_prepared(self.predictor, case.images)
         labels, prompts = list(self.predictor.plans.labels), {}
         if self.from_file is not None:
             prompts = prompts_of_case(self.from_file, case.case_id, geometry)
@@ -78,14 +61,6 @@ class CaseSteps:
         elif self.auto_prompt:
             prompts = self.predictor.proposer.propose(prepared, labels, self.auto_prompt)
         return ReadCase(image=prepared, geometry=geometry, labels=labels, prompts=prompts)
-
-    def _windowed_alike(self, image: np.ndarray) -> np.ndarray:
-        """An image of the challenge, whose CT is windowed already, as the plans expect it."""
-        normalizations = self.predictor.plans.normalizations
-        unwindowed = undo_window(image, normalizations)
-        if unwindowed is not image:
-            _warn_of_windows(normalizations)
-        return unwindowed
 
     def segment(self, case: RawCase, read: ReadCase) -> tuple[Prediction, Geometry]:
         """Segment a case; one at a time."""
@@ -120,17 +95,6 @@ class CaseSteps:
         return self.write(case, self.segment(case, self.read(case)))
 
 
-@lru_cache  # once, not for each case
-def _warn_of_windows(normalizations: tuple[Normalization, ...]) -> None:
-    windows = ", ".join(f"{n.lower:g} to {n.upper:g}" for n in normalizations if n.kind == "window")
-    log.warning(
-        "CT in .npz files is windowed to [0, 255] already, but the model was planned on HU: the "
-        "images are taken to have been windowed as its plans do (%s HU). If they were not, expect "
-        "poor segmentations; a model trained on converted .npz files has no such doubt",
-        windows,
-    )
-
-
 def prompts_of_case(
     from_file: Mapping[str, CasePrompts], case_id: str, geometry: Geometry
 ) -> dict[str, Prompts]:
@@ -140,7 +104,10 @@ def prompts_of_case(
         ValueError: if there are none for this case, or if they are wrong.
     """
     if case_id not in from_file:
-        raise ValueError("the prompts file has nothing for this case")
+        raise ValueError(
+            f"case {case_id!r}: no prompts were given for it, only for {some(from_file)}; "
+            f"give some, or leave the case out"
+        )
     return from_file[case_id].on(geometry)
 
 

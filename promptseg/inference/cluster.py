@@ -112,7 +112,8 @@ def predict_on_cluster(
             images = tuple(path.absolute() for path in case.images)
             prompts = None
             if from_file is not None:  # of this case alone
-                prompts = {name: from_file[name] for name in {case.case_id} & set(from_file)}
+                own = from_file.get(case.case_id)
+                prompts = {} if own is None else {case.case_id: own}
             key = f"{case.case_id}-{job.run}"
             task = client.submit(
                 _predict_case, replace(case, images=images), prompts, job, key=key, pure=False
@@ -123,7 +124,7 @@ def predict_on_cluster(
                 entry, message = task.result()
                 error = None if message is None else RuntimeError(message)
             except Exception as cause:
-                entry, error = None, _lost(cause)
+                entry, error = None, _in_words(cause)
             # Dask would do a case again whose worker is lost while anybody holds its result.
             task.release()
             done(running.pop(task), entry, error)
@@ -158,9 +159,17 @@ def _predictor(job: ClusterJob) -> Predictor:
     return _loaded[job.run]
 
 
-def _lost(cause: Exception) -> Exception:
-    """The error of a case whose task came to no end, in words."""
+def _in_words(cause: Exception) -> Exception:
+    """The error of a case whose task came to no end; what went wrong inside, a task returns."""
+    from distributed.scheduler import KilledWorker
+
+    if isinstance(cause, KilledWorker):
+        return RuntimeError(
+            f"its workers were lost (KilledWorker: {cause}); most often they ran out of memory: "
+            f"give each more, and run the same command with --continue_prediction"
+        )
     return RuntimeError(
-        f"its workers were lost ({type(cause).__name__}: {cause}); most often they ran out of "
-        f"memory: give each more, and run the same command with --continue_prediction"
+        f"its task did not come to an end on the cluster ({type(cause).__name__}: {cause}); if "
+        f"that does not tell what to do, look at the worker's log, and run the same command with "
+        f"--continue_prediction"
     )

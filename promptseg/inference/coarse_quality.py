@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from promptseg.boxes import box_iou, mask_box
-from promptseg.image_io import read_image, read_segmentation
+from promptseg.image_io import read_segmentation
 from promptseg.inference.own_prompts import COARSE
 from promptseg.inference.predictor import Predictor
+from promptseg.inference.prepared import read_prepared
 from promptseg.raw_dataset import RawCase
 
 log = logging.getLogger(__name__)
@@ -35,8 +36,7 @@ def measure_coarse(
     """
     ious: dict[str, list[float]] = {}
     for case in cases:
-        image, geometry = read_image(case.images)
-        prepared = predictor.prepare(image, geometry.spacing)
+        prepared, _ = read_prepared(predictor, case.images)
         segmentation, _ = read_segmentation(truth[case.case_id])
         true = {
             label: mask_box(segmentation == value)

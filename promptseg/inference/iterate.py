@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from promptseg.image_io import read_image
-from promptseg.inference.prepared import PreparedImage
+from promptseg.inference.prepared import PreparedImage, read_prepared, warn_of_windows
 from promptseg.inference.results import Prediction
 
 if TYPE_CHECKING:
@@ -24,10 +23,17 @@ def predict_each(
 ) -> Iterator[Prediction]:
     """See `Predictor.predict_iterator`; it is left cleanly at any image."""
     remaining = iter(images)
+    warned = False
 
-    def read_next() -> Any:
-        item = next(remaining, _END)
-        return _END if item is _END else _prepared(predictor, item)
+    def read_next() -> PreparedImage | object:
+        nonlocal warned
+        if (item := next(remaining, _END)) is _END:
+            return _END
+        if _is_array(item):
+            return predictor.prepare(*item)
+        files = _files(item)
+        warned = warned or warn_of_windows(files, predictor.plans.normalizations)
+        return read_prepared(predictor, files)[0]
 
     with ThreadPoolExecutor(1) as reader:
         coming = reader.submit(read_next)
@@ -37,15 +43,21 @@ def predict_each(
             yield predictor.predict(**prompts)
 
 
-def _prepared(predictor: Predictor, item: Any) -> PreparedImage:
-    """An image file, a file a channel, or an array and its spacing, ready to be asked about."""
-    if isinstance(item, Sequence) and len(item) == 2 and isinstance(item[0], np.ndarray):
-        return predictor.prepare(*item)
+def _is_array(item: Any) -> bool:
+    """Whether an item is an array and its spacing."""
+    return isinstance(item, Sequence) and len(item) == 2 and isinstance(item[0], np.ndarray)
+
+
+def _files(item: Any) -> list[Path]:
+    """The files of an item, one a channel."""
     files = [item] if isinstance(item, (str, Path)) else item
-    if not isinstance(files, Sequence) or not all(isinstance(f, (str, Path)) for f in files):
+    if (
+        not isinstance(files, Sequence)
+        or not files
+        or not all(isinstance(file, (str, Path)) for file in files)
+    ):
         raise ValueError(
             f"expected an image file, a list of one file a channel, or (array, spacing), found "
             f"{type(item).__name__}"
         )
-    image, geometry = read_image([Path(file) for file in files])
-    return predictor.prepare(image, geometry.spacing)
+    return [Path(file) for file in files]

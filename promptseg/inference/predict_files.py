@@ -1,33 +1,20 @@
-"""A folder of images to a folder of segmentations, the prompts used and a report."""
+"""A trained model and a folder of images to a folder of segmentations, here or on a cluster."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from promptseg.files import replacing
-from promptseg.inference.case_steps import CaseSteps, failure, target
 from promptseg.inference.cluster import connect, predict_on_cluster
 from promptseg.inference.model_folder import opened_model
-from promptseg.inference.overlap import overlapped
+from promptseg.inference.predict_folder import check_arguments, predict_folder
 from promptseg.inference.predictor import Predictor
-from promptseg.inference.probabilities import probabilities_file
-from promptseg.inference.report import Report
-from promptseg.inference.review import write_review_list
-from promptseg.prompts.given import CasePrompts
-from promptseg.prompts.prompts_file import read_case_prompts
-from promptseg.raw_dataset import RawCase, cases_in_folder
-
-log = logging.getLogger(__name__)
 
 KEPT_ENCODINGS = 4  # of windows; an image is asked once, and then mostly window after window
-_Done = Callable[[RawCase, dict[str, Any] | None, Exception | None], None]
 
 
 def predict_files(
@@ -93,13 +80,18 @@ def predict_files(
             `review_list` is a folder, or if a segmentation would overwrite an image.
         ImportError, ConnectionError: if `dask` is given and Dask or the scheduler is not there.
     """
-    if auto_prompt and prompts:
-        raise ValueError("give either --auto-prompt or --prompts, not both")
-    if not 0 <= part < parts:
-        raise ValueError(f"part must be in 0 to {parts - 1} for {parts} part(s), got {part}")
-    if review_list is not None and Path(review_list).is_dir():
-        raise ValueError(f"{review_list} is a folder; the review list is a CSV file")
     output, model_folder = Path(output), Path(model_folder)
+    asked = {
+        "auto_prompt": auto_prompt,
+        "prompts": prompts,
+        "continue_prediction": continue_prediction,
+        "parts": parts,
+        "part": part,
+        "readers": readers,
+        "writers": writers,
+        "review_list": review_list,
+    }
+    check_arguments(**asked)  # before the model is loaded
     options = {
         "folds": folds,
         "checkpoint": checkpoint,
@@ -111,131 +103,20 @@ def predict_files(
         "keep_probabilities": save_probabilities,
     }
     with connect(dask) if dask else nullcontext() as client:
-        predictor = Predictor.from_model_folder(model_folder, **options)
-        if auto_prompt:
-            predictor.proposer.check(auto_prompt)  # a wrong name fails here, once
-            predictor.proposer.tell(auto_prompt)
-        cases, notes, problems = cases_in_folder(inputs, len(predictor.plans.channel_names))
-        for note in notes:
-            log.info(note)
-        how = {"output": output, "auto_prompt": auto_prompt, "from_file": None}
-        if prompts is not None:
-            case_ids = [case.case_id for case in cases]
-            how["from_file"] = read_case_prompts(prompts, case_ids, predictor.plans.labels)
-        if client:
-            work = partial(
+        if client:  # it runs where the workers are; here may be no GPU
+            predictor = Predictor.from_model_folder(model_folder, **{**options, "device": "cpu"})
+            asked["work"] = partial(
                 predict_on_cluster,
                 client,
                 model_folder=model_folder,
                 model_options=options,
                 imports=imports,
-                **how,
             )
         else:
-            work = _in_this_process(CaseSteps(predictor=predictor, **how), readers, writers)
-        report = _predict(
-            cases[part::parts],
-            work,
-            output,
-            Report(
-                output,
-                auto_prompt,
-                suffix="" if parts == 1 else f"_part{part}",
-                goes_on=continue_prediction,
-            ),
-            problems,
-        )
-    if review_list is not None:
-        write_review_list(Path(review_list), report)
+            predictor = Predictor.from_model_folder(model_folder, **options)
+        report = predict_folder(predictor, inputs, output, **asked)
     _keep_dataset_json(model_folder, output)
     return report
-
-
-def predict_cases(
-    predictor: Predictor,
-    cases: Sequence[RawCase],
-    output: Path | str,
-    *,
-    auto_prompt: str | None = None,
-    from_file: Mapping[str, CasePrompts] | None = None,
-    continue_prediction: bool = False,
-    readers: int = 1,
-    writers: int = 1,
-) -> dict[str, Any]:
-    """`predict_files` for a predictor and cases that are there already.
-
-    Args:
-        predictor: with its networks.
-        cases: to segment; labels are not looked at.
-        output: folder to write to; made when missing.
-        auto_prompt, continue_prediction, readers, writers: see `predict_files`.
-        from_file: prompts by case; see `read_case_prompts`.
-    """
-    output = Path(output)
-    steps = CaseSteps(
-        predictor=predictor, output=output, auto_prompt=auto_prompt, from_file=from_file
-    )
-    report = Report(output, auto_prompt, goes_on=continue_prediction)
-    return _predict(cases, _in_this_process(steps, readers, writers), output, report, {})
-
-
-def _in_this_process(
-    steps: CaseSteps, readers: int, writers: int
-) -> Callable[[Sequence[RawCase], _Done], None]:
-    def work(cases: Sequence[RawCase], done: _Done) -> None:
-        overlapped(
-            cases, steps.read, steps.segment, steps.write, done, readers=readers, writers=writers
-        )
-
-    return work
-
-
-def _predict(
-    cases: Sequence[RawCase],
-    work: Callable[[Sequence[RawCase], _Done], None],
-    output: Path,
-    report: Report,
-    problems: Mapping[str, str],
-) -> dict[str, Any]:
-    """Have the cases done that are not there yet, and write the report.
-
-    Args:
-        cases: all.
-        work: does cases and tells a function what came of each.
-        output: folder of the segmentations; made when missing.
-        report: to go on with.
-        problems: for cases that cannot be read as they are, why; they are reported as failed.
-
-    Raises:
-        ValueError: if a segmentation would overwrite an image.
-    """
-    images = {path.resolve() for case in cases for path in case.images}
-    for case in cases:
-        if (file := target(case, output).resolve()) in images:
-            raise ValueError(f"{file} is an image to predict; choose another output folder")
-    output.mkdir(parents=True, exist_ok=True)
-    waiting = []
-    for case in cases:
-        if report.keeps(case.case_id) and target(case, output).is_file():
-            report.keep(case.case_id)
-            continue
-        target(case, output).unlink(missing_ok=True)
-        probabilities_file(output, case.case_id).unlink(missing_ok=True)
-        if case.case_id in problems:
-            report.add(case.case_id, failure(case, ValueError(problems[case.case_id])))
-        else:
-            waiting.append(case)
-    with tqdm(total=len(waiting), desc="predicting", unit="case", dynamic_ncols=True) as bar:
-
-        def done(case: RawCase, entry: dict[str, Any] | None, error: Exception | None) -> None:
-            report.add(case.case_id, entry or failure(case, error))
-            bar.update()
-
-        try:
-            work(waiting, done)
-        finally:  # also an interrupted run tells what it did
-            content = report.write()
-    return content
 
 
 def _keep_dataset_json(model_folder: Path, output: Path) -> None:

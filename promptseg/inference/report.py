@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from promptseg.files import read_json, write_json
 from promptseg.prompts.prompts import write_prompts_file
 
 SECONDS_BETWEEN_WRITING = 10.0
+STATUSES = ("done", "kept", "failed")
 _PROMPT_FIELDS = ("boxes", "points", "point_labels", "source", "score", "reason")
+_RESULT_FIELDS = {*_PROMPT_FIELDS, "predicted_iou", "agreement", "flags"}  # that are read again
 
 
 class Report:
@@ -19,12 +22,22 @@ class Report:
     Args:
         output: folder of the two files.
         auto_prompt: of the run.
+        case_ids: of the run; what an earlier one wrote of other cases is dropped.
         suffix: of the files' names.
         goes_on: segmentations of an earlier run stay, but those that its report calls failed.
+
+    Raises:
+        ValueError: naming the earlier run's report if it is none.
     """
 
     def __init__(
-        self, output: Path, auto_prompt: str | None, *, suffix: str = "", goes_on: bool = False
+        self,
+        output: Path,
+        auto_prompt: str | None,
+        case_ids: Collection[str],
+        *,
+        suffix: str = "",
+        goes_on: bool = False,
     ) -> None:
         self.auto_prompt = auto_prompt
         self.goes_on = goes_on
@@ -33,7 +46,8 @@ class Report:
         self._prompts_file = output / f"prompts_used{suffix}.json"
         self._written = time.monotonic()
         if goes_on and self._report_file.is_file():
-            self.entries = read_json(self._report_file)["cases"]
+            earlier, wanted = _read_entries(self._report_file), set(case_ids)
+            self.entries = {name: entry for name, entry in earlier.items() if name in wanted}
 
     def keeps(self, case_id: str) -> bool:
         """Whether a segmentation of the case that is there stays."""
@@ -69,3 +83,31 @@ class Report:
         write_prompts_file(self._prompts_file, used)
         self._written = time.monotonic()
         return report
+
+
+def _read_entries(path: Path) -> dict[str, dict[str, Any]]:
+    """The cases of a report that was written before."""
+    content = read_json(path)
+    entries = content.get("cases") if isinstance(content, dict) else None
+    if not isinstance(entries, dict):
+        found = str(content)[:80]
+    elif wrong := [name for name, entry in entries.items() if not _is_entry(entry)]:
+        found = f"for the case {wrong[0]!r}: {str(entries[wrong[0]])[:80]}"
+    else:
+        return entries
+    raise ValueError(
+        f"{path} is no report that --continue_prediction can go on with: expected `cases` with "
+        f"`status` ({', '.join(STATUSES)}), and what goes with it, for each; found {found}. Remove "
+        f"the file, and every segmentation that is there is kept"
+    )
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or entry.get("status") not in STATUSES:
+        return False
+    labels = entry.get("labels", {})
+    if entry["status"] == "failed":
+        return isinstance(entry.get("error"), str) and not labels
+    return isinstance(labels, dict) and all(
+        isinstance(result, dict) and _RESULT_FIELDS <= set(result) for result in labels.values()
+    )

@@ -1,4 +1,4 @@
-"""An automatic prompt for workers of a cluster: slow, and on one image it kills its process."""
+"""An automatic prompt that is slow, waits while it is held, and kills its process on one image."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ class DyingPrompter(AutoPrompter):
         with open(folder / "proposed", "a") as file:
             file.write(f"{number} {os.getpid()}\n")
         time.sleep(0.1)
+        while (folder / f"hold_{number}").exists():
+            time.sleep(0.01)
         if number == DEADLY:
             try:
                 (folder / "died").touch(exist_ok=False)

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from promptseg.files import read_json
 from promptseg.image_io import Geometry, read_image, write_image
@@ -148,6 +149,28 @@ def test_a_case_that_kills_every_worker_fails_alone(
     assert "its workers were lost (KilledWorker: " in report["cases"]["case_07"]["error"]
     assert "--continue_prediction" in report["cases"]["case_07"]["error"]
     assert not (tmp_path / "out" / "case_07.nii.gz").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+def test_only_workers_need_the_device(model_folder, images, workers, tmp_path):
+    report = predict_files(
+        model_folder,
+        images / f"case_{NUMBERS[0]:02d}_0000.nii.gz",
+        tmp_path / "out",
+        dask=workers.scheduler_address,
+        device="cuda",
+    )
+    ((case_id, entry),) = report["cases"].items()
+    assert case_id == "case_03" and entry["status"] == "failed"
+    with pytest.raises((ValueError, RuntimeError)) as here:
+        predict_files(model_folder, images, tmp_path / "here", device="cuda")
+    assert entry["error"] == str(here.value)
+
+
+def test_only_lost_workers_are_said_to_be_lost():
+    error = str(cluster._in_words(TypeError("cannot pickle it")))
+    assert "(TypeError: cannot pickle it)" in error and "--continue_prediction" in error
+    assert "lost" not in error and "memory" not in error
 
 
 def test_what_is_missing_is_said_before_anything_is_done(

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 import torch
 from scipy import ndimage
 
-from promptseg.inference.predict_files import predict_cases
+from promptseg.inference.predict_folder import predict_cases
 from promptseg.inference.predictor import Predictor
 from promptseg.prompts.given import case_from_json
 from promptseg.raw_dataset import RawCase

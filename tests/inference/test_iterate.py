@@ -68,13 +68,19 @@ def test_an_endless_stream_is_read_one_image_ahead_and_can_be_left():
     [
         ("nowhere.nii.gz", FileNotFoundError, "nowhere.nii.gz"),
         (blocks(SMALL)[0], ValueError, "expected an image file, a list of one file a channel, or"),
+        ("two channels", ValueError, "a_0001.nii.gz: expected an image of 1 channel(s)"),
+        ([], ValueError, "(array, spacing), found list"),
         (7, ValueError, "(array, spacing), found int"),
         ([7], ValueError, "(array, spacing), found list"),
         ((blocks(SMALL)[0][0], SPACING), ValueError, "expected an image of 1 channel(s)"),
         ((blocks(SMALL)[0], (1.0, 0.0, 1.0)), ValueError, "spacing"),
     ],
 )
-def test_a_wrong_image_is_raised_in_its_place(item, error, message):
+def test_a_wrong_image_is_raised_in_its_place(item, error, message, tmp_path):
+    if isinstance(item, str) and item == "two channels":
+        item = [tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.nii.gz"]
+        for file in item:
+            write_image(file, blocks(SMALL)[0], geometry(SMALL))
     coming = predictor().predict_iterator([(blocks(SMALL)[0], SPACING), item])
     next(coming)
     with pytest.raises(error, match=re.escape(message)):

@@ -19,9 +19,11 @@ import SimpleITK as sitk
 from promptseg.commands import predict
 from promptseg.files import read_json, write_json
 from promptseg.image_io import Geometry, read_image, write_image
-from promptseg.inference.predict_files import predict_cases, predict_files
+from promptseg.inference.predict_files import predict_files
+from promptseg.inference.predict_folder import predict_cases, predict_folder
 from promptseg.inference.predictor import Predictor
 from promptseg.prompts.prompts import read_prompts_file, write_prompts_file
+from promptseg.prompts.prompts_file import read_case_prompts
 from promptseg.raw_dataset import RawCase
 from tests.inference.fakes import LevelNetwork
 from tests.inference.test_predictor import SMALL, SPACING, blocks, save_fold
@@ -191,9 +193,11 @@ def test_threads_change_nothing_in_the_results(model_folder, images, tmp_path, r
 
 def test_a_terminated_command_leaves_whole_files_and_is_continued(model_folder, tmp_path):
     images, output = tmp_path / "images", tmp_path / "out"
-    names = [f"case_{number:02d}" for number in range(40)]
-    for name in names:
-        write_image(images / f"{name}_0000.nii.gz", blocks(SMALL)[0], GEOMETRY)
+    names = [f"case_{number}" for number in range(6)]
+    for number, name in enumerate(names):  # the first voxel is the prompter's number
+        image = blocks(SMALL)[0] + np.float32(number)
+        write_image(images / f"{name}_0000.nii.gz", image, GEOMETRY)
+    (held := tmp_path / "hold_3").touch()
     arguments = ["-m", str(model_folder), "-i", str(images), "-o", str(output), "-device", "cpu"]
     slow = ["--auto-prompt", "dying", "--import", "tests.inference.dying_prompter"]
     script = "import sys; from promptseg.commands.predict import main; sys.exit(main())"
@@ -206,16 +210,17 @@ def test_a_terminated_command_leaves_whole_files_and_is_continued(model_folder, 
     )
     try:
         until = time.monotonic() + 120
-        while len(list(output.glob("*.nii.gz"))) < 2 and time.monotonic() < until:
+        while len(list(output.glob("*.nii.gz"))) < 3 and time.monotonic() < until:
             time.sleep(0.02)
-        running.terminate()
+        running.terminate()  # while the fourth is prompted
+        held.unlink()
         _, error = running.communicate(timeout=60)
     finally:
         running.kill()
     assert running.returncode == 130
     assert "the same command with --continue_prediction goes on" in error
     written = {path.name.removesuffix(".nii.gz") for path in output.glob("*.nii.gz")}
-    assert 2 <= len(written) < len(names) and not list(output.glob(".*"))
+    assert set(names[:3]) <= written < set(names) and not list(output.glob(".*"))
     report = read_json(output / "predict_report.json")
     assert set(report["cases"]) == written and report["failed"] == 0
     before = {name: (output / f"{name}.nii.gz").stat().st_mtime_ns for name in written}
@@ -322,6 +327,56 @@ def test_a_failed_case_leaves_no_old_segmentation_and_is_predicted_again(images,
     np.testing.assert_array_equal(read_image(output / "a.nii.gz")[0][0], blocks(SMALL)[1])
 
 
+def test_cases_that_are_no_longer_there_leave_the_report(model_folder, images, tmp_path):
+    output, review = tmp_path / "out", tmp_path / "review.csv"
+    options = {"auto_prompt": "intensity", "continue_prediction": True, "review_list": review}
+    (images / "bad_0000.nii.gz").write_bytes(b"no image")
+    assert predict_files(model_folder, images, output, **options)["failed"] == 1
+    before = read_json(output / "predict_report.json")["cases"]
+    (images / "bad_0000.nii.gz").unlink()
+    (images / "b_0000.nii.gz").unlink()
+    report = predict_files(model_folder, images, output, **options)
+    assert report["failed"] == 0 and report["cases"] == {name: before[name] for name in "ac"}
+    assert set(read_prompts_file(output / "prompts_used.json")) == {"a", "c"}
+    assert "bad" not in review.read_text() and (output / "b.nii.gz").is_file()
+
+
+NO_REPORTS = [
+    ("{", "predict_report.json"),
+    ("[]", r"with `status` \(done, kept, failed\), .*; found \[\]\. Remove the file"),
+    ('{"cases": []}', r"found {'cases': \[\]}"),
+    ('{"cases": {"a": {}}}', "found for the case 'a': {}"),
+    ('{"cases": {"a": {"status": "kept"}, "b": 7}}', "found for the case 'b': 7"),
+    ('{"cases": {"z": {"status": "lost"}}}', "found for the case 'z': {'status': 'lost'}"),
+    ('{"cases": {"a": {"status": "failed"}}}', "found for the case 'a': {'status': 'failed'}"),
+    ('{"cases": {"a": {"status": "done", "labels": ["liver"]}}}', "found for the case 'a'"),
+    ('{"cases": {"a": {"status": "done", "labels": {"liver": {}}}}}', "found for the case 'a'"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), NO_REPORTS)
+def test_a_report_that_is_none_is_named_before_anything_is_done(images, tmp_path, content, message):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "predict_report.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"predict_report\.json.*{message}|{message}"):
+        predict_cases(predictor(), cases_of(images), output, continue_prediction=True)
+    assert [path.name for path in output.iterdir()] == ["predict_report.json"]
+    assert predict_cases(predictor(), cases_of(images), output)["failed"] == 0  # not looked at
+
+
+def test_a_folder_is_predicted_with_networks_that_are_loaded_already(
+    model_folder, images, tmp_path
+):
+    options = {"auto_prompt": "intensity", "parts": 2, "part": 0}
+    expected = predict_files(model_folder, images, tmp_path / "out", **options)
+    loaded = Predictor.from_model_folder(model_folder, jitters=2)
+    found = predict_folder(loaded, images, str(tmp_path / "out"), **options)
+    assert found == expected and list(found["cases"]) == ["a", "c"]
+    with pytest.raises(ValueError, match="either --auto-prompt or --prompts, not both"):
+        predict_folder(loaded, images, tmp_path / "out", auto_prompt="plans", prompts="p.json")
+
+
 def test_an_interrupted_run_leaves_no_segmentation_of_an_earlier_one(images, tmp_path):
     class Interrupted(Predictor):
         def predict_prompts(self, prompts, **options):
@@ -361,7 +416,14 @@ def test_errors_in_prompts_of_one_case_are_that_cases_failure(model_folder, imag
     errors = {name: entry["error"] for name, entry in report["cases"].items()}
     assert "unknown label(s) kidney" in errors["a"]
     assert "label 'liver': unknown colour" in errors["b"]
-    assert errors["c"] == "the prompts file has nothing for this case"
+    file = tmp_path / "prompts.json"
+    assert errors["c"] == (
+        f"{file} has no prompts for case 'c', only for a, b; add some under this name, or take the "
+        f"image out of the folder"
+    )
+    some = read_case_prompts(file, ["a", "b"], small_plans().labels)
+    report = predict_cases(predictor(), cases_of(images)[2:], tmp_path / "out", from_file=some)
+    assert "case 'c': no prompts were given for it, only for a, b;" in report["cases"]["c"]["error"]
 
 
 def test_calls_that_cannot_work_at_all_are_refused_before_anything_is_written(
@@ -376,6 +438,9 @@ def test_calls_that_cannot_work_at_all_are_refused_before_anything_is_written(
         predict_files(model_folder, images, output, auto_prompt="intense")
     with pytest.raises(ValueError, match=r"part must be in 0 to 1 for 2 part\(s\), got 2"):
         predict_files(model_folder, images, output, parts=2, part=2)
+    for parts in (0, -3):
+        with pytest.raises(ValueError, match=rf"has 1 part or more, got {parts} \(-num_parts\)"):
+            predict_files(model_folder, images, output, parts=parts)
     with pytest.raises(FileNotFoundError, match="no such model folder"):
         predict_files(tmp_path / "nothing", images, output)
     with pytest.raises(FileNotFoundError, match="nowhere"):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import numpy as np
 import pytest
 
 from promptseg.files import read_json
 from promptseg.image_io import Geometry, write_image
-from promptseg.inference.case_steps import _warn_of_windows
-from promptseg.inference.predict_files import predict_cases
+from promptseg.inference.predict_folder import predict_cases
 from promptseg.inference.predictor import Predictor
 from promptseg.preprocessing.normalize import ct_window
 from promptseg.raw_dataset import cases_in_folder
@@ -28,6 +28,13 @@ def predict(folder, output, plans):
     return predict_cases(predictor, cases, output)
 
 
+def warnings_in(caplog) -> list[str]:
+    """The window in each warning that a window was assumed."""
+    messages = [record.getMessage() for record in caplog.records]
+    found = [re.search(r"windowed to \[0, 255\] already.*do \((.*?)\)\.", m) for m in messages]
+    return [match[1] for match in found if match]
+
+
 @pytest.fixture
 def images(tmp_path):
     folder = tmp_path / "images"
@@ -42,7 +49,6 @@ def images(tmp_path):
 def test_segmentations_have_the_names_and_the_layout_of_the_challenge(
     images, tmp_path, plans, caplog
 ):
-    _warn_of_windows.cache_clear()
     (images / "CT_bad.npz").write_bytes(b"PK no")
 
     with caplog.at_level(logging.WARNING, logger="promptseg"):
@@ -60,9 +66,22 @@ def test_segmentations_have_the_names_and_the_layout_of_the_challenge(
     assert "CT_bad.npz cannot be read as .npz" in report["cases"]["CT_bad"]["error"]
     assert read_json(tmp_path / "out" / "predict_report.json") == report
     # Windowing the windowed image once more would have moved every level; once is said, not twice.
-    warned = [r for r in caplog.records if "windowed to [0, 255] already" in r.getMessage()]
-    assert len(warned) == (plans is HU)
-    assert all("-910 to 590 HU" in r.getMessage() for r in warned)
+    assert warnings_in(caplog) == (["-910 to 590 HU"] if plans is HU else [])
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="promptseg"):
+        predict(images, tmp_path / "again", plans)
+    assert len(warnings_in(caplog)) == (plans is HU)  # in every run
+
+
+@pytest.mark.parametrize("plans", [small_plans(), HU], ids=["windowed", "hu"])
+def test_one_image_after_the_other_is_read_alike(images, tmp_path, plans, caplog):
+    files = sorted(images.iterdir())
+    predictor = Predictor([LevelNetwork(inside_box=False)], plans)
+    with caplog.at_level(logging.WARNING, logger="promptseg"):
+        found = list(predictor.predict_iterator([files[0], [files[1]], str(files[0])]))
+    for prediction in found:
+        np.testing.assert_array_equal(prediction.segmentation, blocks(SMALL)[1])
+    assert warnings_in(caplog) == (["-910 to 590 HU"] if plans is HU else [])
 
 
 def test_an_image_in_hu_is_refused_by_a_model_of_windowed_images(tmp_path):

@@ -13,7 +13,8 @@ from promptseg.commands import evaluate, predict
 from promptseg.files import read_json, write_json
 from promptseg.image_io import read_segmentation, write_image
 from promptseg.inference.model_folder import write_coarse_quality
-from promptseg.inference.predict_files import predict_cases, predict_files
+from promptseg.inference.predict_files import predict_files
+from promptseg.inference.predict_folder import predict_cases
 from promptseg.inference.predictor import Predictor
 from promptseg.inference.probabilities import probabilities_file, read_probabilities
 from promptseg.raw_dataset import RawCase
