@@ -53,6 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--freeze", choices=("encoder",), help="keep the image encoder's weights as they are"
     )
+    parser.add_argument(
+        "--teacher",
+        metavar="FOLDER",
+        help="trained model of the same plans, a folder or zip file, that -tr DistillationTrainer "
+        "learns from; with --c the place it was moved to",
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, help="length of the run")
     length.add_argument(
@@ -118,6 +124,7 @@ def _run(args: argparse.Namespace) -> int:
             seed=args.seed,
             pretrained_weights=args.pretrained_weights,
             freeze=args.freeze,
+            teacher=args.teacher,
             ema=args.ema,
             early_stopping=args.early_stopping,
             precision=args.precision,

@@ -7,7 +7,7 @@ import logging
 import shutil
 import time
 from abc import ABC
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from promptseg.files import WRITING, replacing
 from promptseg.networks.promptable import build_network
 from promptseg.registry import Registry
 from promptseg.training.checkpoint import check_same_run, load_checkpoint, save_checkpoint
+from promptseg.training.distillation import Teacher, check_teacher_is_wanted
 from promptseg.training.learner import Learner
 from promptseg.training.loggers import check_installed, metric_loggers
 from promptseg.training.metrics_log import draw_progress, epochs_since_best, write_metrics_csv
@@ -41,7 +42,8 @@ NO_END = 10**9  # steps of a run that ends by time
 class BaseTrainer(ABC):
     """Fits a promptable network on one fold and writes its checkpoints.
 
-    Subclasses set `encoder` and may set `default_settings`; they override nothing else.
+    Subclasses set `encoder` and may set `default_settings` and `needs_teacher`; they override
+    nothing else.
 
     Args:
         plans: of the dataset.
@@ -52,12 +54,14 @@ class BaseTrainer(ABC):
         auto_boxes: the plans' automatic boxes of each case, in raw voxels.
         settings: hyperparameters; a resumed run takes them from its checkpoint.
         options: of this run.
-        extend: settings that change a resumed run (`epochs`, `time_budget`, `early_stopping`),
-            None where not.
+        extend: settings that change a resumed run (`epochs`, `time_budget`, `early_stopping`,
+            `teacher`), None where not.
+        load_teacher: makes a teacher of the model that `settings.teacher` names.
     """
 
     encoder: str
     default_settings = TrainingSettings()
+    needs_teacher = False
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class BaseTrainer(ABC):
         settings: TrainingSettings,
         options: RunOptions,
         extend: Mapping[str, Any] | None = None,
+        load_teacher: Callable[[Path], Teacher] | None = None,
     ) -> None:
         self.plans = plans
         self.preprocessed = preprocessed
@@ -81,6 +86,7 @@ class BaseTrainer(ABC):
         self.settings = settings
         self.options = options
         self.extend = dict(extend or {})
+        self.load_teacher = load_teacher
         self.step = 0
         self.seconds = 0.0  # of training, over all runs of this fold
         self.rows: list[dict[str, Any]] = []  # metrics of the finished epochs
@@ -155,7 +161,8 @@ class BaseTrainer(ABC):
             ImportError: if TensorBoard or W&B is asked for and not installed.
             FileExistsError: if the fold has checkpoints and neither `resume` nor `overwrite` is
                 set, so that no training is lost by a repeated command.
-            ValueError: if what is to be resumed has another trainer or other plans.
+            ValueError: if what is to be resumed has another trainer, other plans or another
+                teacher, and as `check_teacher_is_wanted` and `load_teacher` do.
         """
         check_installed(self.options)
         latest = self.folder / "checkpoint_latest.pth"
@@ -178,13 +185,15 @@ class BaseTrainer(ABC):
                 "early stopping needs validation cases, and this fold has none; train without "
                 "--early-stopping, or one of the folds 0, 1, ... (-f)"
             )
+        check_teacher_is_wanted(self.name, self.needs_teacher, self.settings.teacher)
+        teacher = self.load_teacher(Path(self.settings.teacher)) if self.needs_teacher else None
         seed_everything(self.settings.seed)
         # sums of parallel threads in a fixed order: the same seed gives the same weights
         torch.use_deterministic_algorithms(self.options.device == "cpu")
         self.network = build_network(self.plans, self.encoder)
         if content is None and self.settings.pretrained_weights is not None:
             load_pretrained(self.network, self.plans, self.settings.pretrained_weights)
-        self.learner = Learner(self.network, self.settings, self.options)
+        self.learner = Learner(self.network, self.settings, self.options, teacher)
         if content is not None:
             self._restore(content)
         self.folder.mkdir(parents=True, exist_ok=True)

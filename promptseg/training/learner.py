@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from promptseg.training.averaging import weight_average
+from promptseg.training.distillation import Teacher, distillation_loss
 from promptseg.training.losses import PromptLoss
 from promptseg.training.optimizer import make_optimizer
 from promptseg.training.patches import Batch
@@ -29,6 +30,7 @@ class Learner:
         network: with the weights to begin with; is moved to the device.
         settings: of the run.
         options: device, and whether to compile the network.
+        teacher: whose answers are learned beside the labels; is moved to the device.
 
     Attributes:
         network: the one in training.
@@ -36,11 +38,18 @@ class Learner:
         optimizer: of the weights that train.
     """
 
-    def __init__(self, network: nn.Module, settings: TrainingSettings, options: RunOptions) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        settings: TrainingSettings,
+        options: RunOptions,
+        teacher: Teacher | None = None,
+    ) -> None:
         if settings.freeze == "encoder":
             network.image_encoder.requires_grad_(False)
         # channels last is 1.5 times as fast for 3D convolutions on a CPU
         self.network = network.to(options.device, memory_format=torch.channels_last_3d)
+        self.teacher = None if teacher is None else teacher.to(options.device)
         self.settings = settings
         self.loss = PromptLoss(
             settings.dice_weight, settings.focal_weight, settings.iou_weight, settings.focal_gamma
@@ -74,7 +83,14 @@ class Learner:
         """The loss on a batch, which is on the network's device."""
         with self.mixed_precision.autocast():
             logits, iou = self.network(batch.image, batch.prompts)
-        return self.loss(logits, iou, batch.targets())
+        loss = self.loss(logits, iou, batch.targets())
+        if self.teacher is None:
+            return loss
+        temperature = self.settings.teacher_temperature
+        with self.mixed_precision.autocast():
+            probabilities = self.teacher.probabilities(batch, temperature)
+        taught = distillation_loss(logits, probabilities, temperature)
+        return loss + self.settings.teacher_weight * taught
 
     def descend(self, loss: Tensor, learning_rate: float) -> None:
         """One step of the optimizer, and of the average."""
@@ -105,10 +121,17 @@ class Learner:
             "unaveraged": unaveraged,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.mixed_precision.scaler.state_dict(),
+            "teacher": None if self.teacher is None else self.teacher.digest,
         }
 
     def restore(self, content: Mapping[str, Any]) -> None:
-        """Take up a checkpoint; one that was written before there were averages has none."""
+        """Take up a checkpoint; one that was written before there were averages has none.
+
+        Raises:
+            ValueError: if the teacher is not the one it was written with.
+        """
+        if self.teacher is not None:
+            self.teacher.check_same(content.get("teacher"))
         self.answering.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
         if self.average is not None:

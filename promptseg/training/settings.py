@@ -40,6 +40,9 @@ class TrainingSettings:
         seed: of weights, samples and augmentation.
         pretrained_weights: file that the run started from: SegVol's, or another run's.
         freeze: `encoder` keeps the image encoder's weights as they are, None trains everything.
+        teacher: trained model, a folder or zip file, whose answers are learned beside the labels.
+        teacher_weight: of that term of the loss.
+        teacher_temperature: that the teacher's and the student's logits are divided by in it.
     """
 
     recipe: str = "scratch"
@@ -69,11 +72,21 @@ class TrainingSettings:
     seed: int = 0
     pretrained_weights: str | None = None
     freeze: str | None = None
+    teacher: str | None = None
+    teacher_weight: float = 1.0
+    teacher_temperature: float = 2.0
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
             raise ValueError(f"unknown recipe {self.recipe!r}; there are {', '.join(RECIPES)}")
-        for name in ("epochs", "iterations_per_epoch", "initial_lr", "labels_per_image"):
+        for name in (
+            "epochs",
+            "iterations_per_epoch",
+            "initial_lr",
+            "labels_per_image",
+            "teacher_weight",
+            "teacher_temperature",
+        ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.freeze not in (None, *FREEZABLE):
@@ -125,7 +138,10 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def extended(settings: TrainingSettings, changes: Mapping[str, Any]) -> TrainingSettings:
-    """A resumed run's settings with another end: `epochs` alone ends a time budget."""
+    """A resumed run's settings with another end, or with its teacher in another place.
+
+    `epochs` alone ends a time budget.
+    """
     if changes.get("epochs") is not None and changes.get("time_budget") is None:
         settings = dataclasses.replace(settings, time_budget=None)
     return settings.replace(**changes)
