@@ -136,7 +136,8 @@ class Blend:
         self.weights = weights.cpu()
         self.first = self.final = 0
         self._missing = sorted(self._common(start)[1][0].start for start in starts)
-        self._sum = torch.zeros([0, *(int(n) for n in self.upper[1:] - self.lower[1:])])
+        self._slices, *self._plane = (self.upper - self.lower).tolist()
+        self._sum = torch.zeros([min(self._slices, int(self.window[0]) + 1), *self._plane])
 
     @property
     def is_complete(self) -> bool:
@@ -151,17 +152,21 @@ class Blend:
     def add(self, logits: Tensor, start: np.ndarray) -> None:
         """Add a window's (z, y, x) logits; what lies outside the volume is left out."""
         here, (z, *in_plane) = self._common(start)
-        if (new := z.stop - self.first - len(self._sum)) > 0:
-            self._sum = torch.cat([self._sum, torch.zeros([new, *self._sum.shape[1:]])])
+        if (new := z.stop - self.first - len(self._sum)) > 0:  # nothing was released
+            self._sum = torch.cat([self._sum, torch.zeros([new, *self._plane])])
         there = (slice(z.start - self.first, z.stop - self.first), *in_plane)
         self._sum[there] += logits.float().cpu()[here] * self.weights[here]
         self._missing.remove(z.start)
-        self.final = min(self._missing, default=int(self.upper[0] - self.lower[0]))
+        self.final = min(self._missing, default=self._slices)
 
     def release(self) -> None:
         """Forget the final slices but the last of them, beside which interpolation goes on."""
         first = max(self.first, self.final - 1)
-        self._sum, self.first = self._sum[first - self.first :], first
+        if first > self.first:  # within the same memory: new pieces of it would leave gaps
+            kept = self._sum[first - self.first :].clone()
+            self._sum[: len(kept)] = kept
+            self._sum[len(kept) :] = 0
+            self.first = first
 
     def inside(self, start: np.ndarray) -> tuple[slice, ...]:
         """The part of a window, in its own voxels, that lies in the volume."""
@@ -177,7 +182,8 @@ class Blend:
             outside: what stands for no answer.
         """
         first = self.first if first is None else first
-        logits = self._sum[first - self.first : None if last is None else last - self.first]
+        last = min(self._slices, self._slices if last is None else last)
+        logits = self._sum[first - self.first : last - self.first]
         weight_sum = torch.zeros_like(logits)
         for start in self.starts:
             here, (z, *in_plane) = self._common(start)
