@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from promptseg.experiment_planning.plans import Plans
 from promptseg.networks.pretrained_report import PretrainedReport
-from promptseg.networks.segvol.weights import load_segvol, read_weights, segvol_state
-from promptseg.training.checkpoint import load_checkpoint
+from promptseg.networks.segvol.weights import load_segvol, segvol_state
+from promptseg.safe_loading import load_safely
+from promptseg.training.checkpoint import CHECKPOINT_FORMAT
 
 log = logging.getLogger(__name__)
 
 ENCODER = "image_encoder."
 SHARED_WITH_SEGVOL = f"{ENCODER}blocks."  # the encoder `vit` and SegVol's have the same blocks
+_OF_A_CHECKPOINT = ("trainer", "encoder", "plans", "network")
 LABEL_TABLES = (  # a row for each label
     "prompt_encoder.label_tokens.weight",
     "label_text.tokens.weight",
@@ -41,9 +43,9 @@ def load_pretrained(network: nn.Module, plans: Plans, path: Path | str) -> Pretr
         ValueError: if the file is neither, is of another encoder or preset, or if nothing of its
             image encoder fits.
     """
-    content = read_weights(path)
+    content = load_safely(path)
     if isinstance(content, Mapping) and "format_version" in content:
-        report = _load_own(network, plans, load_checkpoint(Path(path)), path)
+        report = _load_own(network, plans, content, path)
     else:
         state = segvol_state(content, path)
         only = "" if plans.preset == "segvol" else SHARED_WITH_SEGVOL
@@ -62,6 +64,16 @@ def load_pretrained(network: nn.Module, plans: Plans, path: Path | str) -> Pretr
 def _load_own(
     network: nn.Module, plans: Plans, content: Mapping[str, Any], path: Path | str
 ) -> PretrainedReport:
+    if content["format_version"] != CHECKPOINT_FORMAT:
+        raise ValueError(
+            f"{path} has checkpoint format {content['format_version']}, this version of promptseg "
+            f"reads {CHECKPOINT_FORMAT}"
+        )
+    if missing := [key for key in _OF_A_CHECKPOINT if key not in content]:
+        raise ValueError(
+            f"{path} is no whole checkpoint: it lacks {', '.join(missing)}; give one that "
+            f"promptseg_train wrote"
+        )
     theirs = Plans.from_json(content["plans"], path)
     if theirs.preset != plans.preset:
         raise ValueError(

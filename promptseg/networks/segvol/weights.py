@@ -24,35 +24,12 @@ from promptseg.networks.segvol.names import (
     sources_of,
 )
 from promptseg.networks.segvol.network import SegVolNetwork, SegVolSizes
+from promptseg.safe_loading import load_safely
 
 log = logging.getLogger(__name__)
 
 _NOT_THERE = "not in the file, or of another shape there"
 PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
-
-
-def read_weights(path: Path | str) -> Any:
-    """The content of a file written by `torch.save`, without running code of it.
-
-    Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if it is damaged, or holds more than tensors and plain values.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file of weights")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds, none of which names the file
-        if code := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ValueError(
-                f"{path} holds pickled code ({code[1]}), which is never run here; if you trust the "
-                f"file, save its tensors alone under another name"
-            ) from error
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{path} cannot be read as a file of weights: {why}; is it whole, and written by "
-            f"torch.save?"
-        ) from error
 
 
 def read_segvol_state(path: Path | str) -> dict[str, Tensor]:
@@ -65,7 +42,7 @@ def read_segvol_state(path: Path | str) -> dict[str, Tensor]:
         FileNotFoundError: if the file is not there.
         ValueError: if it cannot be read, or is none of these.
     """
-    return segvol_state(read_weights(path), path)
+    return segvol_state(load_safely(path), path)
 
 
 def segvol_state(content: Any, source: Path | str = "checkpoint") -> dict[str, Tensor]:
