@@ -33,7 +33,8 @@ def opened_model(path: Path, endings: Sequence[str] = _OF_A_MODEL) -> Iterator[P
     """A model folder as it is, or a zip file of one unpacked for as long as the block runs.
 
     The zip holds the folder's content, or the folder itself. Only files with these endings are
-    unpacked, and nothing outside the temporary folder.
+    unpacked, and nothing outside the temporary folder; the folder has the zip's name, so that
+    whatever names it names the zip.
 
     Raises:
         FileNotFoundError: if there is no such zip file.
@@ -47,7 +48,7 @@ def opened_model(path: Path, endings: Sequence[str] = _OF_A_MODEL) -> Iterator[P
     with tempfile.TemporaryDirectory(prefix="promptseg_model_") as unpacked:
         try:
             with zipfile.ZipFile(path) as archive:
-                model = _unpack(archive, path, Path(unpacked), tuple(endings))
+                model = _unpack(archive, path, Path(unpacked) / path.name, tuple(endings))
         except _DAMAGED as error:
             raise ValueError(
                 f"{path} cannot be read as a zip file: {error}; copy or zip it again"
@@ -56,7 +57,7 @@ def opened_model(path: Path, endings: Sequence[str] = _OF_A_MODEL) -> Iterator[P
 
 
 def _unpack(archive: zipfile.ZipFile, path: Path, folder: Path, endings: tuple[str, ...]) -> Path:
-    """Unpack the files of a model with these endings; returns its folder."""
+    """Unpack the files of a model with these endings into a folder, and return that."""
     members = {}
     for member in archive.infolist():
         name = PurePosixPath(member.filename.replace("\\", "/"))
@@ -82,12 +83,12 @@ def _unpack(archive: zipfile.ZipFile, path: Path, folder: Path, endings: tuple[s
     if (total := sum(member.file_size for member in wanted.values())) > MOST_BYTES:
         raise ValueError(f"{path} would unpack to {total / 2**30:.0f} GB; is it a model?")
     for name, member in wanted.items():
-        target = folder.joinpath(*name.parts)
+        target = folder / name.relative_to(models[0])
         target.parent.mkdir(parents=True, exist_ok=True)
         with archive.open(member) as source, open(target, "wb") as file:
             shutil.copyfileobj(source, file)
-    (model := folder.joinpath(*models[0].parts)).mkdir(parents=True, exist_ok=True)
-    return model
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def _of_macos(name: PurePosixPath) -> bool:

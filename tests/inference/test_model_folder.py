@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import stat
@@ -74,11 +75,14 @@ def answers(path: Path, **options):
 
 
 @pytest.mark.parametrize("prefix", ["", "ViTTrainer__PromptSegPlans__3d/", "a b/Dataset001/model/"])
-def test_a_zip_predicts_what_its_folder_does(model, tmp_path, prefix):
+def test_a_zip_predicts_what_its_folder_does(model, tmp_path, prefix, caplog):
     archive = zipped(model, tmp_path / "model.ZIP", prefix)
+    caplog.set_level(logging.INFO, logger="promptseg")
     for options in ({},) if prefix else ({}, {"folds": ["1"]}):
         expected, from_folder = answers(model, **options)
+        caplog.clear()
         found, from_zip = answers(archive, **options)
+        assert "model model.ZIP, fold_" in caplog.text
         np.testing.assert_array_equal(found.segmentation, expected.segmentation)
         for label, result in expected.labels.items():
             assert found.labels[label].predicted_iou == result.predicted_iou
