@@ -11,6 +11,7 @@ from scipy import sparse
 from promptseg.preprocessing.kernels import resampled_from_planes, resampled_planes
 from promptseg.preprocessing.normalize import (
     Normalization,
+    check_finite,
     intensity_range,
     rescale_part,
     scale_of,
@@ -76,7 +77,7 @@ class LazyImage:
         self.shape = (len(raw), *grid)
         self._linear_axes = coarse_axes(spacing, target_spacing)
         for channel in raw:
-            _check_finite(channel)
+            check_finite(channel)
         self.ranges = [intensity_range(*pair) for pair in zip(raw, normalizations, strict=True)]
         self.scales = [scale_of(c, *limits) for c, limits in zip(raw, self.ranges, strict=True)]
         self._made = 0  # voxels, of all regions so far
@@ -148,14 +149,3 @@ def _used(matrix: sparse.csr_matrix, rows: slice) -> tuple[sparse.csr_matrix, sl
     part = matrix[rows]
     columns = slice(int(part.indices.min()), int(part.indices.max()) + 1)
     return part[:, columns], columns
-
-
-def _check_finite(channel: np.ndarray) -> None:
-    if channel.dtype.kind != "f" or not channel.size:
-        return
-    if not np.isfinite([channel.min(), channel.max()]).all():  # NaN is in both
-        bad = sum(int((~np.isfinite(plane)).sum()) for plane in channel)
-        raise ValueError(
-            f"{bad} of {channel.size} voxels are NaN or infinite; expected numbers: replace them, "
-            f"for example by the value of the background"
-        )

@@ -156,6 +156,18 @@ def rescale_part(image: np.ndarray, lower: float, upper: float) -> np.ndarray:
     return np.clip(scaled, 0.0, 255.0, out=scaled)
 
 
+def check_finite(channel: np.ndarray) -> None:
+    """Raise a ValueError if a voxel of a (z, y, x) image is NaN or infinite."""
+    if channel.dtype.kind != "f" or not channel.size:
+        return
+    if not np.isfinite([channel.min(), channel.max()]).all():  # NaN is in both
+        bad = sum(int((~np.isfinite(plane)).sum()) for plane in channel)
+        raise ValueError(
+            f"{bad} of {channel.size} voxels are NaN or infinite; expected numbers: replace them, "
+            f"for example by the value of the background"
+        )
+
+
 def check_windowed(image: np.ndarray, normalizations: Sequence[Normalization]) -> None:
     """Raise if an image is in HU where the plans were made on images windowed before.
 

@@ -24,7 +24,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from promptseg.boxes import mask_box
-from promptseg.preprocessing.normalize import Normalization, intensity_range, rescale_part
+from promptseg.preprocessing.normalize import (
+    Normalization,
+    check_finite,
+    intensity_range,
+    rescale_part,
+)
 
 
 class NormalizedView:
@@ -69,9 +74,7 @@ class SegVolImage(NormalizedView):
     def __init__(self, raw: np.ndarray, normalization: Normalization) -> None:
         if raw.ndim != 4 or len(raw) != 1:
             raise ValueError(f"SegVol looks at one channel, (1, z, y, x); got shape {raw.shape}")
-        if np.issubdtype(raw.dtype, np.floating) and not np.isfinite(raw).all():
-            bad = int((~np.isfinite(raw)).sum())
-            raise ValueError(f"{bad} of {raw.size} voxels are NaN or infinite")
+        check_finite(raw[0])
         super().__init__(raw, intensity_range(raw[0], normalization))
         lower, upper = self.limits
         bright = mask_box(raw[0] > lower) if lower < upper else None
