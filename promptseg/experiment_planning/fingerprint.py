@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import cc3d
 import numpy as np
 
-from promptseg.files import read_json, write_json
+from promptseg.files import write_json
 
 FILE_NAME = "dataset_fingerprint.json"
 FORMAT_VERSION = 1
@@ -95,54 +95,12 @@ class Fingerprint:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, content: Any, source: str = FILE_NAME) -> Fingerprint:
-        """The inverse of `to_json`.
-
-        Raises:
-            ValueError: naming `source` and the field if one is unknown, missing or malformed, or
-                if the format is of another version.
-        """
-        version = content.get("format_version") if isinstance(content, dict) else None
-        if version is not None and version != FORMAT_VERSION:
-            raise ValueError(
-                f"{source}: format_version is {version!r}, this version reads {FORMAT_VERSION}; "
-                f"run promptseg_plan again"
-            )
-        values, where = _checked(cls, content, source), f"{source}: hu_histograms"
-        try:
-            cases = tuple(
-                _case_from_json(case, f"{source}: cases[{i}]")
-                for i, case in enumerate(values.pop("cases"))
-            )
-            histograms = {
-                channel: {k: tuple(v) for k, v in _by_number(labels, f"{where}[{channel}]")}
-                for channel, labels in _by_number(values.pop("hu_histograms"), where)
-            }
-            return cls(**_tuples(values), cases=cases, hu_histograms=histograms)
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"{source}: a field has the wrong type: {error}") from error
-
 
 def save_fingerprint(folder: Path | str, fingerprint: Fingerprint) -> Path:
     """Write `dataset_fingerprint.json` into a folder; returns its path."""
     path = Path(folder) / FILE_NAME
     write_json(path, fingerprint.to_json())
     return path
-
-
-def load_fingerprint(path: Path | str) -> Fingerprint:
-    """Read a fingerprint from its file, or from the folder that holds it.
-
-    Raises:
-        FileNotFoundError: saying which command makes it.
-        ValueError: naming file and field.
-    """
-    path = Path(path)
-    path = path / FILE_NAME if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; promptseg_plan writes it")
-    return Fingerprint.from_json(read_json(path), str(path))
 
 
 def channel_statistics(channel: np.ndarray) -> ChannelStatistics:
@@ -247,42 +205,3 @@ def modality_of(channel_name: str, statistics: Sequence[ChannelStatistics]) -> t
         f"cases reach below -500 and above 100 as CT in HU does"
     )
     return ("CT" if 2 * alike > len(statistics) else "unknown"), f"guessed: {reason}"
-
-
-def _case_from_json(content: Any, where: str) -> CaseFingerprint:
-    values = _checked(CaseFingerprint, content, where)
-    channels = tuple(
-        ChannelStatistics(**_checked(ChannelStatistics, c, f"{where}.channels[{i}]"))
-        for i, c in enumerate(values.pop("channels"))
-    )
-    labels = {
-        label: LabelStatistics(**_tuples(_checked(LabelStatistics, c, f"{where}.labels[{label}]")))
-        for label, c in _by_number(values.pop("labels"), f"{where}.labels")
-    }
-    return CaseFingerprint(**_tuples(values), channels=channels, labels=labels)
-
-
-def _by_number(content: Any, where: str) -> list[tuple[int, Any]]:
-    """The entries of an object whose keys are whole numbers, which JSON writes as text."""
-    if not isinstance(content, dict) or not all(re.fullmatch(r"-?\d+", key) for key in content):
-        raise ValueError(f"{where}: expected an object with whole numbers as keys")
-    return [(int(key), value) for key, value in content.items()]
-
-
-def _checked(cls: type, content: Any, where: str) -> dict[str, Any]:
-    """A copy of an object that has just the fields of a dataclass."""
-    if not isinstance(content, dict):
-        raise ValueError(f"{where}: expected an object, found {type(content).__name__}")
-    names = {field.name for field in fields(cls)}
-    problems = [f"unknown field {name!r}" for name in content if name not in names]
-    problems += [f"missing field {name!r}" for name in sorted(names - set(content))]
-    if problems:
-        raise ValueError(f"{where}: {', '.join(problems)}; run promptseg_plan again")
-    return dict(content)
-
-
-def _tuples(value: Any) -> Any:
-    """Lists to tuples, all the way down; what JSON cannot say."""
-    if isinstance(value, dict):
-        return {key: _tuples(v) for key, v in value.items()}
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -128,31 +128,6 @@ def preprocess_case(case: RawCase, plans: PreprocessingPlans, folder: Path) -> N
     write_case(folder, case.case_id, image, segmentation, properties)
 
 
-def preprocess_image(
-    image: np.ndarray,
-    spacing: Sequence[float],
-    *,
-    normalizations: Sequence[Normalization],
-    target_spacing: Sequence[float],
-) -> np.ndarray:
-    """Normalize and resample a raw image, as training cases are; see `LazyImage`.
-
-    Args:
-        image: (c, z, y, x) finite raw intensities.
-        spacing: of `image`, mm, zyx.
-        normalizations: one a channel.
-        target_spacing: mm, zyx.
-
-    Returns:
-        (c, z', y', x') uint8; a constant channel is 0.
-
-    Raises:
-        ValueError: if the channels are not as many as the normalizations, or a voxel is not finite.
-    """
-    lazy = LazyImage(image, spacing, normalizations=normalizations, target_spacing=target_spacing)
-    return lazy.everything()
-
-
 def _read_label(path: Path, of_image: Geometry, plans: PreprocessingPlans) -> np.ndarray:
     segmentation, geometry = read_segmentation(path)
     if geometry.shape != of_image.shape:

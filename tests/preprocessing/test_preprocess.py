@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from promptseg.image_io import Geometry, read_image, read_segmentation, write_image
+from promptseg.preprocessing.lazy import LazyImage
 from promptseg.preprocessing.normalize import (
     ct_window,
     default_normalization,
@@ -14,11 +15,7 @@ from promptseg.preprocessing.normalize import (
     percentile_clipping,
     to_uint8,
 )
-from promptseg.preprocessing.preprocess import (
-    preprocess_case,
-    preprocess_dataset,
-    preprocess_image,
-)
+from promptseg.preprocessing.preprocess import preprocess_case, preprocess_dataset
 from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
 from promptseg.raw_dataset import RawCase
 from tests.real_data import raw_folder
@@ -57,9 +54,9 @@ def test_at_the_same_spacing_an_image_is_only_normalized():
     image = np.random.default_rng(0).normal(0, 200, (2, 4, 7, 9)).astype(np.float32)
     normalizations = (ct_window("bone"), percentile_clipping())
 
-    result = preprocess_image(
+    result = LazyImage(
         image, (2, 1, 1), normalizations=normalizations, target_spacing=(2, 1, 1)
-    )
+    ).everything()
 
     for channel, normalization, out in zip(image, normalizations, result, strict=True):
         np.testing.assert_array_equal(out, to_uint8(normalize(channel, normalization)))
@@ -69,9 +66,9 @@ def test_clipping_comes_before_interpolation_so_metal_does_not_spread():
     image = np.zeros((1, 4, 10, 12), np.int16)
     image[0, 2, 5, 6] = 30000  # metal: 240 HU after clipping
 
-    result = preprocess_image(
+    result = LazyImage(
         image, (1, 1, 1), normalizations=[ct_window("soft tissue")], target_spacing=(1, 0.5, 0.5)
-    )[0]
+    ).everything()[0]
 
     # water is 102 (160 / 400 of 255); outside the kernel's 2 voxels nothing has changed
     assert (np.delete(result, slice(6, 16), axis=1) == 102).all()
@@ -83,9 +80,10 @@ def test_thick_slices_are_interpolated_linearly_across():
     image[0, 3:] = 100.0
 
     def profile(thickness):
-        return preprocess_image(
+        lazy = LazyImage(
             image, (thickness, 1, 1), normalizations=[ct_window("lung")], target_spacing=(1, 1, 1)
-        )[0, :, 2, 3].astype(int)
+        )
+        return lazy.everything()[0, :, 2, 3].astype(int)
 
     # 0 HU is 155 (910 / 1500 of 255), 100 HU is 172: a cubic kernel would leave that range
     assert profile(5).min() == 155 and profile(5).max() == 172
@@ -96,9 +94,9 @@ def test_the_raw_image_is_left_alone():
     image = np.random.default_rng(0).normal(0, 200, (1, 4, 7, 9)).astype(np.float32)
     before = image.copy()
 
-    preprocess_image(
+    LazyImage(
         image, (1, 1, 1), normalizations=[percentile_clipping()], target_spacing=(2, 1, 1)
-    )
+    ).everything()
 
     np.testing.assert_array_equal(image, before)
 
@@ -106,9 +104,9 @@ def test_the_raw_image_is_left_alone():
 @pytest.mark.parametrize("shape", [(4, 5, 6), (2, 4, 5, 6)])
 def test_other_channels_than_the_plans_normalize_are_refused(shape):
     with pytest.raises(ValueError, match=r"expected a \(c, z, y, x\) image of 1 channels"):
-        preprocess_image(
+        LazyImage(
             np.zeros(shape), (1, 1, 1), normalizations=[ct_window("lung")], target_spacing=(1, 1, 1)
-        )
+        ).everything()
 
 
 # cases
@@ -144,12 +142,12 @@ def test_a_case_becomes_three_files_that_agree(tmp_path):
     raw, geometry = read_image(case.images)
     np.testing.assert_array_equal(
         dataset.image("case_1")[:],
-        preprocess_image(
+        LazyImage(
             raw,
             geometry.spacing,
             normalizations=plans.normalizations,
             target_spacing=plans.spacing,
-        ),
+        ).everything(),
     )
     np.testing.assert_allclose(
         properties["intensity_ranges"][0], np.percentile(raw[0], (0.5, 99.5))
