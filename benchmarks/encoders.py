@@ -307,8 +307,8 @@ def predict_as_a_user(
     }
 
 
-def registered_trainers(runner: Runner, args: argparse.Namespace) -> list[str]:
-    """Every trainer there is, found in a process of its own: this one stays small."""
+def registered_trainers(runner: Runner, args: argparse.Namespace) -> dict[str, bool]:
+    """Every trainer there is, and whether it needs a teacher; found in a process of its own."""
     output = runner.logs / "trainers.json"
     command = [sys.executable, __file__, "--list", "--measured", output, *_imports(args)]
     runner.run("trainers", command)
@@ -426,7 +426,9 @@ def main() -> int:
         known = registered_trainers(runner, args)
         if unknown := sorted(set(args.trainers or ()) - set(known)):
             parser.error(f"unknown trainers {', '.join(unknown)}; there are {', '.join(known)}")
-        trainers = args.trainers or known
+        for trainer in (taught := [name for name in args.trainers or known if known[name]]):
+            print(f"{trainer}: left out, it needs a teacher (--teacher) and is none from scratch")
+        trainers = [name for name in args.trainers or known if name not in taught]
         for turn in range(1, args.turns):
             for trainer in trainers:
                 entry = results["trainers"].setdefault(trainer, {"train_pieces": []})
@@ -466,7 +468,8 @@ def _in_fresh_process(args: argparse.Namespace) -> int:
         importlib.import_module(module)
     from promptseg.training.trainers import TRAINERS
 
-    write_json(args.measured, measure_alone(args.measure, args) if args.measure else list(TRAINERS))
+    trainers = {name: TRAINERS.get(name).needs_teacher for name in TRAINERS}
+    write_json(args.measured, measure_alone(args.measure, args) if args.measure else trainers)
     return 0
 
 
