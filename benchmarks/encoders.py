@@ -427,7 +427,7 @@ def main() -> int:
         if unknown := sorted(set(args.trainers or ()) - set(known)):
             parser.error(f"unknown trainers {', '.join(unknown)}; there are {', '.join(known)}")
         for trainer in (taught := [name for name in args.trainers or known if known[name]]):
-            print(f"{trainer}: left out, it needs a teacher (--teacher) and is none from scratch")
+            print(f"{trainer}: left out, it does not learn from scratch but from a --teacher")
         trainers = [name for name in args.trainers or known if name not in taught]
         for turn in range(1, args.turns):
             for trainer in trainers:

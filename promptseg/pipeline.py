@@ -32,6 +32,7 @@ from promptseg.training.patches import AutoBoxes
 from promptseg.training.settings import RunOptions
 from promptseg.training.splits import cases_of_fold
 from promptseg.training.trainers import TRAINERS
+from promptseg.words import some
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +173,9 @@ def train(
             "early_stopping": early_stopping,
             "teacher": teacher,
         },
-        load_teacher=partial(load_teacher, plans=plans, fold=fold),
+        load_teacher=partial(
+            load_teacher, plans=plans, fold=fold, validation_cases=validation_cases
+        ),
     )
     with _log_file(fold_folder / "training_log.txt"):
         run.prepare()
@@ -248,16 +251,19 @@ def validate_fold(
     return summary
 
 
-def load_teacher(path: Path, plans: Plans, fold: str) -> Teacher:
-    """The networks of a trained model that teach a fold: those of its own fold of that name.
+def load_teacher(
+    path: Path, *, plans: Plans, fold: str, validation_cases: Sequence[str]
+) -> Teacher:
+    """The networks of a trained model that teach a fold: those of the model's fold of that name.
 
-    They have not seen the fold's validation cases. A model without that fold teaches with all
-    folds that it has, and that is warned of where there are validation cases.
+    They have not seen the fold's validation cases, if both were split alike. A model without that
+    fold teaches with all folds that it has. Cases that the teacher may have seen are warned of.
 
     Args:
         path: model folder, or a zip file of it, with `checkpoint_final.pth`.
         plans: of the student.
         fold: of the student.
+        validation_cases: of the student's fold.
 
     Raises:
         FileNotFoundError: if there is no model, or no finished fold of it.
@@ -271,14 +277,20 @@ def load_teacher(path: Path, plans: Plans, fold: str) -> Teacher:
     with opened_model(path) as folder:
         has_fold = (folder / f"fold_{fold}" / TEACHING).is_file()
         networks, of_teacher, _ = load_networks(folder, [fold] if has_fold else None, TEACHING)
+        summary = folder / f"fold_{fold}" / "validation" / "summary.json"
+        held_back: set[str] = set()
+        if has_fold:  # one that was never validated is taken to be split as this one
+            rows = read_json(summary)["metric_per_case"] if summary.is_file() else None
+            held_back = set(validation_cases if rows is None else (row["case"] for row in rows))
     check_teacher_fits(of_teacher, plans, path)
     log.info("teacher: %s, %s", path, f"fold {fold}" if has_fold else f"{len(networks)} folds")
-    if fold != "all" and not has_fold:
+    if seen := [case_id for case_id in validation_cases if case_id not in held_back]:
         log.warning(
-            "%s has no finished fold %s: its other folds teach, and may have been trained on this "
-            "fold's validation cases; validation looks better than it is",
+            "%s %s: it may have been trained on the validation cases %s, whose Dice then looks "
+            "better than it is",
             path,
-            fold,
+            "held back other cases" if has_fold else f"has no finished fold {fold}",
+            some(seen, quoted=True),
         )
     return Teacher(networks, path)
 

@@ -87,7 +87,8 @@ def distillation_loss(logits: Tensor, probabilities: Tensor, temperature: float)
         voxel, and the teacher's entropy, which has no gradient, is taken off.
     """
     crossed = F.binary_cross_entropy_with_logits(logits.float() / temperature, probabilities)
-    entropy = torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)
+    background = 1 - probabilities
+    entropy = -torch.xlogy(probabilities, probabilities) - torch.xlogy(background, background)
     return temperature**2 * (crossed - entropy.mean())
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from promptseg.commands import train as command
 from promptseg.experiment_planning.plans import load_plans
-from promptseg.files import read_json
+from promptseg.files import read_json, write_json
 from promptseg.inference.model_folder import load_networks
 from promptseg.networks.promptable import build_network
 from promptseg.pipeline import load_teacher, train
@@ -204,34 +204,46 @@ def saved_model(folder, plans, folds=("0",), encoder="residual"):
     return folder
 
 
+def teacher_of(path, fold="0", validation_cases=("a", "b")):
+    return load_teacher(path, plans=small_plans(), fold=fold, validation_cases=validation_cases)
+
+
 def test_a_fold_is_taught_by_its_own_fold_of_the_teacher(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    plans = small_plans()
-    model = saved_model(tmp_path / "model", plans, ("0", "1", "all"))
+    model = saved_model(tmp_path / "model", small_plans(), ("0", "1", "all"))
     for fold, seed in (("0", 0), ("1", 1), ("all", 2)):
         caplog.clear()
-        teacher = load_teacher(model, plans, fold)
-        assert teacher.digest == Teacher([untrained(seed=seed)], "").digest
+        assert teacher_of(model, fold).digest == Teacher([untrained(seed=seed)], "").digest
         assert f"teacher: {model}, fold {fold}" in caplog.text
         assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
-def test_without_its_fold_all_others_teach_and_validation_is_warned_of(tmp_path, caplog):
-    plans = small_plans()
-    model = saved_model(tmp_path / "model", plans, ("0", "1"))
-    assert len(load_teacher(model, plans, "3").networks) == 2
-    assert f"{model} has no finished fold 3: its other folds teach" in caplog.text
-    assert "validation looks better than it is" in caplog.text
+def test_validation_cases_that_the_teacher_did_not_hold_back_are_warned_of(tmp_path, caplog):
+    model = saved_model(tmp_path / "model", small_plans())
+    rows = [{"case": "a"}, {"case": "c"}]
+    write_json(model / "fold_0" / "validation" / "summary.json", {"metric_per_case": rows})
+    teacher_of(model, validation_cases=["a", "c"])
+    assert not caplog.records
+    teacher_of(model, validation_cases=["a", "b"])
+    assert "held back other cases: it may have been trained on the validation cases 'b', whose" in (
+        caplog.text
+    )
+
+
+def test_without_its_fold_all_others_teach_and_validation_cases_are_warned_of(tmp_path, caplog):
+    model = saved_model(tmp_path / "model", small_plans(), ("0", "1"))
+    assert len(teacher_of(model, "3").networks) == 2
+    assert f"{model} has no finished fold 3: it may have been trained on the" in caplog.text
+    assert "'a', 'b'" in caplog.text
     caplog.clear()
-    assert len(load_teacher(model, plans, "all").networks) == 2  # nothing is validated there
-    assert "validation" not in caplog.text
+    assert len(teacher_of(model, "all", ()).networks) == 2  # nothing is validated there
+    assert not caplog.records
 
 
 def test_a_zipped_teacher_teaches_the_same(tmp_path):
-    plans = small_plans()
-    model = saved_model(tmp_path / "model", plans)
+    model = saved_model(tmp_path / "model", small_plans())
     zipped = shutil.make_archive(str(tmp_path / "model"), "zip", model)
-    one, other = (load_teacher(path, plans, "0") for path in (model, tmp_path / "model.zip"))
+    one, other = (teacher_of(path) for path in (model, tmp_path / "model.zip"))
     assert zipped.endswith("model.zip") and one.digest == other.digest
 
 
@@ -267,15 +279,14 @@ def test_a_teacher_of_other_plans_is_refused_with_what_differs(changes, message)
 
 
 def test_a_teacher_that_is_not_there_or_not_finished_is_said(tmp_path):
-    plans = small_plans()
     with pytest.raises(FileNotFoundError, match="the teacher is not there; .* with --c"):
-        load_teacher(tmp_path / "moved", plans, "0")
+        teacher_of(tmp_path / "moved")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="has no fold with a checkpoint_final.pth"):
-        load_teacher(tmp_path / "empty", plans, "0")
+        teacher_of(tmp_path / "empty")
     (tmp_path / "broken.zip").write_bytes(b"PK")
     with pytest.raises(ValueError, match="broken.zip cannot be read as a zip file"):
-        load_teacher(tmp_path / "broken.zip", plans, "0")
+        teacher_of(tmp_path / "broken.zip")
 
 
 @pytest.mark.parametrize("name", ["teacher_weight", "teacher_temperature"])
