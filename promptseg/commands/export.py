@@ -12,7 +12,9 @@ from promptseg.commands.parsing import add_import, command_parser, run_command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = command_parser(__doc__)
-    parser.add_argument("-m", "--model", type=Path, required=True, help="model folder")
+    parser.add_argument(
+        "-m", "--model", type=Path, required=True, help="model folder or a zip of it"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("-f", "--fold", help="fold to export, if several were trained")
     parser.add_argument(

@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from promptseg.files import replacing, write_json
-from promptseg.inference.model_folder import load_networks
+from promptseg.inference.model_folder import load_networks, opened_model
 from promptseg.onnx_export.check import check
 from promptseg.onnx_export.description import describe
-from promptseg.onnx_export.graphs import write_graphs
+from promptseg.onnx_export.graphs import write_decoder, write_encoder
 
 FILES = ("encoder.onnx", "decoder.onnx", "export.json")
 PACKAGES = ("onnx", "onnxscript")  # onnxruntime only checks
@@ -29,7 +29,7 @@ def export_model(
     windows, and moved into place; if anything fails, nothing has changed.
 
     Args:
-        model: folder of a trained model.
+        model: folder of a trained model, or a zip file of it.
         output: folder to write to; made when missing.
         fold: `0`, ..., `all`; not needed where only one was trained.
         checkpoint: file name in the fold's folder.
@@ -41,14 +41,16 @@ def export_model(
     Raises:
         ImportError: with the command that installs what is missing.
         FileNotFoundError: if the model is missing, saying what is there.
-        ValueError: if there are several folds to choose from.
+        ValueError: if there are several folds to choose from, or the zip file is none of a model.
         RuntimeError: if the network cannot be exported, or the files answer differently.
     """
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise ImportError(
             f"exporting needs {' and '.join(missing)}; pip install onnx onnxscript onnxruntime"
         )
-    networks, plans, _ = load_networks(model, None if fold is None else [fold], checkpoint)
+    folds = None if fold is None else [fold]
+    with opened_model(Path(model)) as opened:
+        networks, plans, _ = load_networks(opened, folds, checkpoint)
     if len(networks) > 1:
         raise ValueError(
             f"{model} has {len(networks)} folds with a {checkpoint}, and a file holds one network; "
@@ -60,7 +62,7 @@ def export_model(
         about, decoder, encoder = (
             stack.enter_context(replacing(Path(output) / name)) for name in reversed(FILES)
         )
-        write_graphs(network, plans, encoder, decoder)
+        write_decoder(network, plans, write_encoder(network, plans, encoder), decoder)
         origin = {"folder": Path(model).resolve().name, "fold": fold, "checkpoint": checkpoint}
         write_json(about, describe(plans, encoder, decoder, origin))
         difference = check(network, plans, encoder, decoder)

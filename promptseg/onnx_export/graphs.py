@@ -72,37 +72,47 @@ def prompt_tensors(prompts: PromptBatch) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-def write_graphs(
-    network: PromptableNetwork, plans: Plans, encoder_path: Path, decoder_path: Path
-) -> None:
-    """Write both halves of a network, weights included.
+def write_encoder(network: PromptableNetwork, plans: Plans, path: Path) -> tuple[Tensor, ...]:
+    """Write the half that looks at images, weights included; returns what it makes of one.
 
-    The number of images, of queries and of points is free; the window is the plans'.
+    The number of images is free; the window is the plans'.
 
     Raises:
         RuntimeError: if a part of the network has no ONNX form.
     """
-    network.eval()
-    encoder, decoder = EncoderGraph(network), DecoderGraph(network, plans.window)
+    graph = EncoderGraph(network.eval())
     image = torch.zeros(2, len(plans.channel_names), *plans.window)
-    encoded = encoder(image[:1])
-    names = encoding_names(len(encoded))
+    encoded = graph(image[:1])
     _write(
-        encoder,
+        graph,
         (image,),
-        encoder_path,
+        path,
         input_names=["image"],
-        output_names=names,
+        output_names=encoding_names(len(encoded)),
         dynamic_shapes=({0: "images"},),
     )
+    return encoded
+
+
+@torch.no_grad()
+def write_decoder(
+    network: PromptableNetwork, plans: Plans, encoded: Sequence[Tensor], path: Path
+) -> None:
+    """Write the half that answers queries about what `write_encoder` returned.
+
+    The number of queries and of points is free.
+
+    Raises:
+        RuntimeError: if a part of the network has no ONNX form.
+    """
     # Sizes 0 and 1 would be taken for constants, so the example has three queries, two points.
     example = batch_queries([Query(points=[[0, 0, 0]] * 2, point_labels=[0, 1])] * 3)
     one, two = {0: "queries"}, {0: "queries", 1: "points"}
     _write(
-        decoder,
-        (encoded, *prompt_tensors(example)),
-        decoder_path,
-        input_names=[*names, *PROMPTS],
+        DecoderGraph(network.eval(), plans.window),
+        (tuple(encoded), *prompt_tensors(example)),
+        path,
+        input_names=[*encoding_names(len(encoded)), *PROMPTS],
         output_names=list(OUTPUTS),
         dynamic_shapes=(tuple({} for _ in encoded), one, one, one, two, two),
     )
