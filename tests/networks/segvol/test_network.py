@@ -178,12 +178,3 @@ def test_channels_last_memory_changes_nothing(network, image):
     other.to(memory_format=torch.channels_last_3d)
     logits, _ = other(image, batch_queries(QUERIES))
     torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-5)
-
-
-@torch.inference_mode()
-def test_the_decoder_can_be_captured_as_one_graph(network, image):
-    encoding, batch = network.encode(image), batch_queries(QUERIES)
-    decode = torch.compile(network.decode, backend="eager", fullgraph=True)
-    wanted, _ = network.decode(encoding, batch)
-    captured, _ = decode(encoding, batch)
-    torch.testing.assert_close(captured, wanted, rtol=1e-4, atol=1e-5)
