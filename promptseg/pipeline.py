@@ -283,7 +283,7 @@ def load_teacher(
             rows = read_json(summary)["metric_per_case"] if summary.is_file() else None
             held_back = set(validation_cases if rows is None else (row["case"] for row in rows))
     check_teacher_fits(of_teacher, plans, path)
-    log.info("teacher: %s, %s", path, f"fold {fold}" if has_fold else f"{len(networks)} folds")
+    log.info("teacher: %s, %s", path, f"fold {fold}" if has_fold else "all folds that it has")
     if seen := [case_id for case_id in validation_cases if case_id not in held_back]:
         log.warning(
             "%s %s: it may have been trained on the validation cases %s, whose Dice then looks "
