@@ -19,7 +19,8 @@ COMMANDS = (
     "demo",
 )
 
-EXPORT = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"]
+DICOM = ["highdicom>=0.26", "pydicom>=3.0"]
+EXPORT = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5", "torch>=2.7"]
 TENSORBOARD = ["tensorboard>=2.16"]
 
 setup(
@@ -49,15 +50,15 @@ setup(
     ],
     extras_require={
         "dask": ["distributed>=2024.1"],
-        "dicom": ["highdicom>=0.26"],
+        "dicom": DICOM,
         "export": EXPORT,
         "tensorboard": TENSORBOARD,
         "wandb": ["wandb>=0.19"],
         "test": [
+            *DICOM,
             *EXPORT,
             *TENSORBOARD,
             "distributed>=2024.1",
-            "highdicom>=0.26",
             "hypothesis>=6.100",
             "pytest>=8",
             "ruff>=0.9",
