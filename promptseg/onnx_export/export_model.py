@@ -17,8 +17,8 @@ PACKAGES = ("onnx", "onnxscript")  # onnxruntime only checks
 
 
 def export_model(
-    model: Path,
-    output: Path,
+    model: Path | str,
+    output: Path | str,
     *,
     fold: str | None = None,
     checkpoint: str = "checkpoint_final.pth",
