@@ -17,7 +17,8 @@ class StagedEncoder(ImageEncoder):
     So an encoder keeps its published stages whatever stride the plans ask for: with stride
     (8, 8, 8) five stages run at strides 2, 4, 8, 8 and 8, with (32, 32, 32) at 2, 4, 8, 16 and
     32; beyond that the last stage is repeated. Each resolution's last map is a feature, and the
-    coarsest, projected to `embedding_channels`, the embedding. Nothing is pooled over the window.
+    coarsest, projected to `embedding_channels`, the embedding. No map is pooled over the window;
+    blocks may scale by its means.
 
     Subclasses say what a stage is and how it is built.
     """
