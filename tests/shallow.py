@@ -1,4 +1,4 @@
-"""Networks of every kind with few layers, for tests that take longer with each of them."""
+"""Networks of every kind, small, for tests that take longer with each layer and channel."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from promptseg.networks.encoders import fastvit, mobilenet, mobilenet_v3, vit
+from promptseg.networks.encoders import fastvit, mobilenet, mobilenet_v3, residual, vit
 
 
 @contextmanager
 def shallow_networks() -> Iterator[None]:
-    """Build encoders without the repetitions of what they have: two layers, or each block once."""
+    """Build encoders without what they only repeat: two layers, each block once, few channels."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(vit.SIZES, "tiny", replace(vit.SIZES["tiny"], layers=2))
         patch.setattr(fastvit, "WIDTHS", replace(fastvit.WIDTHS, layers=2))
@@ -21,4 +21,6 @@ def shallow_networks() -> Iterator[None]:
         patch.setattr(mobilenet, "STAGES", stages)
         stages = [list(dict.fromkeys(stage)) for stage in mobilenet_v3.STAGES]
         patch.setattr(mobilenet_v3, "STAGES", stages)
+        stages = [replace(stage, channels=stage.channels // 4) for stage in residual.STAGES["tiny"]]
+        patch.setitem(residual.STAGES, "tiny", stages)
         yield

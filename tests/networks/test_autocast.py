@@ -26,7 +26,7 @@ TOLERANCES = {torch.bfloat16: 0.1, torch.float16: 0.02}
 
 def plans_of(name):
     return small_plans(
-        window=WINDOW, stride=(1, 2, 2), preset="segvol" if name == "segvol" else "none"
+        window=WINDOW, stride=(1, 2, 4), preset="segvol" if name == "segvol" else "none"
     )
 
 
