@@ -17,14 +17,12 @@ class Block:
     """One inverted residual.
 
     Attributes:
-        kernel: voxels along each axis of the depthwise convolution.
         expanded: channels between the pointwise convolutions.
         channels: of the output.
         squeeze: whether channels are gated by squeeze-excitation.
         hard_swish: whether to rectify by hard-swish in place of ReLU.
     """
 
-    kernel: int
     expanded: int
     channels: int
     squeeze: bool
@@ -33,17 +31,17 @@ class Block:
 
 # MobileNetV3-Large (Howard et al. 2019, table 1), grouped by resolution.
 STAGES = [
-    [Block(3, 16, 16, False, False)],
-    [Block(3, 64, 24, False, False), Block(3, 72, 24, False, False)],
-    [Block(5, 72, 40, True, False), *[Block(5, 120, 40, True, False)] * 2],
+    [Block(16, 16, False, False)],
+    [Block(64, 24, False, False), Block(72, 24, False, False)],
+    [Block(72, 40, True, False), *[Block(120, 40, True, False)] * 2],
     [
-        Block(3, 240, 80, False, True),
-        Block(3, 200, 80, False, True),
-        *[Block(3, 184, 80, False, True)] * 2,
-        Block(3, 480, 112, True, True),
-        *[Block(3, 672, 112, True, True)] * 2,
+        Block(240, 80, False, True),
+        Block(200, 80, False, True),
+        *[Block(184, 80, False, True)] * 2,
+        Block(480, 112, True, True),
+        *[Block(672, 112, True, True)] * 3,
     ],
-    [Block(5, 672, 160, True, True), *[Block(5, 960, 160, True, True)] * 4],
+    [Block(672, 160, True, True), *[Block(960, 160, True, True)] * 4],
 ]
 
 
@@ -78,9 +76,9 @@ class InvertedResidual(nn.Module):
         depthwise = nn.Conv3d(
             block.expanded,
             block.expanded,
-            block.kernel,
+            3,
             stride=tuple(stride),
-            padding=block.kernel // 2,
+            padding=1,
             groups=block.expanded,
             bias=False,
         )
@@ -105,8 +103,9 @@ def _normalized(convolution: nn.Conv3d) -> tuple[nn.Module, nn.Module]:
 class MobileNetV3(StagedEncoder):
     """MobileNetV3-Large's inverted residuals with 3D kernels, at every size.
 
-    Differs from the original: one more block of 112 and two of 160 channels in place of the
-    classifier, which bring the paper's 5.4 M parameters.
+    Differs from the original: kernels of 3x3x3 also where it has 5x5, which are as many weights
+    and train five times as fast on a CPU as 5x5x5; two more blocks of 112 and two of 160
+    channels in place of the classifier, which bring about the paper's 5.4 M parameters.
 
     Source:
         Howard et al. 2019, arXiv:1905.02244, table 1; parameters: paper, table 2.
