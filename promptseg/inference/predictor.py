@@ -272,6 +272,14 @@ class Predictor:
         }
         return self._segment(wanted, queries)
 
+    def predict_files(
+        self, inputs: Path | str, output: Path | str, **options: Any
+    ) -> dict[str, Any]:
+        """`promptseg.predict_files` with networks that are loaded already; see `predict_folder`."""
+        from promptseg.inference.predict_folder import predict_folder  # which needs this module
+
+        return predict_folder(self, inputs, output, **options)
+
     def _current_image(self) -> PreparedImage:
         if self._image is None:
             raise RuntimeError("no image is set; call set_image first")

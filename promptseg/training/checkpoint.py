@@ -10,6 +10,7 @@ import torch
 
 from promptseg.experiment_planning.plans import Plans
 from promptseg.files import replacing
+from promptseg.safe_loading import load_safely
 
 CHECKPOINT_FORMAT = 1
 
@@ -29,10 +30,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no checkpoint there; promptseg_train writes it")
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises many kinds, none of which names the file
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    content = load_safely(path, "checkpoint", device)
     if not isinstance(content, dict) or "format_version" not in content:
         raise ValueError(f"{path} is no promptseg checkpoint")
     if content["format_version"] != CHECKPOINT_FORMAT:

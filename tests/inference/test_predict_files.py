@@ -85,6 +85,14 @@ def damage(folder) -> set[str]:
     return {"truncated", "empty", "text", "zipped_text", "nan", "rgb", "time", "flat"}
 
 
+def test_a_predictor_does_a_folder_itself(images, tmp_path):
+    report = predictor().predict_files(images, tmp_path / "own")
+    assert report == read_json(tmp_path / "own" / "predict_report.json")
+    assert {
+        case_id: entry["status"] for case_id, entry in report["cases"].items()
+    } == dict.fromkeys("abc", "done")
+
+
 def test_bad_images_are_reported_and_stop_no_other(images, tmp_path):
     bad = damage(images)
     output = tmp_path / "predictions"
