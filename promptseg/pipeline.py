@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
 from promptseg.prompts.given import case_from_json
 from promptseg.raw_dataset import RawCase
 from promptseg.training.distillation import Teacher, check_teacher_fits
+from promptseg.training.distributed import from_first, is_first, join
 from promptseg.training.patches import AutoBoxes
 from promptseg.training.settings import RunOptions
 from promptseg.training.splits import cases_of_fold
@@ -69,6 +71,8 @@ def train(
 ) -> Path | None:
     """Train one fold of a planned dataset, then predict and evaluate its validation cases.
 
+    Started by torchrun in several processes, these share each batch; the first writes.
+
     Args:
         dataset: number or full name of a folder under `folders.preprocessed`.
         folders: the three roots.
@@ -109,7 +113,7 @@ def train(
         ValueError: for unknown names of trainer, recipe or fold, and for a patient in both halves.
     """
     trainer_class = TRAINERS.get(trainer)
-    device, fold = choose_device(device), str(fold)
+    device, fold = join(choose_device(device)), str(fold)
     if pretrained_weights is not None:
         pretrained_weights = str(Path(pretrained_weights).absolute())
     if teacher is not None:
@@ -177,17 +181,23 @@ def train(
             load_teacher, plans=plans, fold=fold, validation_cases=validation_cases
         ),
     )
-    with _log_file(fold_folder / "training_log.txt"):
+    with _log_file(fold_folder / "training_log.txt") if is_first() else nullcontext():
         run.prepare()
-        _keep_beside_model(source, model_folder, plans)
+        if is_first():
+            _keep_beside_model(source, model_folder, plans)
         step = run.step
         if not run.run():
             return None
-        was_finished = run.step == step and (fold_folder / "validation" / "summary.json").is_file()
-        if validation_cases and not was_finished:
-            validate_fold(
-                model_folder, fold, source, plans, validation_cases, auto_boxes, device=device
-            )
+
+        def validate() -> None:
+            summary = fold_folder / "validation" / "summary.json"
+            was_finished = run.step == step and summary.is_file()
+            if validation_cases and not was_finished:
+                validate_fold(
+                    model_folder, fold, source, plans, validation_cases, auto_boxes, device=device
+                )
+
+        from_first(validate)
     return model_folder
 
 

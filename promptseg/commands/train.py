@@ -98,6 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-np", "--processes", type=count, default=1, help="sample workers")
     parser.add_argument("-device", help="cpu, cuda, cuda:1 or mps; a GPU if there is one")
+    parser.add_argument(
+        "-num_gpus",
+        type=int,
+        metavar="N",
+        help="train on N GPUs of this machine, which share each batch; with -device cpu in N "
+        "processes on the CPU",
+    )
     add_import(parser)
     add_folders(parser, "preprocessed", "results")
     return run_command(parser, arguments, _run)
@@ -106,6 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.list_trainers:
         return _list_trainers()
+    from promptseg.training.distributed import is_first, processes_to_start, start_processes
+
+    if count := processes_to_start(args.num_gpus):
+        return start_processes(count, args.device, args.typed)
     from promptseg.pipeline import train as train_fold
 
     for fold in args.fold:
@@ -137,9 +148,13 @@ def _run(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
         )
         if model is None:
-            print("stopped before the end; the same command with --c continues", file=sys.stderr)
+            if is_first():
+                print(
+                    "stopped before the end; the same command with --c continues", file=sys.stderr
+                )
             return 1
-        print(f"trained: {model / f'fold_{fold}'}; look at progress.png there")
+        if is_first():
+            print(f"trained: {model / f'fold_{fold}'}; look at progress.png there")
     return 0
 
 

@@ -8,20 +8,23 @@ import shutil
 import time
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from promptseg.experiment_planning.plans import Plans
-from promptseg.files import WRITING, replacing
+from promptseg.files import replacing
 from promptseg.networks.promptable import build_network
 from promptseg.registry import Registry
-from promptseg.training.checkpoint import check_same_run, load_checkpoint, save_checkpoint
+from promptseg.training import distributed
+from promptseg.training.batches import batches
+from promptseg.training.checkpoint import checkpoint_to_continue, remove_leftovers, save_checkpoint
 from promptseg.training.distillation import Teacher, check_teacher_is_wanted
+from promptseg.training.distributed import is_first
 from promptseg.training.learner import Learner
 from promptseg.training.loggers import check_installed, metric_loggers
 from promptseg.training.metrics_log import draw_progress, epochs_since_best, write_metrics_csv
@@ -29,14 +32,12 @@ from promptseg.training.optimizer import seed_everything
 from promptseg.training.patches import AutoBoxes, Batch, TrainingSteps
 from promptseg.training.pretrained import load_pretrained
 from promptseg.training.settings import RECIPES, RunOptions, TrainingSettings, extended
-from promptseg.training.signals import exit_at_once, signal_handlers, signals_held_back
+from promptseg.training.signals import signal_handlers
 from promptseg.training.validation import validate, validation_windows
 
 TRAINERS = Registry("trainer")
 
 log = logging.getLogger(__name__)
-
-NO_END = 10**9  # steps of a run that ends by time
 
 
 class BaseTrainer(ABC):
@@ -91,7 +92,8 @@ class BaseTrainer(ABC):
         self.seconds = 0.0  # of training, over all runs of this fold
         self.rows: list[dict[str, Any]] = []  # metrics of the finished epochs
         self.losses: list[float] = []  # of the epoch under way
-        self.stop_requested = False
+        self.stop_requested = False  # in this process
+        self.stopped = False  # all processes, as one of them was to
 
     @classmethod
     def settings_for(cls, recipe: str) -> TrainingSettings:
@@ -134,7 +136,7 @@ class BaseTrainer(ABC):
         )
         with signal_handlers(self._request_stop), loggers as self.log_row:
             self._train(windows)
-        if self.stop_requested:
+        if self.stopped:
             log.info("stopped at step %d; the same command with --c continues", self.step)
             return False
         if self.ended_early:
@@ -144,6 +146,8 @@ class BaseTrainer(ABC):
                 len(self.rows),
                 epochs_since_best(self.rows),
             )
+        if not is_first():
+            return True
         if self.settings.early_stopping:
             with replacing(self.folder / "checkpoint_final.pth") as temporary:
                 shutil.copyfile(self.folder / "checkpoint_best.pth", temporary)
@@ -165,21 +169,10 @@ class BaseTrainer(ABC):
                 teacher, and as `check_teacher_is_wanted` and `load_teacher` do.
         """
         check_installed(self.options)
-        latest = self.folder / "checkpoint_latest.pth"
-        content = None
-        if self.options.resume and latest.exists():
-            content = load_checkpoint(latest)
-            check_same_run(latest, content, self.name, self.plans)
+        content = checkpoint_to_continue(self.folder, self.name, self.plans, self.options)
+        if content is not None:
             kept = TrainingSettings.from_json(content["settings"])
             self.settings = extended(kept, self.extend)
-        elif self.options.resume:
-            log.warning("%s is not there to be continued; training starts from step 0", latest)
-        elif latest.exists() and not self.options.overwrite:
-            raise FileExistsError(
-                f"{self.folder} has been trained before (step "
-                f"{load_checkpoint(latest)['step']}); continue with --c, or start again with "
-                f"--overwrite"
-            )
         if self.settings.early_stopping and not self.validation_cases:
             raise ValueError(
                 "early stopping needs validation cases, and this fold has none; train without "
@@ -196,12 +189,9 @@ class BaseTrainer(ABC):
         self.learner = Learner(self.network, self.settings, self.options, teacher)
         if content is not None:
             self._restore(content)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob(f"{WRITING}*"):  # of a run killed while it wrote
-            shutil.rmtree(leftover)
-        if content is None:
-            for old in self.folder.glob("checkpoint_*.pth"):
-                old.unlink()
+        distributed.start_alike(self.learner.network, self.step)
+        if is_first():
+            remove_leftovers(self.folder, checkpoints=content is None)
         parameters = sum(p.numel() for p in self.network.parameters())
         log.info(
             "%s: %s %s, %.2f M parameters, window %s, stride %s, batch %d, %d training and %d "
@@ -232,10 +222,12 @@ class BaseTrainer(ABC):
             desc=f"training, epoch {self.epoch}",
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
             dynamic_ncols=True,
+            disable=not is_first(),
         )
         with bar:
             for batch in self._batches():
-                if self.progress >= 1 or self.ended_early or self.stop_requested:
+                self._agree()
+                if self.progress >= 1 or self.ended_early or self.stopped:
                     break
                 self.losses.append(self._optimize(batch))
                 self.step += 1
@@ -250,37 +242,27 @@ class BaseTrainer(ABC):
                     saved = time.monotonic()
                 bar.update(min(100 * self.progress, 100) - bar.n)
                 bar.set_postfix_str(f"step {self.step}, loss {self.recent_loss():.3f}")
-        if self.losses and not self.stop_requested:
+        if self.losses and not self.stopped:
             self._finish_epoch(windows, bar)
+        self._agree()
         self._save("latest")
 
+    def _agree(self) -> None:
+        """All processes go by the first one's clock, and stop together."""
+        self.seconds, self.stopped = distributed.agree(self.seconds, self.stop_requested)
+
     def _batches(self) -> Iterator[Batch]:
-        """The batches from this step on; worker errors arrive here with their own traceback."""
-        last = NO_END
-        if self.settings.time_budget is None:
-            last = self.settings.epochs * self.settings.iterations_per_epoch
+        """This process's images of the batches from this step on."""
+        own = distributed.own_images(self.plans.batch_size)
         steps = TrainingSteps(
-            self.preprocessed, self.training_cases, self.plans, self.settings, self.auto_boxes
+            self.preprocessed, self.training_cases, self.plans, self.settings, self.auto_boxes, own
         )
-        workers = self.options.workers
-        loader = DataLoader(
-            steps,
-            batch_size=None,
-            sampler=range(self.step, last),
-            num_workers=workers,
-            multiprocessing_context="spawn" if workers else None,
-            prefetch_factor=4 if workers else None,
-            worker_init_fn=exit_at_once,
-        )
-        # Ctrl-C reaches every process of the terminal. Workers inherit that it is held back, so
-        # that they go on until the trainer has stopped and saved.
-        with signals_held_back():
-            return iter(loader)
+        return batches(steps, self.step, self.options.workers)
 
     def _optimize(self, batch: Batch) -> float:
         batch = batch.to(self.options.device)
         loss = self.learner.loss_of(batch)
-        value = float(loss.detach())
+        loss, value = distributed.share_of_loss(loss, len(batch.prompts))
         if not np.isfinite(value):
             raise RuntimeError(
                 f"the loss became {value} at step {self.step}; start again with a lower learning "
@@ -296,16 +278,22 @@ class BaseTrainer(ABC):
         return self.rows[-1]["train_loss"] if self.rows else float("nan")
 
     def _finish_epoch(self, windows: Sequence, bar: tqdm) -> None:
+        answering, device = self.learner.answering, self.options.device
+        measured = distributed.from_first(
+            partial(validate, answering, windows, self.learner.loss, device)
+        )
         row = {
             "epoch": (self.step - 1) // self.settings.iterations_per_epoch,
             "step": self.step,
             "seconds": round(self.seconds, 2),
             "learning_rate": self.learner.learning_rate,
             "train_loss": self.recent_loss(),
-            **validate(self.learner.answering, windows, self.learner.loss, self.options.device),
+            **measured,
         }
         self.rows.append(row)
         self.losses = []
+        if not is_first():
+            return
         if epochs_since_best(self.rows) == 0:
             self._save("best")
         self.log_row(row)
@@ -323,6 +311,8 @@ class BaseTrainer(ABC):
         return f"{self.plans.dataset_name}, {type(self).__name__}, {self.folder.name}{held_back}"
 
     def _save(self, name: str) -> None:
+        if not is_first():
+            return
         save_checkpoint(
             self.folder / f"checkpoint_{name}.pth",
             {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,13 @@ from typing import Any
 import torch
 
 from promptseg.experiment_planning.plans import Plans
-from promptseg.files import replacing
+from promptseg.files import WRITING, replacing
 from promptseg.safe_loading import load_safely
+from promptseg.training.settings import RunOptions
 
 CHECKPOINT_FORMAT = 1
+
+log = logging.getLogger(__name__)
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -39,6 +44,50 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
             f"reads {CHECKPOINT_FORMAT}"
         )
     return content
+
+
+def checkpoint_to_continue(
+    folder: Path, trainer: str, plans: Plans, options: RunOptions
+) -> dict[str, Any] | None:
+    """The latest checkpoint of a fold if it is to be continued, None if training begins.
+
+    Args:
+        folder: of the fold.
+        trainer, plans: that must be the checkpoint's.
+        options: `resume` and `overwrite`; with `resume` but nothing there a warning is logged.
+
+    Raises:
+        FileExistsError: if there is a checkpoint and `options` do not say what to do with it.
+        ValueError: as `check_same_run` does.
+    """
+    latest = folder / "checkpoint_latest.pth"
+    if options.resume and latest.exists():
+        content = load_checkpoint(latest)
+        check_same_run(latest, content, trainer, plans)
+        return content
+    if options.resume:
+        log.warning("%s is not there to be continued; training starts from step 0", latest)
+    elif latest.exists() and not options.overwrite:
+        raise FileExistsError(
+            f"{folder} has been trained before (step {load_checkpoint(latest)['step']}); continue "
+            f"with --c, or start again with --overwrite"
+        )
+    return None
+
+
+def remove_leftovers(folder: Path, *, checkpoints: bool) -> None:
+    """Make the folder of a fold, or remove from it what a run that was killed left half written.
+
+    Args:
+        folder: of the fold.
+        checkpoints: remove those as well, as the fold is started again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(f"{WRITING}*"):
+        shutil.rmtree(leftover)
+    if checkpoints:
+        for old in folder.glob("checkpoint_*.pth"):
+            old.unlink()
 
 
 def check_same_run(path: Path, content: Mapping[str, Any], trainer: str, plans: Plans) -> None:

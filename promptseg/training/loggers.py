@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from promptseg.files import replacing
+from promptseg.training.distributed import is_first
 from promptseg.training.settings import RunOptions
 
 WANDB_RUN = "wandb_run.txt"  # the identifier of a fold's run at W&B, to continue it under
@@ -40,6 +41,8 @@ def metric_loggers(
 ) -> Iterator[LogRow]:
     """Yield a function that hands an epoch's metrics on, to nobody unless `options` say so.
 
+    Of several processes the first one alone hands them on.
+
     Args:
         options: of this run.
         folder: of the fold: the event files and W&B's own files are written into it.
@@ -49,9 +52,9 @@ def metric_loggers(
     """
     with ExitStack() as stack:
         loggers = []
-        if options.tensorboard:
+        if options.tensorboard and is_first():
             loggers.append(stack.enter_context(_to_tensorboard(folder, rows)))
-        if options.wandb is not None:
+        if options.wandb is not None and is_first():
             opened = _to_wandb(options.wandb, folder, rows, name, settings)
             loggers.append(stack.enter_context(opened))
 

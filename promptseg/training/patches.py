@@ -71,7 +71,16 @@ class TrainingSteps(Dataset):
     """Item `i` is the batch of step `i`, a function of settings, seed and `i` alone.
 
     So any number of worker processes gives the same batches, and a resumed run goes on with the
-    very next one.
+    very next one. Each image has random numbers of its own, so that one of several processes that
+    train together makes the images of its share alone.
+
+    Args:
+        folder: of the preprocessed cases.
+        case_ids: that train.
+        plans: of the dataset.
+        settings: of the run.
+        auto_boxes: the plans' automatic boxes.
+        images: which images of each batch to make; all of them when not given.
     """
 
     def __init__(
@@ -81,20 +90,22 @@ class TrainingSteps(Dataset):
         plans: Plans,
         settings: TrainingSettings,
         auto_boxes: AutoBoxes,
+        images: Sequence[int] | None = None,
     ) -> None:
         self.dataset = PreprocessedDataset(folder)
         self.case_ids = list(case_ids)
         self.plans = plans
         self.settings = settings
         self.auto_boxes = auto_boxes
+        self.images = range(plans.batch_size) if images is None else images
         self.transform = make_augmentation(plans.window, plans.spacing, settings.mirror_axes)
 
     def __getitem__(self, step: int) -> Batch:
-        rng = np.random.default_rng([self.settings.seed, step])
-        size = self.plans.batch_size
         samples, queries, values = [], [], []
-        for index in range(size):
-            sample = self._sample(step * size + index, rng)
+        for index, image in enumerate(self.images):
+            number = step * self.plans.batch_size + image
+            rng = np.random.default_rng([self.settings.seed, 3, number])
+            sample = self._sample(number, rng)
             asked = training_queries(sample, index, self.plans.labels, self.settings, rng)
             samples.append(sample)
             queries += [query for query, _ in asked]

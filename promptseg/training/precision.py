@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
+from promptseg.training.distributed import sum_gradients
+
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 AMPERE = (8, 0)  # the first compute capability that multiplies bfloat16 in hardware
 
@@ -50,6 +52,7 @@ class MixedPrecision:
         """
         optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        sum_gradients(network)
         self.scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(network.parameters(), clip)
         self.scaler.step(optimizer)

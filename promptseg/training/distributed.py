@@ -1,0 +1,244 @@
+"""Several processes that train one network: each takes its share of every batch.
+
+torchrun starts them; without it there is one process, and nothing here does anything. Every
+process holds the same weights and takes the same steps. The first one (rank 0) validates and
+writes; what it decides or measures is handed to the others.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+# The others wait for the first process while it predicts a whole fold.
+PATIENCE = timedelta(days=2)
+
+SECONDS_TO_STOP = 300  # for the step under way and a checkpoint; torchrun then kills
+
+
+def join(device: str) -> str:
+    """Meet the other processes that torchrun started, if it did, and return the device to use.
+
+    Args:
+        device: `cuda` gives each process of a machine the GPU of its number, `cpu` is for all.
+
+    Raises:
+        ValueError: for a device that cannot be shared out.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return device
+    if device == "cuda":
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
+            raise ValueError(
+                f"{os.environ['LOCAL_WORLD_SIZE']} processes for {torch.cuda.device_count()} GPUs "
+                f"of this machine; start at most one for each (--nproc-per-node)"
+            )
+        torch.cuda.set_device(local)
+        device = f"cuda:{local}"
+    elif device != "cpu":
+        raise ValueError(
+            f"several processes cannot share the device {device!r}; give -device cuda, for one GPU "
+            f"each, or -device cpu"
+        )
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+        with _meeting_others():
+            dist.init_process_group(backend, timeout=PATIENCE)
+        atexit.register(dist.destroy_process_group)
+    if not is_first():
+        logging.getLogger("promptseg").setLevel(logging.ERROR)
+    return device
+
+
+def process_count() -> int:
+    """Processes that train together; 1 without torchrun."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that validates and writes."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def own_images(batch_size: int) -> range:
+    """The images of a batch that this process takes; the shares differ by one image at most.
+
+    Raises:
+        ValueError: if there are fewer images than processes.
+    """
+    count = process_count()
+    if count == 1:
+        return range(batch_size)
+    if batch_size < count:
+        raise ValueError(
+            f"a batch of {batch_size} images cannot be split over {count} processes; start at most "
+            f"{batch_size}, or write a larger batch_size into the plans"
+        )
+    rank = dist.get_rank()
+    return range(rank * batch_size // count, (rank + 1) * batch_size // count)
+
+
+def share_of_loss(loss: Tensor, queries: int) -> tuple[Tensor, float]:
+    """This process's part of the mean loss over the queries of all, and that mean.
+
+    Args:
+        loss: mean over this process's queries.
+        queries: how many these are.
+    """
+    if process_count() == 1:
+        return loss, float(loss.detach())
+    (every,) = _sums([queries])
+    part = loss * (queries / every)
+    (mean,) = _sums([float(part.detach())])
+    return part, mean
+
+
+def sum_gradients(network: nn.Module) -> None:
+    """Add up the gradients of all processes, each of its `share_of_loss`.
+
+    One that no process has stays None, so that the optimizer leaves the weight as it is.
+    """
+    if process_count() == 1:
+        return
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    has = [float(parameter.grad is not None) for parameter in trained]
+    pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    flat = torch.cat([trained[0].new_tensor(has), *(piece.reshape(-1) for piece in pieces)])
+    with _meeting_others():
+        dist.all_reduce(flat)
+    has_any, *sums = flat.split([len(trained), *(piece.numel() for piece in pieces)])
+    for parameter, piece, total, known in zip(trained, pieces, sums, has_any.tolist(), strict=True):
+        if known:
+            parameter.grad = piece.copy_(total.view_as(piece))
+
+
+def agree(seconds: float, stop: bool) -> tuple[float, bool]:
+    """The first process's seconds, and whether any process shall stop."""
+    if process_count() == 1:
+        return seconds, stop
+    seconds, stops = _sums([seconds if is_first() else 0.0, stop])
+    return seconds, stops > 0
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What a function returns in the first process, which alone calls it; the others wait."""
+    made: list[Any] = [make() if is_first() else None]
+    if process_count() > 1:
+        with _meeting_others():
+            dist.broadcast_object_list(made)
+    return made[0]
+
+
+def start_alike(network: nn.Module, step: int) -> None:
+    """Give all processes the first one's weights.
+
+    Args:
+        network: on its device.
+        step: at which this process begins.
+
+    Raises:
+        ValueError: if the processes begin at different steps, as they do on machines that do not
+            share a folder.
+    """
+    if process_count() == 1:
+        return
+    first = from_first(lambda: step)
+    (differ,) = _sums([step != first])
+    if differ:
+        raise ValueError(
+            f"the processes do not find the same checkpoint: the first one's is of step {first}, "
+            f"this one's of step {step}; all machines must see one results folder"
+        )
+    with _meeting_others():
+        for value in network.state_dict().values():
+            dist.broadcast(value, 0)
+
+
+def processes_to_start(asked: int | None) -> int:
+    """How many processes are to be started for `-num_gpus`; 0 if this one does the work.
+
+    Raises:
+        ValueError: for fewer than one, and for another number than torchrun has started.
+    """
+    if asked is None:
+        return 0
+    if asked < 1:
+        raise ValueError(f"-num_gpus must be 1 or more, got {asked}")
+    started = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
+    if started not in (0, asked):
+        raise ValueError(
+            f"-num_gpus {asked}, but torchrun started {started} processes on this machine; leave "
+            f"-num_gpus out, --nproc-per-node says it already"
+        )
+    return asked if asked > 1 and not started else 0
+
+
+def start_processes(count: int, device: str | None, arguments: Sequence[str]) -> int:
+    """Run `python -m promptseg.train` in several processes of this machine, by torchrun.
+
+    Args:
+        count: of processes, one for each GPU.
+        device: as given to the command; `cpu` to try several processes without a GPU.
+        arguments: of the command.
+
+    Returns:
+        The exit code: 0, or 1 if a process failed or was interrupted; it has said why.
+
+    Raises:
+        ValueError: if there are not as many GPUs.
+    """
+    if device not in (None, "cpu", "cuda"):
+        raise ValueError(
+            f"-num_gpus {count} takes the first {count} GPUs, but -device {device} names another "
+            f"device; leave -device out, and set CUDA_VISIBLE_DEVICES to choose among the GPUs"
+        )
+    if device != "cpu" and torch.cuda.device_count() < count:
+        raise ValueError(
+            f"-num_gpus {count}, but torch {torch.__version__} can use "
+            f"{torch.cuda.device_count()} GPUs of this machine; give at most that many, or "
+            f"-device cpu to have {count} processes on the CPU"
+        )
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP))
+    flags = ["--standalone", "--nproc-per-node", str(count), "-m", "promptseg.train"]
+    try:
+        run(parse_args([*flags, *arguments]))
+    except (ChildFailedError, SignalException):
+        return 1
+    return 0
+
+
+def _sums(values: Sequence[float]) -> list[float]:
+    """The sums over all processes, on the CPU."""
+    sums = torch.tensor(values, dtype=torch.float64)
+    with _meeting_others():
+        dist.all_reduce(sums)
+    return sums.tolist()
+
+
+@contextmanager
+def _meeting_others() -> Iterator[None]:
+    """Say in plain words that another process is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"the process of rank {os.environ.get('RANK')} lost the others; one of them has failed "
+            f"or was stopped, and its own message tells why: {error}"
+        ) from error
