@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import locale
 import logging
 import os
 import shutil
@@ -200,7 +201,9 @@ def write_series(folder, volume, uid="1.2.840.1", skip=()):
         for tag, value in tags.items():
             slice_.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{uid}_{(3 * z) % 7}.dcm"))
+        before = locale.setlocale(locale.LC_ALL)
         writer.Execute(slice_)
+        locale.setlocale(locale.LC_ALL, before)  # GDCM leaves "C": text would be read as ASCII
 
 
 def test_a_dicom_series_is_read_in_spatial_order_and_in_hu(tmp_path):

@@ -29,9 +29,10 @@ def signal_handlers(handler: Any) -> Iterator[None]:
 
 @contextmanager
 def signals_held_back() -> Iterator[None]:
-    """SIGINT and SIGTERM wait until the block ends; processes started in it never get them.
+    """Processes started in the block never get SIGINT and SIGTERM; this one gets them later.
 
-    Ignoring them would do as much for those processes, but lose a signal that comes meanwhile.
+    It waits until the block ends, or until another of its threads takes the signal. Ignoring
+    signals would do as much for those processes, but lose one that comes meanwhile.
     Where the system cannot hold signals back (Windows), nothing is done.
     """
     if not hasattr(signal, "pthread_sigmask"):
