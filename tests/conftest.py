@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import os
 
 # As the commands do it, and before torch is imported: waiting threads that spin slow every test
@@ -20,6 +21,30 @@ from tests.synthetic import write_raw_dataset
 def few_threads():
     """Tests run beside others; more threads than cores only wait for one another."""
     torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def _of_the_process() -> tuple[dict[str, str], str]:
+    threads = {name: n for name, n in os.environ.items() if name.endswith("_NUM_THREADS")}
+    return threads, locale.setlocale(locale.LC_ALL)
+
+
+_AT_THE_START = _of_the_process()
+
+
+@pytest.fixture(autouse=True)
+def process_kept():
+    """What libraries change for the whole process is put back after every test.
+
+    Dask's Nanny sets numbers of threads in the environment, on which sums of floats depend in
+    processes started later; GDCM, when it writes, the locale, in which text files are read.
+    """
+    yield
+    if _of_the_process() != _AT_THE_START:
+        threads, before = _AT_THE_START
+        for name in _of_the_process()[0].keys() - threads.keys():
+            del os.environ[name]
+        os.environ.update(threads)
+        locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture(scope="session")
