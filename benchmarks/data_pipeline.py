@@ -1,0 +1,109 @@
+"""Is the data pipeline the bottleneck? Training steps on real data against one fixed batch.
+
+    python benchmarks/data_pipeline.py --preprocessed PREPROCESSED_ROOT -d 4 -tr MobileNetTrainer
+
+A trainer takes steps on the batches of a run, made beside it by as many workers as a user has
+(`-np 1`), and on one batch that is made before, in turn, in one process. The fixed batch is the
+one with the median number of prompts among those of the first steps, as the prompts' number
+changes what a step costs. The first steps of each turn are not timed: on real data they would use
+what the workers made during the turn before, and on the fixed batch the workers still fill their
+queue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterable
+from itertools import islice, repeat
+from pathlib import Path
+from typing import Any
+
+from promptseg.files import write_json
+from promptseg.folders import find_dataset_folder
+
+UNTIMED = 8  # steps of each turn; the loader keeps 4 batches a worker ready
+CANDIDATES = 21  # batches of which one becomes the fixed one
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds a step, in every turn, for the real data and for the fixed batch."""
+    import torch
+    from ready_trainer import ready_trainer
+
+    from promptseg.training.batches import batches
+
+    source = find_dataset_folder(args.preprocessed, args.dataset, "promptseg_plan makes it")
+    with ready_trainer(source, args.plans_name, args.trainer, args.fold) as (run, steps):
+        making, made = [], []
+        for i in range(CANDIDATES):
+            start = time.perf_counter()
+            made.append(steps[i])
+            making.append(time.perf_counter() - start)
+        fixed = sorted(made, key=lambda batch: len(batch.prompts))[CANDIDATES // 2]
+
+        def seconds_a_step(source: Iterable) -> float:
+            for batch in islice(source, UNTIMED):
+                run._optimize(batch)
+            start = time.perf_counter()
+            for batch in islice(source, args.steps):
+                run._optimize(batch)  # reads the loss, so the device has finished
+            return (time.perf_counter() - start) / args.steps
+
+        sources = {
+            "fixed_batch": repeat(fixed),
+            "real_data": batches(steps, CANDIDATES, args.processes),
+        }
+        taken: dict[str, list[float]] = {name: [] for name in sources}
+        for turn in range(args.turns):
+            for name, batches_of_kind in sources.items():
+                taken[name].append(seconds_a_step(batches_of_kind))
+            print(f"turn {turn}: { ({k: round(v[-1], 4) for k, v in taken.items()}) }", flush=True)
+    medians = {name: statistics.median(values) for name, values in taken.items()}
+    return {
+        **medians,
+        "ratio": medians["real_data"] / medians["fixed_batch"],
+        "all": taken,
+        "making_a_batch": statistics.median(making),
+        "prompts": len(fixed.prompts),
+        "batch_size": run.plans.batch_size,
+        "window": run.plans.window,
+        "steps_a_turn": args.steps,
+        "processes": args.processes,
+        "device": run.options.device,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preprocessed", type=Path, required=True, help="planned datasets")
+    parser.add_argument("-d", "--dataset", default="4")
+    parser.add_argument("-tr", "--trainer", default="MobileNetTrainer")
+    parser.add_argument("-p", "--plans-name", default="PromptSegPlans")
+    parser.add_argument("-f", "--fold", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1, help="sample workers, at least 1")
+    parser.add_argument("--steps", type=int, default=20, help="timed, in each turn")
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--output", type=Path, help="JSON file for all figures")
+    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE")
+    args = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands have it
+    for module in args.imports:
+        importlib.import_module(module)
+    figures = measure(args)
+    if args.output:
+        write_json(args.output, figures)
+    print(
+        f"{args.trainer}: {figures['real_data']:.4f} s a step on real data, "
+        f"{figures['fixed_batch']:.4f} on a fixed batch, ratio {figures['ratio']:.3f}; a batch is "
+        f"made in {figures['making_a_batch']:.4f} s"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""One fold of a dataset through promptseg's commands, as a user would: plan, train, predict."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from commands import HERE, Runner, Stopped, metrics_rows
+
+from promptseg.files import read_json
+from promptseg.folders import Folders, find_dataset_folder
+
+
+def plan_if_missing(
+    runner: Runner, folders: Folders, dataset: str, plans_name: str, size: str
+) -> Path:
+    """The preprocessed dataset, planned with encoders of a size if it is not yet."""
+    try:
+        folder = find_dataset_folder(folders.preprocessed, dataset, "")
+        if (folder / f"{plans_name}.json").is_file():
+            return folder
+    except FileNotFoundError:
+        pass
+    print("planning", flush=True)
+    command = [HERE / "promptseg_plan", "-d", dataset, "-p", plans_name]
+    command += ["--raw", folders.raw, "--preprocessed", folders.preprocessed]
+    runner.run("plan", [*command, "--size", size])
+    return find_dataset_folder(folders.preprocessed, dataset, "promptseg_plan makes it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One trainer on one fold for a time, by `promptseg_train`.
+
+    Attributes:
+        source: the preprocessed dataset.
+        results: root of trained models.
+        trainer: its name.
+        plans_name: of the dataset's plans.
+        fold: number.
+        time_budget: seconds.
+        processes: sample workers.
+        imports: modules that register classes.
+    """
+
+    source: Path
+    results: Path
+    trainer: str
+    plans_name: str
+    fold: int
+    time_budget: float
+    processes: int = 1
+    imports: Sequence[str] = field(default=())
+
+    @property
+    def model(self) -> Path:
+        return self.results / self.source.name / f"{self.trainer}__{self.plans_name}__3d"
+
+    @property
+    def folder(self) -> Path:
+        return self.model / f"fold_{self.fold}"
+
+    def run(
+        self,
+        runner: Runner,
+        log: str,
+        pieces: list[dict[str, float]],
+        stop_after: float | None = None,
+    ) -> None:
+        """Train, or go on with it, to the end or for so many seconds.
+
+        `pieces` has what each run of the command used so far; this one's is appended.
+        """
+        command = [HERE / "promptseg_train", "-d", self.source.name, "-tr", self.trainer]
+        command += ["-f", self.fold, "-p", self.plans_name]
+        command += ["--time-budget", f"{self.time_budget:g}s", "-np", self.processes]
+        command += ["--preprocessed", self.source.parent, "--results", self.results]
+        command += import_flags(self.imports)
+        if (self.folder / "checkpoint_latest.pth").is_file():
+            command += ["--c"]
+        metrics = self.folder / "metrics.csv"
+        try:
+            used = runner.run(log, command, metrics=metrics, stop_after=stop_after)
+            pieces.append({**used, "load_after": os.getloadavg()[0]})
+        except Stopped as stop:
+            pieces += [stop.usage] if stop.usage else []
+            raise
+
+    def figures(self, pieces: list[dict[str, float]]) -> dict[str, Any]:
+        """What a finished training measured.
+
+        `validation_dice` is of boxes that were proposed for each case without fitting on it.
+        """
+        last = metrics_rows(self.folder / "metrics.csv")[-1]
+        validation = read_json(self.folder / "validation" / "summary.json")
+        return {
+            "steps": int(last["step"]),
+            "training_seconds": float(last["seconds"]),
+            "seconds_a_step_mean": float(last["seconds"]) / int(last["step"]),
+            "train_command": {
+                "wall_seconds": sum(piece["wall_seconds"] for piece in pieces),
+                "cpu_seconds": sum(piece["cpu_seconds"] for piece in pieces),
+                "peak_resident_bytes": max(piece["peak_resident_bytes"] for piece in pieces),
+            },
+            "train_pieces": pieces,
+            "validation_dice": validation["foreground_mean"]["Dice"],
+            "validation_dice_by_label": {k: v["Dice"] for k, v in validation["mean"].items()},
+        }
+
+    def predict(self, runner: Runner, log: str, scratch: Path, *prompts: object) -> dict[str, Any]:
+        """`promptseg_predict` on the held-back cases' raw images, with these flags.
+
+        With `--auto-prompt` the automatic prompts are those of the plans, which are fitted on all
+        training cases of the dataset, those held back from this fold too.
+        """
+        images, truth = link_held_back(self.source, self.plans_name, self.fold, scratch)
+        command = [HERE / "promptseg_predict", "-m", self.model, "-f", self.fold, *prompts]
+        command += import_flags(self.imports)
+        return predict_and_evaluate(runner, log, command, images, truth, scratch / "predictions")
+
+
+def import_flags(imports: Sequence[str]) -> list[str]:
+    return [word for module in imports for word in ("--import", module)]
+
+
+def link_held_back(source: Path, plans_name: str, fold: int, scratch: Path) -> tuple[Path, Path]:
+    """Fresh folders with links to the raw images and to the truth of a fold's held-back cases."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    images, truth = scratch / "images", scratch / "truth"
+    images.mkdir(parents=True)
+    truth.mkdir()
+    for case_id in read_json(source / "splits_final.json")[fold]["val"]:
+        case = read_json(source / f"{plans_name}_3d" / f"{case_id}.json")
+        for file in map(Path, case["raw"]["files"]):
+            (images / file.name).symlink_to(file.absolute())
+        for file in (source / "gt_segmentations").glob(f"{case_id}.*"):
+            (truth / file.name).symlink_to(file.absolute())
+    return images, truth
+
+
+def predict_and_evaluate(
+    runner: Runner,
+    log: str,
+    command: Sequence[object],
+    images: Path,
+    truth: Path,
+    predictions: Path,
+    environment: Mapping[str, object] | None = None,
+) -> dict[str, Any]:
+    """A prediction command, to which -i and -o are added, and `promptseg_evaluate`."""
+    command = [*command, "-i", images, "-o", predictions]
+    used = runner.run(f"{log}_predict", command, environment=environment)
+    evaluate = [HERE / "promptseg_evaluate", "-g", truth, "-p", predictions]
+    runner.run(f"{log}_evaluate", evaluate)
+    summary = read_json(predictions / "summary.json")
+    return {
+        "predict_dice": summary["foreground_mean"]["Dice"],
+        "predict_dice_by_label": {k: v["Dice"] for k, v in summary["mean"].items()},
+        "predict_cases": len(list(truth.iterdir())),
+        "predict_command": used,
+    }

@@ -1,0 +1,53 @@
+"""A trainer that is ready for its first step, in this process, as `promptseg_train` makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from promptseg.experiment_planning.plans import load_plans
+from promptseg.files import read_json
+from promptseg.networks.device import choose_device
+from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
+from promptseg.training.base_trainer import BaseTrainer
+from promptseg.training.patches import TrainingSteps
+from promptseg.training.settings import RunOptions
+from promptseg.training.splits import cases_of_fold
+from promptseg.training.trainers import TRAINERS
+
+
+@contextmanager
+def ready_trainer(
+    source: Path, plans_name: str, trainer: str, fold: int = 0
+) -> Iterator[tuple[BaseTrainer, TrainingSteps]]:
+    """The trainer and its batches, made where they are asked for; what it writes is removed.
+
+    Args:
+        source: the preprocessed dataset.
+        plans_name: of its plans.
+        trainer: name.
+        fold: number.
+    """
+    plans = load_plans(source / f"{plans_name}.json")
+    preprocessed = source / plans.data_identifier
+    training_cases, validation_cases = cases_of_fold(
+        source, str(fold), PreprocessedDataset(preprocessed).case_ids
+    )
+    auto_boxes = read_json(source / f"{plans_name}_auto_prompt_boxes.json")
+    trainer_class = TRAINERS.get(trainer)
+    with TemporaryDirectory() as scratch:
+        run = trainer_class(
+            plans=plans,
+            preprocessed=preprocessed,
+            folder=Path(scratch) / f"fold_{fold}",
+            training_cases=training_cases,
+            validation_cases=validation_cases,
+            auto_boxes=auto_boxes,
+            settings=trainer_class.settings_for("scratch"),
+            options=RunOptions(device=choose_device(), workers=0),
+        )
+        run.prepare()
+        run.network.train()
+        yield run, TrainingSteps(preprocessed, training_cases, plans, run.settings, auto_boxes)
