@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch.utils.data import DataLoader
 
 from promptseg.training.patches import Batch, TrainingSteps
@@ -31,6 +32,8 @@ def batches(steps: TrainingSteps, first: int, workers: int) -> Iterator[Batch]:
         multiprocessing_context="spawn" if workers else None,
         prefetch_factor=4 if workers else None,
         worker_init_fn=exit_at_once,
+        # the loader draws a number when it starts, which a run that is continued would draw again
+        generator=torch.Generator(),
     )
     # Ctrl-C reaches every process of the terminal. Workers inherit that it is held back, so that
     # they go on until the trainer has stopped and saved.
