@@ -22,7 +22,13 @@ from promptseg.networks.promptable import build_network
 from promptseg.registry import Registry
 from promptseg.training import distributed
 from promptseg.training.batches import batches
-from promptseg.training.checkpoint import checkpoint_to_continue, remove_leftovers, save_checkpoint
+from promptseg.training.checkpoint import (
+    checkpoint_to_continue,
+    random_state,
+    remove_leftovers,
+    restore_random_state,
+    save_checkpoint,
+)
 from promptseg.training.distillation import Teacher, check_teacher_is_wanted
 from promptseg.training.distributed import is_first
 from promptseg.training.learner import Learner
@@ -119,6 +125,11 @@ class BaseTrainer(ABC):
         patience = self.settings.early_stopping
         return patience > 0 and epochs_since_best(self.rows) >= patience
 
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.progress >= 1 or self.ended_early
+
     def run(self) -> bool:
         """Train to the end, or until SIGTERM or Ctrl-C; whether the end was reached.
 
@@ -165,11 +176,13 @@ class BaseTrainer(ABC):
             ImportError: if TensorBoard or W&B is asked for and not installed.
             FileExistsError: if the fold has checkpoints and neither `resume` nor `overwrite` is
                 set, so that no training is lost by a repeated command.
-            ValueError: if what is to be resumed has another trainer, other plans or another
-                teacher, and as `check_teacher_is_wanted` and `load_teacher` do.
+            ValueError: if what is to be resumed has another trainer, other plans, other cases or
+                another teacher, and as `check_teacher_is_wanted` and `load_teacher` do.
         """
         check_installed(self.options)
-        content = checkpoint_to_continue(self.folder, self.name, self.plans, self.options)
+        content = checkpoint_to_continue(
+            self.folder, self.name, self.plans, self._cases(), self.options
+        )
         if content is not None:
             kept = TrainingSettings.from_json(content["settings"])
             self.settings = extended(kept, self.extend)
@@ -227,7 +240,7 @@ class BaseTrainer(ABC):
         with bar:
             for batch in self._batches():
                 self._agree()
-                if self.progress >= 1 or self.ended_early or self.stopped:
+                if self.finished or self.stopped:
                     break
                 self.losses.append(self._optimize(batch))
                 self.step += 1
@@ -325,15 +338,21 @@ class BaseTrainer(ABC):
                 "seconds": self.seconds,
                 "rows": self.rows,
                 "losses": self.losses,
-                "torch_random_state": torch.get_rng_state(),
+                **self._cases(),
+                **random_state(self.options.device),
             },
         )
+
+    def _cases(self) -> dict[str, list[str]]:
+        return {"training_cases": self.training_cases, "validation_cases": self.validation_cases}
 
     def _restore(self, content: Mapping[str, Any]) -> None:
         self.learner.restore(content)
         for name in ("step", "seconds", "rows", "losses"):
             setattr(self, name, content[name])
-        torch.set_rng_state(content["torch_random_state"])
+        # the same ones, in the order that the samples are drawn by
+        self.training_cases = content.get("training_cases", self.training_cases)
+        restore_random_state(content, self.options.device)
         log.info("continuing %s from step %d", self.folder, self.step)
 
 

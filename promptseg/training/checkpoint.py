@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from promptseg.experiment_planning.plans import Plans
 from promptseg.files import WRITING, replacing
 from promptseg.safe_loading import load_safely
 from promptseg.training.settings import RunOptions
+from promptseg.words import some
 
 CHECKPOINT_FORMAT = 1
 
@@ -47,23 +49,29 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
 
 
 def checkpoint_to_continue(
-    folder: Path, trainer: str, plans: Plans, options: RunOptions
+    folder: Path,
+    trainer: str,
+    plans: Plans,
+    cases: Mapping[str, Sequence[str]],
+    options: RunOptions,
 ) -> dict[str, Any] | None:
     """The latest checkpoint of a fold if it is to be continued, None if training begins.
 
     Args:
         folder: of the fold.
         trainer, plans: that must be the checkpoint's.
+        cases: that must be the checkpoint's, as `check_same_cases` takes them.
         options: `resume` and `overwrite`; with `resume` but nothing there a warning is logged.
 
     Raises:
         FileExistsError: if there is a checkpoint and `options` do not say what to do with it.
-        ValueError: as `check_same_run` does.
+        ValueError: as `check_same_run` and `check_same_cases` do.
     """
     latest = folder / "checkpoint_latest.pth"
     if options.resume and latest.exists():
         content = load_checkpoint(latest)
         check_same_run(latest, content, trainer, plans)
+        check_same_cases(latest, content, cases)
         return content
     if options.resume:
         log.warning("%s is not there to be continued; training starts from step 0", latest)
@@ -103,3 +111,45 @@ def check_same_run(path: Path, content: Mapping[str, Any], trainer: str, plans: 
             f"{path} was trained with other plans than {plans.plans_name}.json has now; start "
             f"again with --overwrite, or plan under another name (-p)"
         )
+
+
+def check_same_cases(
+    path: Path, content: Mapping[str, Any], cases: Mapping[str, Sequence[str]]
+) -> None:
+    """Refuse to continue a checkpoint of other cases; one from before they were recorded passes.
+
+    Args:
+        path, content: of the checkpoint.
+        cases: `training_cases` and `validation_cases` of the run, identifiers in any order.
+
+    Raises:
+        ValueError: naming a few of the cases that came or went, and what to do.
+    """
+    changes = []
+    for entry, now in cases.items():
+        then, half = content.get(entry, now), entry.removesuffix("_cases")
+        if came := sorted(set(now).difference(then)):
+            changes.append(f"{len(came)} more for {half} ({some(came, quoted=True)})")
+        if went := sorted(set(then).difference(now)):
+            changes.append(f"{len(went)} fewer for {half} ({some(went, quoted=True)})")
+    if changes:
+        raise ValueError(
+            f"{path} was trained on other cases than this fold has now: {', '.join(changes)}; put "
+            f"the cases and splits_final.json back as they were, or start again with --overwrite"
+        )
+
+
+def random_state(device: str) -> dict[str, Tensor | None]:
+    """The state of torch's generators, on the CPU and on the GPU that trains, if one does."""
+    on_gpu = device.startswith("cuda")
+    return {
+        "torch_random_state": torch.get_rng_state(),
+        "cuda_random_state": torch.cuda.get_rng_state(device) if on_gpu else None,
+    }
+
+
+def restore_random_state(content: Mapping[str, Any], device: str) -> None:
+    """Take up the state in a checkpoint; that of a GPU if it was written and is used on one."""
+    torch.set_rng_state(content["torch_random_state"])
+    if device.startswith("cuda") and content.get("cuda_random_state") is not None:
+        torch.cuda.set_rng_state(content["cuda_random_state"], device)

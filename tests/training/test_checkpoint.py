@@ -3,7 +3,13 @@ import os
 import pytest
 import torch
 
-from promptseg.training.checkpoint import load_checkpoint, save_checkpoint
+from promptseg.training.checkpoint import (
+    check_same_cases,
+    load_checkpoint,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+)
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
@@ -59,3 +65,52 @@ def test_foreign_and_future_checkpoints_are_refused(tmp_path):
         load_checkpoint(path)
     with pytest.raises(FileNotFoundError, match="promptseg_train writes it"):
         load_checkpoint(tmp_path / "none.pth")
+
+
+CASES = {"training_cases": ["a", "b", "c", "d", "e"], "validation_cases": ["x", "y"]}
+
+
+@pytest.mark.parametrize(
+    ("training", "validation", "message"),
+    [
+        (
+            "abcx",
+            "dey",
+            r"now: 1 more for training \('x'\), 2 fewer for training \('d', 'e'\), 2 m",
+        ),
+        ("abcde", "x", r"now: 1 fewer for validation \('y'\); put the cases and splits_final.json"),
+        ("abcdexy", "", r"2 more for training .*, 2 fewer for validation .* with --overwrite"),
+        ("abcdefghijklmnopqr", "xy", r"latest.pth .* 13 more for training .* and \d more\)"),
+    ],
+)
+def test_a_checkpoint_of_other_cases_is_refused_naming_a_few(
+    tmp_path, training, validation, message
+):
+    now = {"training_cases": list(training), "validation_cases": list(validation)}
+    with pytest.raises(ValueError, match=message):
+        check_same_cases(tmp_path / "checkpoint_latest.pth", {"step": 3, **CASES}, now)
+
+
+def test_the_same_cases_in_another_order_and_checkpoints_without_any_are_continued(tmp_path):
+    check_same_cases(tmp_path, CASES, {name: cases[::-1] for name, cases in CASES.items()})
+    check_same_cases(tmp_path, {"step": 3}, CASES)
+
+
+def test_the_random_state_comes_back_through_a_file(tmp_path):
+    path = tmp_path / "checkpoint_latest.pth"
+    state = random_state("cpu")
+    assert state["cuda_random_state"] is None
+    save_checkpoint(path, state)
+    drawn = torch.rand(5)
+    torch.rand(3)
+    restore_random_state(load_checkpoint(path), "cpu")
+    assert torch.equal(torch.rand(5), drawn)
+
+
+@pytest.mark.gpu
+def test_the_random_state_of_a_gpu_comes_back_through_a_file(tmp_path):
+    path = tmp_path / "checkpoint_latest.pth"
+    save_checkpoint(path, random_state("cuda"))
+    drawn = torch.rand(5, device="cuda")
+    restore_random_state(load_checkpoint(path), "cuda")
+    assert torch.equal(torch.rand(5, device="cuda"), drawn)

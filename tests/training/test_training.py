@@ -1,7 +1,9 @@
 """Whole runs on a small synthetic dataset: determinism, resuming, killing, stopping."""
 
 import csv
+import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import time
 import pytest
 import torch
 
-from promptseg.files import read_json
+from promptseg.files import read_json, write_json
 from promptseg.pipeline import train
 from promptseg.training.base_trainer import BaseTrainer
 from promptseg.training.checkpoint import load_checkpoint
@@ -31,8 +33,6 @@ def assert_same_weights(a, b):
 
 
 def folders_for(planned, tmp_path):
-    import dataclasses
-
     return dataclasses.replace(planned, results=tmp_path)
 
 
@@ -129,7 +129,7 @@ FLAGS = ("--epochs", "3", "--iterations", "3", "--seed", "5")
 
 
 @pytest.mark.parametrize(
-    ("number", "workers"), [(signal.SIGKILL, "0"), (signal.SIGTERM, "0"), (signal.SIGINT, "1")]
+    ("number", "workers"), [(signal.SIGKILL, "1"), (signal.SIGTERM, "0"), (signal.SIGINT, "1")]
 )
 def test_a_killed_run_continues_to_the_weights_of_an_uninterrupted_one(
     planned, tmp_path, uninterrupted, number, workers
@@ -239,6 +239,36 @@ def test_a_checkpoint_of_other_plans_is_not_continued(planned, tmp_path):
     torch.save(content, path)
     with pytest.raises(ValueError, match="was trained with other plans"):
         train(7, folders, fold="all", processes=0, resume=True)
+
+
+def test_a_fold_is_continued_on_its_own_cases_alone_and_in_their_order(planned, tmp_path):
+    name = "Dataset007_Boxes"
+    shutil.copytree(planned.preprocessed / name, tmp_path / "preprocessed" / name)
+    folders = dataclasses.replace(
+        planned, preprocessed=tmp_path / "preprocessed", results=tmp_path / "results"
+    )
+    one_step = {"fold": "1", "processes": 0, "iterations_per_epoch": 1}
+    latest = train(7, folders, epochs=1, **one_step) / "fold_1" / "checkpoint_latest.pth"
+    file = folders.preprocessed / name / "splits_final.json"
+    splits = read_json(file)
+    assert load_checkpoint(latest)["training_cases"] == splits[1]["train"]
+    assert load_checkpoint(latest)["validation_cases"] == splits[1]["val"]
+
+    write_json(file, splits[::-1])  # five folds: 1 is now what 3 was
+    with pytest.raises(ValueError, match="1 more for training .* 1 fewer for validation .*--over"):
+        train(7, folders, epochs=2, resume=True, **one_step)
+
+    # samples are drawn by the cases' order
+    write_json(file, [{half: cases[::-1] for half, cases in fold.items()} for fold in splits])
+    train(7, folders, epochs=2, resume=True, **one_step)
+    content = load_checkpoint(latest)
+    assert (content["step"], content["training_cases"]) == (2, splits[1]["train"])
+
+    write_json(file, splits[::-1])  # a checkpoint from before cases were recorded goes on
+    del content["training_cases"], content["validation_cases"], content["cuda_random_state"]
+    torch.save(content, latest)
+    train(7, folders, epochs=3, resume=True, **one_step)
+    assert load_checkpoint(latest)["training_cases"] == splits[3]["train"]
 
 
 @pytest.mark.parametrize("name", list(TRAINERS))
