@@ -18,6 +18,7 @@ from promptseg.files import read_json, replacing
 from promptseg.folders import Folders, find_dataset_folder
 from promptseg.inference.coarse_quality import measure_coarse
 from promptseg.inference.model_folder import (
+    COARSE_QUALITY,
     load_networks,
     opened_model,
     write_coarse_quality,
@@ -185,14 +186,14 @@ def train(
         run.prepare()
         if is_first():
             _keep_beside_model(source, model_folder, plans)
-        step = run.step
+            if not run.finished:
+                _remove_validation(fold_folder)
         if not run.run():
             return None
 
         def validate() -> None:
             summary = fold_folder / "validation" / "summary.json"
-            was_finished = run.step == step and summary.is_file()
-            if validation_cases and not was_finished:
+            if validation_cases and not summary.is_file():
                 validate_fold(
                     model_folder, fold, source, plans, validation_cases, auto_boxes, device=device
                 )
@@ -241,24 +242,31 @@ def validate_fold(
             f"they were, first {missing[0]}; bring them back and run the same command with --c"
         )
     folder = model_folder / f"fold_{fold}" / "validation"
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove_validation(folder.parent)
     predictor = Predictor.from_model_folder(model_folder, folds=[fold], device=device)
     given = {case_id: case_from_json(labels) for case_id, labels in prompts.items()}
     report = predict_cases(predictor, cases, folder, from_file=given)
-    summary = evaluate_folders(
-        preprocessed / "gt_segmentations", folder, labels=plans.labels, cases=case_ids
-    )
+    truth_folder = preprocessed / "gt_segmentations"
+    # SegVol's weights find nothing by name until they are trained
+    if not report["failed"] and plans.preset != "segvol":
+        truth, _ = label_files(truth_folder, "ground truth")
+        write_coarse_quality(folder.parent, measure_coarse(predictor, cases, truth))
+    # last: where there is a summary, all has been validated
+    summary = evaluate_folders(truth_folder, folder, labels=plans.labels, cases=case_ids)
     log.info("mean validation Dice %.4f", summary["foreground_mean"]["Dice"])
     if report["failed"] or summary["failures"]:
         raise RuntimeError(
             f"training is finished, but {report['failed']} validation cases failed; see "
             f"{folder / 'predict_report.json'}: {'; '.join(summary['failures'])}"
         )
-    if plans.preset != "segvol":  # whose weights find nothing by name until they are trained
-        truth, _ = label_files(preprocessed / "gt_segmentations", "ground truth")
-        measured = measure_coarse(predictor, cases, truth)
-        write_coarse_quality(folder.parent, measured)
     return summary
+
+
+def _remove_validation(fold_folder: Path) -> None:
+    """What was measured of other weights; the summary first, as it tells that the rest is whole."""
+    (fold_folder / "validation" / "summary.json").unlink(missing_ok=True)
+    (fold_folder / COARSE_QUALITY).unlink(missing_ok=True)
+    shutil.rmtree(fold_folder / "validation", ignore_errors=True)
 
 
 def load_teacher(
