@@ -12,76 +12,70 @@ from commands import Runner
 
 from promptseg.files import read_json
 
-TRAINER = "nnUNetTrainerTimeBudget"  # in the folder nnunet_trainers
-
 
 @dataclass(frozen=True, kw_only=True)
 class NNUNet:
-    """nnU-Net 3d_fullres on one dataset.
+    """nnU-Net 3d_fullres on one dataset, on the CPU.
 
     Attributes:
         programs: the `bin` folder of its environment.
         dataset: the raw dataset; nothing is written there.
         work: folder for its plans, preprocessed cases and models.
         processes: data workers in training.
+        results: folder of its models, in the work folder.
     """
 
     programs: Path
     dataset: Path
     work: Path
     processes: int = 1
+    results: str = "results"
 
-    def environment(self, results: str = "results") -> dict[str, object]:
-        """The variables nnU-Net reads; `results` is the folder of models in the work folder."""
+    @property
+    def environment(self) -> dict[str, object]:
+        """The variables nnU-Net reads."""
         return {
             "nnUNet_raw": self.dataset.parent,
             "nnUNet_preprocessed": self.work / "preprocessed",
-            "nnUNet_results": self.work / results,
-            "nnUNet_extTrainer": Path(__file__).absolute().parent / "nnunet_trainers",
+            "nnUNet_results": self.work / self.results,
             "nnUNet_n_proc_DA": self.processes,
         }
 
     @property
-    def preprocessed(self) -> Path:
-        return self.work / "preprocessed" / self.dataset.name
+    def model(self) -> Path:
+        trained = self.work / self.results / self.dataset.name
+        return trained / "nnUNetTrainer__nnUNetPlans__3d_fullres"
 
     def version(self) -> str:
         code = "from importlib.metadata import version; print(version('nnunetv2'))"
         return subprocess.check_output([self.programs / "python", "-c", code], text=True).strip()
 
-    def plan_if_missing(self, runner: Runner) -> dict[str, float] | None:
-        """Plan and preprocess with two processes; what it used, None when that was done before."""
-        done = self.work / "preprocessed" / f"{self.dataset.name}.done"
-        if done.is_file():
-            return None
-        print("nnU-Net is planning", flush=True)
+    def plan(self, runner: Runner, *flags: object) -> dict[str, float]:
+        """Plan and preprocess with two processes; what it used."""
         number = self.dataset.name.removeprefix("Dataset").split("_")[0]
         command = [self.programs / "nnUNetv2_plan_and_preprocess", "-d", number]
-        command += ["-c", "3d_fullres", "-np", 2]
-        used = runner.run("nnunet_plan", command, environment=self.environment())
-        done.touch()
-        return used
+        command += ["-c", "3d_fullres", "-np", 2, *flags]
+        return runner.run("nnunet_plan", command, environment=self.environment)
 
     def train(
-        self, runner: Runner, log: str, *, fold: int, splits: Path, seconds: float, results: str
+        self, runner: Runner, log: str, *, fold: int, splits: Path, seconds: float
     ) -> dict[str, Any]:
-        """Train a fold, from the beginning, for so many seconds.
+        """Train a fold, from the beginning, for so many seconds; see `nnunet_for_a_time.py`.
 
         Args:
             runner: measures the command.
             log: its name.
             fold: number.
             splits: `splits_final.json`, by which nnU-Net is made to train and hold back.
-            seconds: of training steps; see `nnunet_trainers/time_budget.py`.
-            results: folder of models in the work folder.
+            seconds: of training steps.
         """
-        shutil.copyfile(splits, self.preprocessed / "splits_final.json")
-        command = [self.programs / "nnUNetv2_train", self.dataset.name, "3d_fullres", fold]
-        command += ["-tr", TRAINER, "-device", "cpu"]
-        environment = {**self.environment(results), "nnUNet_time_budget": seconds}
-        used = runner.run(log, command, environment=environment)
-        model = self.work / results / self.dataset.name / f"{TRAINER}__nnUNetPlans__3d_fullres"
-        trained = read_json(model / f"fold_{fold}" / "time_budget.json")
+        shutil.rmtree(self.model / f"fold_{fold}", ignore_errors=True)  # of a training stopped
+        used_splits = self.work / "preprocessed" / self.dataset.name / "splits_final.json"
+        shutil.copyfile(splits, used_splits)
+        script = Path(__file__).with_name("nnunet_for_a_time.py").absolute()
+        command = [self.programs / "python", script, seconds, self.dataset.name, "3d_fullres"]
+        used = runner.run(log, [*command, fold, "-device", "cpu"], environment=self.environment)
+        trained = read_json(self.model / f"fold_{fold}" / "for_a_time.json")
         return {
             "steps": trained["steps"],
             "training_seconds": trained["seconds"],
@@ -90,7 +84,7 @@ class NNUNet:
             "train_command": used,
         }
 
-    def predict_command(self, fold: int, trainer: str = TRAINER) -> list[object]:
-        """`nnUNetv2_predict` with its defaults, which mirror at test time, on the CPU."""
+    def predict_command(self, fold: int) -> list[object]:
+        """`nnUNetv2_predict` with its defaults, which mirror at test time."""
         command = [self.programs / "nnUNetv2_predict", "-d", self.dataset.name, "-f", fold]
-        return [*command, "-tr", trainer, "-c", "3d_fullres", "-device", "cpu"]
+        return [*command, "-c", "3d_fullres", "-device", "cpu"]

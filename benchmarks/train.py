@@ -10,7 +10,7 @@ the same images with `nnUNetv2_predict`. `promptseg_evaluate` compares both with
 tool runs in its own environment, one after the other, with one data worker.
 
 nnU-Net has no time budget, and within minutes its learning rate would not fall: the trainer in
-`nnunet_trainers/` lets it fall over the time given, and spends all of that time on training steps.
+`nnunet_for_a_time.py` lets it fall over the time given, and spends all of that on training steps.
 
 `--prompts` segments the same images with the trained model twice more: with boxes as a person
 would draw them (the truth's, each face moved by up to 10 % of the side) and by the labels' names
@@ -34,6 +34,7 @@ from commands import Runner, Stopped, load_results
 from fold import Training, import_flags, link_held_back, plan_if_missing, predict_and_evaluate
 from manual_boxes import write_manual_boxes
 from nnunet import NNUNet
+from train_tables import report, summary_line
 
 from promptseg.commands.parsing import seconds
 from promptseg.experiment_planning.plans import load_plans
@@ -41,8 +42,6 @@ from promptseg.files import read_json, write_json
 from promptseg.folders import find_dataset_folder, find_folders
 from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
 from promptseg.training.splits import cases_of_fold
-
-PROMPTS = {"automatic": ["--auto-prompt"], "manual boxes": ["--prompts"], "names alone": []}
 
 
 class Benchmark:
@@ -61,15 +60,7 @@ class Benchmark:
         plans = load_plans(self.source / f"{args.plans_name}.json")
         cases = PreprocessedDataset(self.source / plans.data_identifier).case_ids
         cases_of_fold(self.source, str(args.fold), cases)  # writes the folds if there are none
-        self.results["labels"] = plans.labels
-        if args.nnunet:
-            raw = find_dataset_folder(self.folders.raw.absolute(), args.dataset, "give --raw")
-            self.nnunet = NNUNet(
-                programs=args.nnunet,
-                dataset=raw,
-                work=args.work / "nnunet",
-                processes=args.processes,
-            )
+        self.results |= {"labels": plans.labels, "size": plans.size}
         for budget in args.time_budget:
             self._part(args.trainer, budget, self._promptseg)
             if args.nnunet:
@@ -109,30 +100,33 @@ class Benchmark:
             entry |= training.figures(pieces)
             write_json(self.path, self.results)
         predictions = entry.setdefault("predictions", {})
-        for kind in PROMPTS if args.prompts else ["automatic"]:
-            if kind not in predictions:
-                scratch = self._scratch(log, kind)
-                flags = [*PROMPTS[kind]]
-                if kind == "manual boxes":
-                    flags.append(self._manual_boxes())
-                where = f"{log}_{scratch.name}"
-                predictions[kind] = training.predict(self.runner, where, scratch, *flags)
-                write_json(self.path, self.results)
+        flags = {"automatic": ["--auto-prompt"]}
+        if args.prompts:
+            flags |= {"manual boxes": ["--prompts", self._manual_boxes()], "names alone": []}
+        for kind in [kind for kind in flags if kind not in predictions]:
+            scratch = self._scratch(log, kind)
+            where = f"{log}_{scratch.name}"
+            predictions[kind] = training.predict(self.runner, where, scratch, *flags[kind])
+            write_json(self.path, self.results)
 
     def _nnunet(self, entry: dict[str, Any], log: str) -> None:
-        args, nnunet = self.args, self.nnunet
-        results = f"results/{entry['time_budget']:g}s"
-        self.results.setdefault("nnunet", {"version": nnunet.version()})
-        if (used := nnunet.plan_if_missing(self.runner)) is not None:
-            self.results["nnunet"]["plan_command"] = used
+        args = self.args
+        nnunet = NNUNet(
+            programs=args.nnunet,
+            dataset=find_dataset_folder(self.folders.raw.absolute(), args.dataset, "give --raw"),
+            work=args.work / "nnunet",
+            processes=args.processes,
+            results=f"results/{entry['time_budget']:g}s",
+        )
+        if "nnunet" not in self.results:
+            print("  planning", flush=True)
+            planned = {"version": nnunet.version(), "plan_command": nnunet.plan(self.runner)}
+            self.results["nnunet"] = planned
+            write_json(self.path, self.results)
         if "steps" not in entry:
+            splits, budget = self.source / "splits_final.json", entry["time_budget"]
             entry |= nnunet.train(
-                self.runner,
-                f"{log}_train",
-                fold=args.fold,
-                splits=self.source / "splits_final.json",
-                seconds=entry["time_budget"],
-                results=results,
+                self.runner, f"{log}_train", fold=args.fold, splits=splits, seconds=budget
             )
             entry["load_after"] = os.getloadavg()[0]
             write_json(self.path, self.results)
@@ -140,14 +134,9 @@ class Benchmark:
         if "no prompts" not in predictions:
             scratch = self._scratch(log, "no prompts")
             images, truth = link_held_back(self.source, args.plans_name, args.fold, scratch)
+            command, output = nnunet.predict_command(args.fold), scratch / "predictions"
             predictions["no prompts"] = predict_and_evaluate(
-                self.runner,
-                log,
-                nnunet.predict_command(args.fold),
-                images,
-                truth,
-                scratch / "predictions",
-                nnunet.environment(results),
+                self.runner, log, command, images, truth, output, nnunet.environment
             )
 
     def _scratch(self, log: str, kind: str) -> Path:
@@ -167,136 +156,14 @@ class Benchmark:
             return
         print(f"{args.trainer}, data pipeline:", flush=True)
         output = self.runner.logs / f"{args.trainer}_pipeline.json"
-        command = [
-            sys.executable,
-            Path(__file__).with_name("data_pipeline.py"),
-            "-tr",
-            args.trainer,
-        ]
-        command += ["--preprocessed", self.source.parent, "-d", self.source.name]
+        script = Path(__file__).with_name("data_pipeline.py")
+        command = [sys.executable, script, "-d", self.source.name, "-tr", args.trainer]
+        command += ["--preprocessed", self.source.parent]
         command += ["-p", args.plans_name, "-f", args.fold, "--processes", args.processes]
         command += ["--output", output, *import_flags(args.imports)]
         self.runner.run(f"{args.trainer}_pipeline", command)
         self.results["pipeline"][args.trainer] = read_json(output)
         write_json(self.path, self.results)
-
-
-def main_dice(entry: dict[str, Any]) -> dict[str, Any] | None:
-    """The prediction as a user makes it: automatic prompts; for nnU-Net there are none."""
-    predictions = entry.get("predictions", {})
-    return predictions.get("automatic", predictions.get("no prompts"))
-
-
-def summary_line(entry: dict[str, Any]) -> str:
-    if "error" in entry:
-        return f"failed: {entry['error']}"
-    if (predicted := main_dice(entry)) is None:
-        return "not finished"
-    return (
-        f"{entry['steps']} steps of {entry['seconds_a_step_mean']:.3f} s, "
-        f"Dice {predicted['predict_dice']:.4f}"
-    )
-
-
-def report(results: dict[str, Any]) -> str:
-    """All figures as Markdown tables."""
-    parts = [
-        f"{results['dataset']}, fold {results['fold']}, {results['machine']}",
-        training_table(results),
-        prompts_table(results),
-        pipeline_table(results),
-    ]
-    unfinished = {
-        name: summary_line(entry)
-        for name, entry in results["runs"].items()
-        if "error" in entry or main_dice(entry) is None
-    }
-    return "\n\n".join(filter(None, [*parts, *(f"{k}: {v}" for k, v in unfinished.items())]))
-
-
-def training_table(results: dict[str, Any]) -> str:
-    """What each tool reached in each time."""
-    labels = results.get("labels", {})
-    rows = []
-    for entry in results["runs"].values():
-        if (predicted := main_dice(entry)) is None:
-            continue
-        by_label = predicted["predict_dice_by_label"]
-        held_back = entry.get("validation_dice")
-        train, predict = entry["train_command"], predicted["predict_command"]
-        rows.append(
-            [
-                entry["tool"],
-                f"{entry['time_budget']:g}",
-                entry["steps"],
-                f"{entry['seconds_a_step_mean']:.3f}",
-                *(dice(by_label.get(str(value))) for value in labels.values()),
-                dice(predicted["predict_dice"]),
-                dice(held_back),
-                *(f"{train[key]:.0f}" for key in ("wall_seconds", "cpu_seconds")),
-                *(f"{predict[key]:.1f}" for key in ("wall_seconds", "cpu_seconds")),
-            ]
-        )
-    if not rows:
-        return ""
-    columns = ["tool", "budget, s", "steps", "s a step", *(f"Dice, {name}" for name in labels)]
-    columns += ["Dice", "Dice, boxes held back", "training, s", "training, CPU s"]
-    text = table([*columns, "prediction, s", "prediction, CPU s"], rows)
-    if "nnunet" in results:
-        text += (
-            f"\n\nnnU-Net {results['nnunet']['version']}, 3d_fullres: its default trainer, but for "
-            f"the learning rate, which falls over the time given, and all of that time is for "
-            f"training steps (`nnunet_trainers/time_budget.py`)."
-        )
-    return text
-
-
-def prompts_table(results: dict[str, Any]) -> str:
-    """What the prompts matter to one trained model."""
-    rows = []
-    for entry in results["runs"].values():
-        predictions = entry.get("predictions", {})
-        if "error" in entry or not set(PROMPTS) <= set(predictions):
-            continue
-        by_kind = [predictions[kind]["predict_dice"] for kind in PROMPTS]
-        rows.append(
-            [
-                entry["tool"],
-                f"{entry['time_budget']:g}",
-                *map(dice, by_kind),
-                dice(entry["validation_dice"]),
-                f"{by_kind[0] - by_kind[1]:+.4f}",
-                f"{entry['validation_dice'] - by_kind[1]:+.4f}",
-            ]
-        )
-    columns = ["tool", "budget, s", *PROMPTS, "automatic, boxes held back"]
-    return table([*columns, "automatic - manual", "held back - manual"], rows) if rows else ""
-
-
-def pipeline_table(results: dict[str, Any]) -> str:
-    """What the data pipeline costs."""
-    rows = [
-        [
-            trainer,
-            f"{p['fixed_batch']:.4f}",
-            f"{p['real_data']:.4f}",
-            f"{p['ratio']:.3f}",
-            f"{p['making_a_batch']:.4f}",
-            p["processes"],
-        ]
-        for trainer, p in results.get("pipeline", {}).items()
-    ]
-    columns = ["trainer", "fixed batch, s a step", "real data, s a step", "ratio"]
-    return table([*columns, "making a batch, s", "workers"], rows) if rows else ""
-
-
-def table(columns: list[str], rows: list[list[Any]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def dice(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
 
 
 def main() -> int:
