@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from promptseg.experiment_planning.plans import Plans
 from promptseg.files import replacing
@@ -33,10 +32,11 @@ from promptseg.training.distillation import Teacher, check_teacher_is_wanted
 from promptseg.training.distributed import is_first
 from promptseg.training.learner import Learner
 from promptseg.training.loggers import check_installed, metric_loggers
-from promptseg.training.metrics_log import draw_progress, epochs_since_best, write_metrics_csv
+from promptseg.training.metrics_log import epochs_since_best, write_metrics
 from promptseg.training.optimizer import seed_everything
 from promptseg.training.patches import AutoBoxes, Batch, TrainingSteps
 from promptseg.training.pretrained import load_pretrained
+from promptseg.training.progress import Progress, progress_bar
 from promptseg.training.settings import RECIPES, RunOptions, TrainingSettings, extended
 from promptseg.training.signals import signal_handlers
 from promptseg.training.validation import validate, validation_windows
@@ -94,10 +94,7 @@ class BaseTrainer(ABC):
         self.options = options
         self.extend = dict(extend or {})
         self.load_teacher = load_teacher
-        self.step = 0
-        self.seconds = 0.0  # of training, over all runs of this fold
-        self.rows: list[dict[str, Any]] = []  # metrics of the finished epochs
-        self.losses: list[float] = []  # of the epoch under way
+        self.progress = Progress()
         self.stop_requested = False  # in this process
         self.stopped = False  # all processes, as one of them was to
 
@@ -109,26 +106,9 @@ class BaseTrainer(ABC):
         return cls.default_settings.replace(recipe=recipe, **RECIPES[recipe])
 
     @property
-    def epoch(self) -> int:
-        return self.step // self.settings.iterations_per_epoch
-
-    @property
-    def progress(self) -> float:
-        """Share of the run that is done, by time or by steps."""
-        if self.settings.time_budget is not None:
-            return self.seconds / self.settings.time_budget
-        return self.step / (self.settings.epochs * self.settings.iterations_per_epoch)
-
-    @property
-    def ended_early(self) -> bool:
-        """Whether the validation score has not become better for as long as is waited for."""
-        patience = self.settings.early_stopping
-        return patience > 0 and epochs_since_best(self.rows) >= patience
-
-    @property
     def finished(self) -> bool:
         """Whether there is nothing left to train."""
-        return self.progress >= 1 or self.ended_early
+        return self.progress.share(self.settings) >= 1 or self.progress.ended_early(self.settings)
 
     def run(self) -> bool:
         """Train to the end, or until SIGTERM or Ctrl-C; whether the end was reached.
@@ -142,20 +122,19 @@ class BaseTrainer(ABC):
             self.auto_boxes,
             self.settings.seed,
         )
-        loggers = metric_loggers(
-            self.options, self.folder, self.rows, self._title(), _plain(self.settings.to_json())
-        )
+        rows, settings = self.progress.rows, _plain(self.settings.to_json())
+        loggers = metric_loggers(self.options, self.folder, rows, self._title(), settings)
         with signal_handlers(self._request_stop), loggers as self.log_row:
             self._train(windows)
         if self.stopped:
-            log.info("stopped at step %d; the same command with --c continues", self.step)
+            log.info("stopped at step %d; the same command with --c continues", self.progress.step)
             return False
-        if self.ended_early:
+        if self.progress.ended_early(self.settings):
             log.info(
                 "ended after %d epochs, %d of them without a better validation score; to go on "
                 "all the same, give --c and a larger --early-stopping, or --early-stopping 0",
-                len(self.rows),
-                epochs_since_best(self.rows),
+                len(rows),
+                epochs_since_best(rows),
             )
         if not is_first():
             return True
@@ -202,7 +181,7 @@ class BaseTrainer(ABC):
         self.learner = Learner(self.network, self.settings, self.options, teacher)
         if content is not None:
             self._restore(content)
-        distributed.start_alike(self.learner.network, self.step)
+        distributed.start_alike(self.learner.network, self.progress.step)
         if is_first():
             remove_leftovers(self.folder, checkpoints=content is None)
         parameters = sum(p.numel() for p in self.network.parameters())
@@ -227,42 +206,38 @@ class BaseTrainer(ABC):
         self.stop_requested = True
 
     def _train(self, windows: Sequence) -> None:
-        before, started = self.seconds, time.monotonic()
+        progress, settings = self.progress, self.settings
+        before, started = progress.seconds, time.monotonic()
         saved = started
-        bar = tqdm(
-            total=100.0,
-            initial=min(100 * self.progress, 100),
-            desc=f"training, epoch {self.epoch}",
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
-            dynamic_ncols=True,
-            disable=not is_first(),
-        )
-        with bar:
+        with progress_bar(progress.share(settings), shown=is_first()) as bar:
+            bar.set_description_str(f"training, epoch {progress.epoch(settings)}")
             for batch in self._batches():
                 self._agree()
                 if self.finished or self.stopped:
                     break
-                self.losses.append(self._optimize(batch))
-                self.step += 1
-                self.seconds = before + time.monotonic() - started
-                if self.step % self.settings.iterations_per_epoch == 0:
-                    self._finish_epoch(windows, bar)
-                    self.seconds = before + time.monotonic() - started
+                progress.losses.append(self._optimize(batch))
+                progress.step += 1
+                progress.seconds = before + time.monotonic() - started
+                if progress.step % settings.iterations_per_epoch == 0:
+                    self._finish_epoch(windows)
+                    bar.set_description_str(f"training, epoch {progress.epoch(settings)}")
+                    progress.seconds = before + time.monotonic() - started
                     self._save("latest")
                     saved = time.monotonic()
                 elif time.monotonic() - saved > self.options.checkpoint_seconds:
                     self._save("latest")
                     saved = time.monotonic()
-                bar.update(min(100 * self.progress, 100) - bar.n)
-                bar.set_postfix_str(f"step {self.step}, loss {self.recent_loss():.3f}")
-        if self.losses and not self.stopped:
-            self._finish_epoch(windows, bar)
+                bar.update(min(100 * progress.share(settings), 100) - bar.n)
+                bar.set_postfix_str(f"step {progress.step}, loss {progress.loss:.3f}")
+        if progress.losses and not self.stopped:
+            self._finish_epoch(windows)
         self._agree()
         self._save("latest")
 
     def _agree(self) -> None:
         """All processes go by the first one's clock, and stop together."""
-        self.seconds, self.stopped = distributed.agree(self.seconds, self.stop_requested)
+        progress = self.progress
+        progress.seconds, self.stopped = distributed.agree(progress.seconds, self.stop_requested)
 
     def _batches(self) -> Iterator[Batch]:
         """This process's images of the batches from this step on."""
@@ -270,7 +245,7 @@ class BaseTrainer(ABC):
         steps = TrainingSteps(
             self.preprocessed, self.training_cases, self.plans, self.settings, self.auto_boxes, own
         )
-        return batches(steps, self.step, self.options.workers)
+        return batches(steps, self.progress.step, self.options.workers)
 
     def _optimize(self, batch: Batch) -> float:
         batch = batch.to(self.options.device)
@@ -278,46 +253,34 @@ class BaseTrainer(ABC):
         loss, value = distributed.share_of_loss(loss, len(batch.prompts))
         if not np.isfinite(value):
             raise RuntimeError(
-                f"the loss became {value} at step {self.step}; start again with a lower learning "
-                f"rate (--lr)"
+                f"the loss became {value} at step {self.progress.step}; start again with a lower "
+                f"learning rate (--lr)"
             )
-        self.learner.descend(loss, self.settings.learning_rate(self.progress, self.epoch))
+        share, epoch = self.progress.share(self.settings), self.progress.epoch(self.settings)
+        self.learner.descend(loss, self.settings.learning_rate(share, epoch))
         return value
 
-    def recent_loss(self) -> float:
-        """Mean training loss of the epoch under way, or of the last one when it just began."""
-        if self.losses:
-            return float(np.mean(self.losses))
-        return self.rows[-1]["train_loss"] if self.rows else float("nan")
-
-    def _finish_epoch(self, windows: Sequence, bar: tqdm) -> None:
-        answering, device = self.learner.answering, self.options.device
+    def _finish_epoch(self, windows: Sequence) -> None:
+        progress, answering, device = self.progress, self.learner.answering, self.options.device
         measured = distributed.from_first(
             partial(validate, answering, windows, self.learner.loss, device)
         )
         row = {
-            "epoch": (self.step - 1) // self.settings.iterations_per_epoch,
-            "step": self.step,
-            "seconds": round(self.seconds, 2),
+            "epoch": (progress.step - 1) // self.settings.iterations_per_epoch,
+            "step": progress.step,
+            "seconds": round(progress.seconds, 2),
             "learning_rate": self.learner.learning_rate,
-            "train_loss": self.recent_loss(),
+            "train_loss": progress.loss,
             **measured,
         }
-        self.rows.append(row)
-        self.losses = []
+        progress.rows.append(row)
+        progress.losses = []
         if not is_first():
             return
-        if epochs_since_best(self.rows) == 0:
+        if epochs_since_best(progress.rows) == 0:
             self._save("best")
         self.log_row(row)
-        write_metrics_csv(self.folder / "metrics.csv", self.rows)
-        draw_progress(self.folder / "progress.png", self.rows, self._title())
-        bar.set_description_str(f"training, epoch {self.epoch}")
-        log.info(
-            "epoch %d: %s",
-            row["epoch"],
-            ", ".join(f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float)),
-        )
+        write_metrics(self.folder, progress.rows, self._title())
 
     def _title(self) -> str:
         held_back = "" if self.validation_cases else " (validation windows from training cases)"
@@ -334,10 +297,7 @@ class BaseTrainer(ABC):
                 "plans": _plain(self.plans.to_json()),
                 "settings": _plain(self.settings.to_json()),
                 **self.learner.state(),
-                "step": self.step,
-                "seconds": self.seconds,
-                "rows": self.rows,
-                "losses": self.losses,
+                **self.progress.state(),
                 **self._cases(),
                 **random_state(self.options.device),
             },
@@ -348,12 +308,11 @@ class BaseTrainer(ABC):
 
     def _restore(self, content: Mapping[str, Any]) -> None:
         self.learner.restore(content)
-        for name in ("step", "seconds", "rows", "losses"):
-            setattr(self, name, content[name])
+        self.progress = Progress.of_checkpoint(content)
         # the same ones, in the order that the samples are drawn by
         self.training_cases = content.get("training_cases", self.training_cases)
         restore_random_state(content, self.options.device)
-        log.info("continuing %s from step %d", self.folder, self.step)
+        log.info("continuing %s from step %d", self.folder, self.progress.step)
 
 
 def _plain(content: Mapping[str, Any]) -> dict[str, Any]:

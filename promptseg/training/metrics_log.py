@@ -1,8 +1,9 @@
-"""What a run measured, epoch by epoch: a CSV file and a picture."""
+"""What a run measured, epoch by epoch: a CSV file, a picture and a line in the log."""
 
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ COLUMNS = (
     "val_dice_auto",
 )
 
+log = logging.getLogger(__name__)
+
 
 def score(row: Mapping[str, Any]) -> float:
     """How good an epoch was: the Dice of automatic boxes on the validation windows.
@@ -36,6 +39,14 @@ def epochs_since_best(rows: Sequence[Mapping[str, Any]]) -> int:
     """Epochs after the one with the best score, of several equal ones the first; 0 for none."""
     scores = [score(row) for row in rows]
     return len(scores) - 1 - scores.index(max(scores)) if scores else 0
+
+
+def write_metrics(folder: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
+    """Write `metrics.csv` and `progress.png` of all epochs, and log the last one."""
+    write_metrics_csv(folder / "metrics.csv", rows)
+    draw_progress(folder / "progress.png", rows, title)
+    values = ", ".join(f"{k} {v:.4g}" for k, v in rows[-1].items() if isinstance(v, float))
+    log.info("epoch %d: %s", rows[-1]["epoch"], values)
 
 
 def write_metrics_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -61,7 +61,7 @@ def test_a_run_without_progress_ends_with_its_best_and_goes_on_only_with_more_pa
     run = trainer(planned, fold, **NO_PROGRESS)
     assert run.run()
     # the rate is too small to change any voxel: epoch 0 is the best, 1 and 2 are no better
-    assert run.step == 3 and len(run.rows) == 3
+    assert run.progress.step == 3 and len(run.progress.rows) == 3
     assert "ended after 3 epochs, 2 of them without a better validation score" in caplog.text
     best = load_checkpoint(fold / "checkpoint_best.pth")
     assert best["step"] == load_checkpoint(fold / "checkpoint_final.pth")["step"] == 1
@@ -69,14 +69,14 @@ def test_a_run_without_progress_ends_with_its_best_and_goes_on_only_with_more_pa
 
     caplog.clear()
     again = trainer(planned, fold, extend={"epochs": 20})
-    assert again.run() and again.step == 3
+    assert again.run() and again.progress.step == 3
     assert "give --c and a larger --early-stopping, or --early-stopping 0" in caplog.text
 
     patient = trainer(planned, fold, extend={"early_stopping": 3})
-    assert patient.run() and patient.step == 4
+    assert patient.run() and patient.progress.step == 4
 
     endless = trainer(planned, fold, extend={"early_stopping": 0, "epochs": 5})
-    assert endless.run() and endless.step == 5
+    assert endless.run() and endless.progress.step == 5
     assert load_checkpoint(fold / "checkpoint_final.pth")["step"] == 5  # no longer the best
 
 
@@ -114,7 +114,7 @@ def test_a_stopped_run_with_averages_continues_to_the_same_weights_and_averages(
         first.stop_requested = name == "latest"
 
     first._save = save_and_stop
-    assert not first.run() and first.step == 2
+    assert not first.run() and first.progress.step == 2
     assert trainer(planned, parts, extend={}).run()
 
     for entry in (("network",), ("unaveraged", "network")):
@@ -148,7 +148,7 @@ def test_a_checkpoint_of_before_these_settings_predicts_and_continues_without_th
     # it was trained in float32 on any device; on a GPU, nobody asking would mean bf16 now
     assert (settings.precision, settings.ema, settings.early_stopping) == ("fp32", 0.0, 0)
     again = trainer(planned, fold, extend={"epochs": 2})
-    assert again.run() and again.step == 4 and again.learner.average is None
+    assert again.run() and again.progress.step == 4 and again.learner.average is None
 
 
 def test_the_command_trains_as_its_flags_say_and_keeps_it_when_continued(planned, tmp_path, capsys):

@@ -1,0 +1,71 @@
+"""How far a training run has come: steps, time, what it measured, and the bar that shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from promptseg.training.metrics_log import epochs_since_best
+from promptseg.training.settings import TrainingSettings
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """What a run has done so far, over all its continuations.
+
+    Attributes:
+        step: steps of the optimizer.
+        seconds: of training.
+        rows: metrics of the finished epochs.
+        losses: of the steps of the epoch under way.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of_checkpoint(cls, content: Mapping[str, Any]) -> Progress:
+        return cls(**{entry.name: content[entry.name] for entry in fields(cls)})
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return dict(vars(self))
+
+    def epoch(self, settings: TrainingSettings) -> int:
+        """The epoch under way, from 0."""
+        return self.step // settings.iterations_per_epoch
+
+    def share(self, settings: TrainingSettings) -> float:
+        """Share of the run that is done, by time or by steps; 1 and more at its end."""
+        if settings.time_budget is not None:
+            return self.seconds / settings.time_budget
+        return self.step / (settings.epochs * settings.iterations_per_epoch)
+
+    def ended_early(self, settings: TrainingSettings) -> bool:
+        """Whether the validation score has not become better for as long as is waited for."""
+        patience = settings.early_stopping
+        return patience > 0 and epochs_since_best(self.rows) >= patience
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss of the epoch under way, or of the last one when it just began."""
+        if self.losses:
+            return float(np.mean(self.losses))
+        return self.rows[-1]["train_loss"] if self.rows else float("nan")
+
+
+def progress_bar(share: float, *, shown: bool) -> tqdm:
+    """A bar in percent, to begin at a share of the run."""
+    return tqdm(
+        total=100.0,
+        initial=min(100 * share, 100),
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+        dynamic_ncols=True,
+        disable=not shown,
+    )
