@@ -108,6 +108,7 @@ def test_the_random_state_comes_back_through_a_file(tmp_path):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_random_state_of_a_gpu_comes_back_through_a_file(tmp_path):
     path = tmp_path / "checkpoint_latest.pth"
     save_checkpoint(path, random_state("cuda"))
