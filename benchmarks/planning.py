@@ -10,27 +10,15 @@ start-up included. nnU-Net: `nnUNetv2_plan_and_preprocess -c 3d_fullres -np 2
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
+from commands import HERE, Runner
+from nnunet import NNUNet
 
-def timed(command: list[str], environment: dict[str, str], log: Path) -> float:
-    """Wall seconds of a command; its output goes to a file that is shown when it fails."""
-    with open(log, "w") as output:
-        start = time.perf_counter()
-        code = subprocess.run(
-            command, env={**os.environ, **environment}, stdout=output, stderr=output
-        ).returncode
-        seconds = time.perf_counter() - start
-    if code:
-        sys.exit(f"{command[0]} failed:\n{log.read_text()[-2000:]}")
-    return seconds
+from promptseg.folders import find_dataset_folder
 
 
 def main() -> None:
@@ -40,24 +28,24 @@ def main() -> None:
     parser.add_argument("--nnunet", type=Path, help="bin folder of nnU-Net's environment")
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
-    raw, here = str(args.raw.absolute()), Path(sys.executable).parent
+    raw = args.raw.absolute()
 
     seconds: dict[str, list[float]] = {"promptseg": [], "nnU-Net": []}
     for _ in range(args.runs):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            command = [str(here / "promptseg_plan"), "-d", args.dataset, "-np", "2"]
-            command += ["--raw", raw, "--preprocessed", str(folder / "preprocessed")]
-            seconds["promptseg"].append(timed(command, {}, folder / "log.txt"))
+            command = [HERE / "promptseg_plan", "-d", args.dataset, "-np", 2]
+            command += ["--raw", raw, "--preprocessed", folder / "preprocessed"]
+            used = Runner(folder / "logs").run("plan", command)
+            seconds["promptseg"].append(used["wall_seconds"])
         if args.nnunet:
             with tempfile.TemporaryDirectory() as scratch:
                 folder = Path(scratch)
                 shutil.copytree(raw, folder / "raw")  # nnU-Net wants to write beside its input
-                environment = {f"nnUNet_{k}": str(folder / k) for k in ("preprocessed", "results")}
-                environment |= {"nnUNet_raw": str(folder / "raw")}
-                command = [str(args.nnunet / "nnUNetv2_plan_and_preprocess"), "-d", args.dataset]
-                command += ["-c", "3d_fullres", "-np", "2", "--verify_dataset_integrity"]
-                seconds["nnU-Net"].append(timed(command, environment, folder / "log.txt"))
+                dataset = find_dataset_folder(folder / "raw", args.dataset, "name it with --raw")
+                nnunet = NNUNet(programs=args.nnunet, dataset=dataset, work=folder)
+                used = nnunet.plan(Runner(folder / "logs"), "--verify_dataset_integrity")
+                seconds["nnU-Net"].append(used["wall_seconds"])
         print({name: [round(s, 1) for s in values] for name, values in seconds.items()}, flush=True)
 
     ours = statistics.median(seconds["promptseg"])

@@ -16,13 +16,12 @@ weights.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
+
+from commands import HERE, Runner
+from nnunet import NNUNet
 
 from promptseg.folders import find_dataset_folder
 from promptseg.raw_dataset import read_raw_dataset
@@ -60,19 +59,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         images = Path(scratch) / "images"
         count = _link_images(dataset, images, args.cases)
-        tools = {"promptseg": ([str(Path(sys.executable).parent / "promptseg_predict")], {})}
-        tools["promptseg"][0].extend(["-m", str(args.model), "--auto-prompt", "-device", "cpu"])
-        tools["promptseg"][0].extend(args.options)
+        command = [HERE / "promptseg_predict", "-m", args.model, "--auto-prompt", "-device", "cpu"]
+        tools = {"promptseg": ([*command, *args.options], {})}
         if args.nnunet:
-            environment = _nnunet_model(args.nnunet, args.nnunet_work.absolute(), dataset)
-            command = [str(args.nnunet / "nnUNetv2_predict"), "-d", dataset.name, "-f", "0"]
-            tools["nnU-Net"] = ([*command, "-c", "3d_fullres", "-device", "cpu"], environment)
+            work = args.nnunet_work.absolute()
+            nnunet = NNUNet(programs=args.nnunet, dataset=dataset, work=work)
+            _build_if_missing(nnunet)
+            tools["nnU-Net"] = (nnunet.predict_command(0), nnunet.environment)
+        runner = Runner(Path(scratch) / "logs")
         spent: dict[str, list[tuple[float, float]]] = {name: [] for name in tools}
         for _ in range(args.runs):
             for name, (command, environment) in tools.items():
                 with tempfile.TemporaryDirectory(dir=scratch) as output:
-                    command = [*command, "-i", str(images), "-o", output]
-                    spent[name].append(_timed(command, environment, Path(scratch) / "log.txt"))
+                    command = [*command, "-i", images, "-o", output]
+                    used = runner.run(name, command, environment=environment)
+                    spent[name].append((used["wall_seconds"], used["cpu_seconds"]))
                     written = len(list(Path(output).glob("*.nii.gz")))
                     assert written == count, f"{name} wrote {written} of {count} segmentations"
             last = {name: [round(s, 1) for s in values[-1]] for name, values in spent.items()}
@@ -105,37 +106,13 @@ def _link_images(dataset: Path, folder: Path, cases: int | None) -> int:
     return len(validation[:cases])
 
 
-def _nnunet_model(nnunet: Path, work: Path, dataset: Path) -> dict[str, str]:
-    """The environment in which nnU-Net finds a 3d_fullres model of the dataset, made if needed."""
-    environment = {f"nnUNet_{name}": str(work / name) for name in ("preprocessed", "results")}
-    environment["nnUNet_raw"] = str(dataset.parent)
-    trained = work / "results" / dataset.name / "nnUNetTrainer__nnUNetPlans__3d_fullres"
-    if not (trained / "fold_0" / "checkpoint_final.pth").is_file():
-        work.mkdir(parents=True, exist_ok=True)
-        number = dataset.name[len("Dataset") :].split("_")[0]
-        plan = [str(nnunet / "nnUNetv2_plan_and_preprocess"), "-d", number, "-c", "3d_fullres"]
-        _timed([*plan, "-np", "2"], environment, work / "plan.log")
-        _timed(
-            [str(nnunet / "python"), "-c", UNTRAINED, dataset.name], environment, work / "build.log"
-        )
-    return environment
-
-
-def _timed(command: list[str], environment: dict[str, str], log: Path) -> tuple[float, float]:
-    """Wall and processor seconds of a command and all its processes.
-
-    Its output goes to a file that is shown when it fails.
-    """
-    with open(log, "w") as output:
-        start, before = time.perf_counter(), os.times()
-        code = subprocess.run(
-            command, env={**os.environ, **environment}, stdout=output, stderr=output
-        ).returncode
-        wall, after = time.perf_counter() - start, os.times()
-    if code:
-        sys.exit(f"{command[0]} failed:\n{log.read_text()[-2000:]}")
-    processor = sum(after[2:4]) - sum(before[2:4])  # user and system of ended children
-    return wall, processor
+def _build_if_missing(nnunet: NNUNet) -> None:
+    """A 3d_fullres model of the dataset, with the weights that training would begin with."""
+    if not (nnunet.model / "fold_0" / "checkpoint_final.pth").is_file():
+        runner = Runner(nnunet.work / "logs")
+        nnunet.plan(runner)
+        command = [nnunet.programs / "python", "-c", UNTRAINED, nnunet.dataset.name]
+        runner.run("build", command, environment=nnunet.environment)
 
 
 if __name__ == "__main__":
