@@ -175,6 +175,8 @@ class BaseTrainer(ABC):
         seed_everything(self.settings.seed)
         # sums of parallel threads in a fixed order: the same seed gives the same weights
         torch.use_deterministic_algorithms(self.options.device == "cpu")
+        # filling what is not yet written would take an eighth of a step, and changes no result
+        torch.utils.deterministic.fill_uninitialized_memory = False
         self.network = build_network(self.plans, self.encoder)
         if content is None and self.settings.pretrained_weights is not None:
             load_pretrained(self.network, self.plans, self.settings.pretrained_weights)
@@ -245,7 +247,8 @@ class BaseTrainer(ABC):
         steps = TrainingSteps(
             self.preprocessed, self.training_cases, self.plans, self.settings, self.auto_boxes, own
         )
-        return batches(steps, self.progress.step, self.options.workers)
+        time_share = partial(self.progress.share, self.settings)
+        return batches(steps, self.progress.step, self.options.workers, time_share)
 
     def _optimize(self, batch: Batch) -> float:
         batch = batch.to(self.options.device)

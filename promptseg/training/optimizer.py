@@ -14,7 +14,7 @@ def make_optimizer(network: torch.nn.Module, settings: TrainingSettings) -> torc
     """Adam for the recipe `paper`, AdamW for `scratch`; no decay on vectors and embeddings."""
     if settings.recipe == "paper":
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        return torch.optim.Adam(trained, lr=settings.initial_lr)
+        return torch.optim.Adam(trained, lr=settings.initial_lr, fused=True)
     embeddings = {
         id(module.weight) for module in network.modules() if isinstance(module, torch.nn.Embedding)
     }
@@ -28,7 +28,7 @@ def make_optimizer(network: torch.nn.Module, settings: TrainingSettings) -> torc
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": kept, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.initial_lr)
+    return torch.optim.AdamW(groups, lr=settings.initial_lr, fused=True)
 
 
 def seed_everything(seed: int) -> None:

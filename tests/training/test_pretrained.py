@@ -226,7 +226,7 @@ def test_a_frozen_encoder_keeps_segvols_weights_and_a_resumed_run_knows(planned,
     assert sum(len(g["params"]) for g in run.learner.optimizer.param_groups) == sum(
         p.requires_grad for p in run.network.parameters()
     )
-    assert run.run() and run.step == 2
+    assert run.run() and run.progress.step == 2
 
     after = run.network.state_dict()
     changed = {name for name in start if not torch.equal(start[name], after[name])}
@@ -240,11 +240,11 @@ def test_a_frozen_encoder_keeps_segvols_weights_and_a_resumed_run_knows(planned,
         again.prepare()
     assert "pretrained" not in caplog.text.split("settings:")[0]
     assert "the encoder is frozen" in caplog.text
-    assert again.step == 2 and again.settings.freeze == "encoder"
+    assert again.progress.step == 2 and again.settings.freeze == "encoder"
     assert torch.equal(
         again.network.state_dict()["label_text.learned"], after["label_text.learned"]
     )
-    assert again.run() and again.step == 4
+    assert again.run() and again.progress.step == 4
     name = "image_encoder.positions"
     assert torch.equal(again.network.state_dict()[name], start[name])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from promptseg.networks.encoders.base import ENCODERS, known_size
 from promptseg.networks.encoders.vit import ViT, ViTSize
 
-WIDTHS = ViTSize(channels=384, layers=6, heads=6, mlp_channels=1536, stem_channels=12)
+WIDTHS = ViTSize(channels=384, layers=6, heads=6, mlp_channels=1536, stem_channels=16)
 
 
 @ENCODERS.register("fastvit")

@@ -25,7 +25,7 @@ class ViTSize:
 
 
 SIZES = {
-    "tiny": ViTSize(channels=192, layers=6, heads=6, mlp_channels=768, stem_channels=12),
+    "tiny": ViTSize(channels=192, layers=6, heads=6, mlp_channels=768, stem_channels=16),
     "small": ViTSize(channels=384, layers=12, heads=6, mlp_channels=1536, stem_channels=24),
     "base": ViTSize(channels=768, layers=12, heads=12, mlp_channels=3072, stem_channels=32),
 }
