@@ -42,7 +42,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         making, made = [], []
         for i in range(CANDIDATES):
             start = time.perf_counter()
-            made.append(steps[i])
+            made.append(steps[i, 0.0])
             making.append(time.perf_counter() - start)
         fixed = sorted(made, key=lambda batch: len(batch.prompts))[CANDIDATES // 2]
 
@@ -56,7 +56,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
         sources = {
             "fixed_batch": repeat(fixed),
-            "real_data": batches(steps, CANDIDATES, args.processes),
+            "real_data": batches(steps, CANDIDATES, args.processes, lambda: 0.0),
         }
         taken: dict[str, list[float]] = {name: [] for name in sources}
         for turn in range(args.turns):

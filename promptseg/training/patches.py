@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from batchgenerators.transforms.abstract_transforms import AbstractTransform
 from scipy.ndimage import find_objects
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -22,7 +23,7 @@ from promptseg.preprocessing.resample import (
 )
 from promptseg.preprocessing.window import cut_window
 from promptseg.prompts.simulated import jitter_box, sample_points
-from promptseg.training.augmentation import augment, make_augmentation
+from promptseg.training.augmentation import augment, make_augmentation, make_mirroring
 from promptseg.training.settings import TrainingSettings
 
 # case identifier -> label name -> boxes (n, 2, 3) in raw voxels
@@ -68,7 +69,10 @@ class Sample:
 
 
 class TrainingSteps(Dataset):
-    """Item `i` is the batch of step `i`, a function of settings, seed and `i` alone.
+    """Item `i, share` is the batch of step `i`, a function of settings, seed, `i` and `share` alone.
+
+    `share` is how much of the run is done: from `settings.augment_until` of it on, images are only
+    mirrored.
 
     So any number of worker processes gives the same batches, and a resumed run goes on with the
     very next one. Each image has random numbers of its own, so that one of several processes that
@@ -98,14 +102,21 @@ class TrainingSteps(Dataset):
         self.settings = settings
         self.auto_boxes = auto_boxes
         self.images = range(plans.batch_size) if images is None else images
-        self.transform = make_augmentation(plans.window, plans.spacing, settings.mirror_axes)
+        mirrored = settings.mirror_axes
+        self.augmentation = make_augmentation(plans.window, plans.spacing, mirrored)
+        self.mirroring = make_mirroring(mirrored)
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, item: tuple[int, float]) -> Batch:
+        step, share = item
+        augments = share < self.settings.augment_until
+        transform = self.augmentation if augments else self.mirroring
         samples, queries, values = [], [], []
         for index, image in enumerate(self.images):
             number = step * self.plans.batch_size + image
             rng = np.random.default_rng([self.settings.seed, 3, number])
             sample = self._sample(number, rng)
+            if self.settings.augment and transform.transforms:
+                sample = self._transformed(sample, transform, rng)
             asked = training_queries(sample, index, self.plans.labels, self.settings, rng)
             samples.append(sample)
             queries += [query for query, _ in asked]
@@ -115,13 +126,9 @@ class TrainingSteps(Dataset):
     def _sample(self, number: int, rng: np.random.Generator) -> Sample:
         case_id = self._case(number)
         if self._is_larger_than_window(case_id) and rng.random() < self.settings.zoom_out_share:
-            sample = zoom_out(self.dataset, case_id, self.plans, self.auto_boxes)
-        else:
-            start = self._start(case_id, number, rng)
-            sample = zoom_in(self.dataset, case_id, self.plans, self.auto_boxes, start)
-        if not self.settings.augment:
-            return sample
-        return self._augmented(sample, rng)
+            return zoom_out(self.dataset, case_id, self.plans, self.auto_boxes)
+        start = self._start(case_id, number, rng)
+        return zoom_in(self.dataset, case_id, self.plans, self.auto_boxes, start)
 
     def _case(self, number: int) -> str:
         """Every case once in each round, in another order each round."""
@@ -141,11 +148,13 @@ class TrainingSteps(Dataset):
             locations = present[number % len(present)] if present else None
         return draw_window_start(properties["shape"], self.plans.window, locations, rng)
 
-    def _augmented(self, sample: Sample, rng: np.random.Generator) -> Sample:
+    def _transformed(
+        self, sample: Sample, transform: AbstractTransform, rng: np.random.Generator
+    ) -> Sample:
         # Spatial augmentation moves the labels but knows no boxes. An automatic box is kept as
         # the offsets of its faces from the label's box, in shares of its sides.
         boxes_before = label_boxes(sample.segmentation, self.plans.labels)
-        image, segmentation = augment(self.transform, sample.image, sample.segmentation, rng)
+        image, segmentation = augment(transform, sample.image, sample.segmentation, rng)
         boxes_after = label_boxes(segmentation, self.plans.labels)
         moved = {
             name: carry_box(box, boxes_before[name], boxes_after[name], self.plans.window)
