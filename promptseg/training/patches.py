@@ -69,7 +69,7 @@ class Sample:
 
 
 class TrainingSteps(Dataset):
-    """Item `i, share` is the batch of step `i`, a function of settings, seed, `i` and `share` alone.
+    """Item `i, share` is the batch of step `i`, a function of settings, seed and the item alone.
 
     `share` is how much of the run is done: from `settings.augment_until` of it on, images are only
     mirrored.

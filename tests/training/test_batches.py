@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from promptseg.training.batches import batches
-from tests.training.test_patches import planned_case, steps_of  # noqa: F401
+from tests.training.test_patches import steps_of
 
 
 def images(made) -> list[torch.Tensor]:

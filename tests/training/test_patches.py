@@ -7,8 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from promptseg.boxes import mask_box
-from promptseg.experiment_planning.plans import load_plans
-from promptseg.files import read_json
 from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
 from promptseg.training.patches import (
     Sample,
@@ -136,14 +134,6 @@ def test_automatic_boxes_are_used_at_their_share():
             training_queries(sample, 0, {"organ": 1}, chosen, rng)[1][0].box for _ in range(100)
         ]
         assert sum(np.array_equal(box, auto) for box in boxes) == expected
-
-
-@pytest.fixture
-def planned_case(planned):
-    folder = planned.preprocessed / "Dataset007_Boxes"
-    plans = load_plans(folder / "PromptSegPlans.json")
-    auto_boxes = read_json(folder / "PromptSegPlans_auto_prompt_boxes.json")
-    return folder / plans.data_identifier, plans, auto_boxes
 
 
 def test_zoom_in_cuts_image_segmentation_and_boxes_alike(planned_case):

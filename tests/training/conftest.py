@@ -1,0 +1,16 @@
+"""What tests of training share."""
+
+from __future__ import annotations
+
+import pytest
+
+from promptseg.experiment_planning.plans import load_plans
+from promptseg.files import read_json
+
+
+@pytest.fixture
+def planned_case(planned):
+    folder = planned.preprocessed / "Dataset007_Boxes"
+    plans = load_plans(folder / "PromptSegPlans.json")
+    auto_boxes = read_json(folder / "PromptSegPlans_auto_prompt_boxes.json")
+    return folder / plans.data_identifier, plans, auto_boxes
