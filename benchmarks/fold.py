@@ -44,6 +44,7 @@ class Training:
         fold: number.
         time_budget: seconds.
         processes: sample workers.
+        precision: of training steps; None is the command's default.
         imports: modules that register classes.
     """
 
@@ -54,6 +55,7 @@ class Training:
     fold: int
     time_budget: float
     processes: int = 1
+    precision: str | None = None
     imports: Sequence[str] = field(default=())
 
     @property
@@ -79,6 +81,7 @@ class Training:
         command += ["-f", self.fold, "-p", self.plans_name]
         command += ["--time-budget", f"{self.time_budget:g}s", "-np", self.processes]
         command += ["--preprocessed", self.source.parent, "--results", self.results]
+        command += ["--precision", self.precision] if self.precision else []
         command += import_flags(self.imports)
         if (self.folder / "checkpoint_latest.pth").is_file():
             command += ["--c"]

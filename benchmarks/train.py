@@ -62,7 +62,8 @@ class Benchmark:
         cases_of_fold(self.source, str(args.fold), cases)  # writes the folds if there are none
         self.results |= {"labels": plans.labels, "size": plans.size}
         for budget in args.time_budget:
-            self._part(args.trainer, budget, self._promptseg)
+            trainer = f"{args.trainer} {args.precision or ''}".strip()
+            self._part(trainer, budget, self._promptseg)
             if args.nnunet:
                 self._part("nnU-Net", budget, self._nnunet)
         if args.pipeline:
@@ -86,12 +87,13 @@ class Benchmark:
         args = self.args
         training = Training(
             source=self.source,
-            results=args.work / "results" / f"{entry['time_budget']:g}s",
+            results=args.work / "results" / f"{args.precision or ''}{entry['time_budget']:g}s",
             trainer=args.trainer,
             plans_name=args.plans_name,
             fold=args.fold,
             time_budget=entry["time_budget"],
             processes=args.processes,
+            precision=args.precision,
             imports=args.imports,
         )
         if "steps" not in entry:
@@ -181,6 +183,7 @@ def main() -> int:
     parser.add_argument("--prompts", action="store_true", help="also other prompts than automatic")
     parser.add_argument("--pipeline", action="store_true", help="also the data pipeline's cost")
     parser.add_argument("--preprocessed", type=Path, help="else in the work folder")
+    parser.add_argument("--precision", help="of promptseg's training steps, if not its default")
     parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE")
     parser.add_argument("--report", action="store_true", help="only print the tables")
     args = parser.parse_args()
