@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import statistics
 import sys
 import time
@@ -23,6 +22,7 @@ from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
+from promptseg.commands.parsing import share_cores
 from promptseg.files import write_json
 from promptseg.folders import find_dataset_folder
 
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file for all figures")
     parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE")
     args = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands have it
+    share_cores()  # as the commands do
     for module in args.imports:
         importlib.import_module(module)
     figures = measure(args)

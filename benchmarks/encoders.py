@@ -15,7 +15,6 @@ turns, a quarter of the time each, so that a busy hour slows them all alike.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -25,7 +24,7 @@ from typing import Any
 from commands import Runner, Stopped, load_results
 from fold import Training, import_flags, plan_if_missing
 
-from promptseg.commands.parsing import seconds
+from promptseg.commands.parsing import seconds, share_cores
 from promptseg.files import read_json, write_json
 from promptseg.folders import Folders, find_dataset_folder, find_folders
 
@@ -227,7 +226,7 @@ def main() -> int:
 def _in_fresh_process(args: argparse.Namespace) -> int:
     import importlib
 
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands have it
+    share_cores()  # as the commands do
     for module in args.imports:
         importlib.import_module(module)
     from promptseg.training.trainers import TRAINERS

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from promptseg.training.patches import Batch, TrainingSteps
 from promptseg.training.settings import TrainingSettings
-from promptseg.training.signals import exit_at_once, signals_held_back
+from promptseg.training.signals import signals_held_back, start_worker
 
 
 def batches(
@@ -31,7 +31,7 @@ def batches(
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=exit_at_once,
+        worker_init_fn=start_worker,
         # the loader draws a number when it starts, which a run that is continued would draw again
         generator=torch.Generator(),
     )

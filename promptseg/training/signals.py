@@ -46,10 +46,14 @@ def signals_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def exit_at_once(worker: int) -> None:
-    """Let a sample worker end without cleaning up, as it holds nothing that needs it.
+def start_worker(worker: int) -> None:
+    """Give a sample worker a low priority, and let it end without cleaning up.
 
-    A run that ends by time leaves workers in the middle of sending; Python would stop their
-    sending threads inside torch, which aborts the process with a message on the terminal.
+    Its samples are ready long before they are needed, whereas a step waits for the slowest of its
+    threads. It holds nothing that needs cleaning up, and must not try: a run that ends by time
+    leaves workers in the middle of sending; Python would stop their sending threads inside torch,
+    which aborts the process with a message on the terminal.
     """
     atexit.register(os._exit, 0)
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(10)
