@@ -186,14 +186,13 @@ def train(
         run.prepare()
         if is_first():
             _keep_beside_model(source, model_folder, plans)
-            if not run.finished:
+            if not run.finished or early_stopping is not None:  # it says which weights are final
                 _remove_validation(fold_folder)
         if not run.run():
             return None
 
         def validate() -> None:
-            summary = fold_folder / "validation" / "summary.json"
-            if validation_cases and not summary.is_file():
+            if validation_cases and not _is_validated(fold_folder):
                 validate_fold(
                     model_folder, fold, source, plans, validation_cases, auto_boxes, device=device
                 )
@@ -251,7 +250,7 @@ def validate_fold(
     if not report["failed"] and plans.preset != "segvol":
         truth, _ = label_files(truth_folder, "ground truth")
         write_coarse_quality(folder.parent, measure_coarse(predictor, cases, truth))
-    # last: where there is a summary, all has been validated
+    # last: a summary without failures means that all has been validated
     summary = evaluate_folders(truth_folder, folder, labels=plans.labels, cases=case_ids)
     log.info("mean validation Dice %.4f", summary["foreground_mean"]["Dice"])
     if report["failed"] or summary["failures"]:
@@ -260,6 +259,12 @@ def validate_fold(
             f"{folder / 'predict_report.json'}: {'; '.join(summary['failures'])}"
         )
     return summary
+
+
+def _is_validated(fold_folder: Path) -> bool:
+    """Whether all validation cases were predicted and evaluated."""
+    summary = fold_folder / "validation" / "summary.json"
+    return summary.is_file() and not read_json(summary)["failures"]
 
 
 def _remove_validation(fold_folder: Path) -> None:

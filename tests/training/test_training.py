@@ -182,6 +182,25 @@ def test_epochs_given_to_a_timed_run_replace_its_time():
     assert extended(timed, {"epochs": None, "time_budget": None}) == timed
 
 
+def test_a_validation_with_failures_is_made_again_and_one_without_is_kept(
+    planned, uninterrupted, tmp_path
+):
+    results = tmp_path / "results"
+    shutil.copytree(uninterrupted.parents[2], results)
+    folders = folders_for(planned, results)
+    path = results / uninterrupted.relative_to(uninterrupted.parents[2]) / "validation/summary.json"
+    whole = read_json(path)
+
+    write_json(path, {**whole, "failures": [], "kept": True})
+    train(7, folders, fold="0", processes=0, resume=True)
+    assert read_json(path)["kept"]
+
+    write_json(path, {**whole, "failures": ["case_1: the disk was full"]})
+    train(7, folders, fold="0", processes=0, resume=True)
+    assert read_json(path)["failures"] == []
+    assert read_json(path)["foreground_mean"] == whole["foreground_mean"]
+
+
 def test_validation_uses_boxes_of_fits_that_did_not_see_the_case(planned, uninterrupted):
     folder = planned.preprocessed / "Dataset007_Boxes"
     held_back = read_json(folder / "PromptSegPlans_auto_prompt_boxes.json")
