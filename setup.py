@@ -45,7 +45,7 @@ setup(
         "scikit-learn>=1.3",
         "scipy>=1.11",
         "threadpoolctl>=3.1",
-        "torch>=2.3",
+        "torch>=2.5",
         "tqdm>=4.66",
     ],
     extras_require={

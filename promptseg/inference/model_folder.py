@@ -16,7 +16,7 @@ import numpy as np
 from promptseg.experiment_planning.plans import Plans
 from promptseg.files import read_json, write_json
 from promptseg.networks.promptable import PromptableNetwork, build_network
-from promptseg.training.checkpoint import load_checkpoint
+from promptseg.training.checkpoint import load_checkpoint, load_weights
 from promptseg.training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,8 @@ def load_networks(
 
     Raises:
         FileNotFoundError: if the folder or a checkpoint is missing, saying what is there.
-        ValueError: if the folds were trained with different plans.
+        ValueError: if the folds were trained with different plans, or by a version whose encoder
+            was another.
     """
     paths = _checkpoints(folder, folds, checkpoint)
     contents = [load_checkpoint(path) for path in paths]
@@ -150,9 +151,9 @@ def load_networks(
             raise ValueError(f"{path} was trained with other plans than {paths[0]}")
     plans = Plans.from_json(first["plans"], paths[0])
     networks = []
-    for content in contents:
+    for path, content in zip(paths, contents, strict=True):
         network = build_network(plans, content["encoder"])
-        network.load_state_dict(content["network"])
+        load_weights(network, content["network"], path)
         networks.append(network)
     log.info("model %s, %s, %s", folder.name, ", ".join(p.parent.name for p in paths), checkpoint)
     return networks, plans, TrainingSettings.from_json(first["settings"])

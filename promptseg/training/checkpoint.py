@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from promptseg.experiment_planning.plans import Plans
 from promptseg.files import WRITING, replacing
@@ -153,3 +153,24 @@ def restore_random_state(content: Mapping[str, Any], device: str) -> None:
     torch.set_rng_state(content["torch_random_state"])
     if device.startswith("cuda") and content.get("cuda_random_state") is not None:
         torch.cuda.set_rng_state(content["cuda_random_state"], device)
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], where: object) -> None:
+    """`network.load_state_dict(weights)`.
+
+    Args:
+        network: built for the plans and the encoder that the checkpoint names.
+        weights: a checkpoint's `network`.
+        where: the checkpoint, for the message.
+
+    Raises:
+        ValueError: if the encoder has changed since they were trained.
+    """
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise ValueError(
+            f"{where} has the weights of another network than this version of promptseg builds for "
+            f"its plans and encoder; use the version that trained it, or train again ({first})"
+        ) from error

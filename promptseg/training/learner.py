@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from promptseg.training.averaging import weight_average
+from promptseg.training.checkpoint import load_weights
 from promptseg.training.distillation import Teacher, distillation_loss
 from promptseg.training.losses import PromptLoss
 from promptseg.training.optimizer import make_optimizer
@@ -128,12 +129,16 @@ class Learner:
         """Take up a checkpoint; one that was written before there were averages has none.
 
         Raises:
-            ValueError: if the teacher is not the one it was written with.
+            ValueError: if the teacher is not the one it was written with, or the encoder has
+                changed since.
         """
         if self.teacher is not None:
             self.teacher.check_same(content.get("teacher"))
-        self.answering.load_state_dict(content["network"])
-        self.optimizer.load_state_dict(content["optimizer"])
+        load_weights(self.answering, content["network"], "the checkpoint")
+        saved = content["optimizer"]
+        # older checkpoints were written by an optimizer that was not fused
+        groups = [{**group, "fused": True} for group in saved["param_groups"]]
+        self.optimizer.load_state_dict({**saved, "param_groups": groups})
         if self.average is not None:
             self.network.load_state_dict(content["unaveraged"]["network"])
             self.average.n_averaged.fill_(content["unaveraged"]["updates"])

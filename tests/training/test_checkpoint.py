@@ -2,10 +2,12 @@ import os
 
 import pytest
 import torch
+from torch import nn
 
 from promptseg.training.checkpoint import (
     check_same_cases,
     load_checkpoint,
+    load_weights,
     random_state,
     restore_random_state,
     save_checkpoint,
@@ -45,6 +47,19 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
     with pytest.raises(ValueError, match="evil.pth cannot be read as a checkpoint"):
         load_checkpoint(path)
     assert not trace.exists()
+
+
+def test_weights_of_a_network_of_another_shape_are_refused_with_what_to_do():
+    network = nn.Linear(2, 3)
+    before = network.weight.detach().clone()
+    with pytest.raises(ValueError, match="old.pth has the weights.*train again") as raised:
+        load_weights(network, {"weight": torch.ones(3, 4), "bias": torch.ones(3)}, "old.pth")
+    assert "size mismatch for weight" in str(raised.value)
+    assert torch.equal(network.weight, before)
+    with pytest.raises(ValueError, match="another network .*Missing key"):
+        load_weights(network, {"weight": torch.ones(3, 2)}, "old.pth")
+    load_weights(network, {"weight": torch.ones(3, 2), "bias": torch.zeros(3)}, "old.pth")
+    assert torch.equal(network.weight, torch.ones(3, 2))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 truncated"])

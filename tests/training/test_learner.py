@@ -63,6 +63,23 @@ def test_a_restored_learner_goes_on_as_if_it_had_not_been_stopped(tmp_path, sett
     assert_equal_states(again.state(), whole.state())
 
 
+def test_a_checkpoint_from_before_the_optimizer_was_fused_goes_on_fused(tmp_path):
+    whole = learner(precision="fp16")
+    take_steps(whole, [0, 1])
+    older = whole.state()
+    for group in older["optimizer"]["param_groups"]:
+        group["fused"] = None
+    save_checkpoint(tmp_path / "checkpoint_latest.pth", older)
+    whole.optimizer.param_groups[0]["fused"] = whole.optimizer.param_groups[1]["fused"] = True
+    take_steps(whole, [2])
+
+    again = learner(precision="fp16")
+    again.restore(load_checkpoint(tmp_path / "checkpoint_latest.pth"))
+    take_steps(again, [2])
+
+    assert_equal_states(again.state(), whole.state())
+
+
 def test_the_average_answers_and_the_weights_in_training_are_kept_beside_it():
     plain, averaged = learner(), learner(ema=0.9)
     take_steps(plain, [0, 1, 2])
