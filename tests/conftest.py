@@ -5,10 +5,6 @@ from __future__ import annotations
 import locale
 import os
 
-# As the commands do it, and before torch is imported: waiting threads that spin slow every test
-# tenfold on a machine that others use as well.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import pytest
 import torch
 

@@ -60,8 +60,9 @@ def share_cores() -> None:
     Threads that spin slow training tenfold on a machine that others use as well. GNU's OpenMP spins
     for about 0.1 ms here, which between short operations is faster than going to sleep.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def run_command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 
 import torch
@@ -10,11 +11,16 @@ from torch.utils.data import DataLoader
 
 from promptseg.training.patches import Batch, TrainingSteps
 from promptseg.training.settings import TrainingSettings
-from promptseg.training.signals import signals_held_back, start_worker
+from promptseg.training.signals import set_up_worker, signals_held_back
 
 
 def batches(
-    steps: TrainingSteps, first: int, workers: int, time_share: Callable[[], float]
+    steps: TrainingSteps,
+    first: int,
+    workers: int,
+    time_share: Callable[[], float],
+    *,
+    on_cpu: bool,
 ) -> Iterator[Batch]:
     """The batches from a step to the run's end; worker errors arrive with their own traceback.
 
@@ -23,6 +29,7 @@ def batches(
         first: step.
         workers: processes that make batches; 0 makes them in this process.
         time_share: how much of the time of a run that ends by time is over.
+        on_cpu: whether the steps run on the same cores as the workers, which then give way.
     """
     loader = DataLoader(
         steps,
@@ -31,8 +38,9 @@ def batches(
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=start_worker,
-        # the loader draws a number when it starts, which a run that is continued would draw again
+        worker_init_fn=partial(set_up_worker, gives_way=on_cpu),
+        # the loader draws a seed when it starts; from torch's own generator, a continued run would
+        # draw one more
         generator=torch.Generator(),
     )
     # Ctrl-C reaches every process of the terminal. Workers inherit that it is held back, so that

@@ -33,8 +33,8 @@ class TrainingSettings:
         prompt_dropout: chance that one of a query's prompt types is left out (section 2.2).
         auto_box_share: share of boxes that come from the plans' automatic prompts.
         augment: spatial and intensity augmentation.
-        augment_until: share of the run after which samples are no longer augmented: at its small
-            learning rates the network then settles on images as they will come.
+        augment_until: share of the run after which samples are only mirrored, where `mirror_axes`
+            says so: at its small learning rates the network settles on images as they will come.
         mirror_axes: axes, of z, y, x = 0, 1, 2, mirrored in training and so at test time.
         ema: decay of the average of the weights that validates and predicts; 0 averages nothing.
         early_stopping: epochs without a better validation score that end the run; 0 never.

@@ -46,14 +46,14 @@ def signals_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def start_worker(worker: int) -> None:
-    """Give a sample worker a low priority, and let it end without cleaning up.
+def set_up_worker(worker: int, *, gives_way: bool) -> None:
+    """Let a sample worker end without cleaning up, and give way to steps on the same cores.
 
-    Its samples are ready long before they are needed, whereas a step waits for the slowest of its
-    threads. It holds nothing that needs cleaning up, and must not try: a run that ends by time
+    On a CPU its samples are ready before they are needed, whereas a step waits for its slowest
+    thread. It holds nothing that needs cleaning up, and must not try: a run that ends by time
     leaves workers in the middle of sending; Python would stop their sending threads inside torch,
     which aborts the process with a message on the terminal.
     """
     atexit.register(os._exit, 0)
-    if hasattr(os, "nice"):  # not on Windows
+    if gives_way and hasattr(os, "nice"):  # not on Windows
         os.nice(10)
