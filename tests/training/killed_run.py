@@ -51,6 +51,15 @@ class KilledRun:
         context = multiprocessing.get_context("forkserver")
         self.process = context.Process(target=_train, args=(arguments, folder, hold, nth))
         self.process.start()
+        self.wait_for(self.output.exists)  # it leads its process group now
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.running:  # a test that failed while it stood still
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.join(60)
 
     @property
     def steps(self) -> int:
@@ -69,20 +78,23 @@ class KilledRun:
         """Wait for a condition while the process runs; an end before it fails the test."""
         deadline = time.monotonic() + seconds
         while not condition():
-            assert self.running, f"ended too early:\n{self.output.read_text()}"
-            assert time.monotonic() < deadline, f"waited too long:\n{self.output.read_text()}"
+            assert self.running, f"ended too early:\n{self._printed()}"
+            assert time.monotonic() < deadline, f"waited too long:\n{self._printed()}"
             time.sleep(0.002)
 
     def kill(self):
         """SIGKILL to the whole process group, which must be running."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.join(60)
-        assert self.process.exitcode == -signal.SIGKILL, self.output.read_text()
+        assert self.process.exitcode == -signal.SIGKILL, self._printed()
 
     def end(self, seconds=300.0):
         """Let it run to its end."""
         self.process.join(seconds)
-        assert self.process.exitcode == 0, self.output.read_text()
+        assert self.process.exitcode == 0, self._printed()
+
+    def _printed(self) -> str:
+        return self.output.read_text() if self.output.exists() else ""
 
 
 def _train(arguments, folder, hold, nth):

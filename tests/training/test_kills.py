@@ -32,7 +32,7 @@ MOMENTS = (
     "start-up",
     f"move {LATEST}",
     "steps",
-    f"half {BEST}",
+    "move progress.png",
     "steps",
     "move metrics.csv",
     "steps",
@@ -68,7 +68,8 @@ class Runs:
 
     def beginnings(self) -> list[int]:
         """The steps at which runs began, by the log."""
-        text = (self.fold / "training_log.txt").read_text()
+        path = self.fold / "training_log.txt"
+        text = path.read_text() if path.exists() else ""
         found = re.findall(r"(?:continuing|starts).* from step (\d+)$", text, re.MULTILINE)
         return [int(step) for step in found]
 
@@ -116,7 +117,7 @@ def check_held(runs, run, moment, step) -> None:
     elif name == LATEST:
         assert load_checkpoint(written)["step"] == step + run.steps
     # every step ends with saving `latest`, so the one under way is not in it
-    saved = step + run.steps - (name in (LATEST, BEST, "metrics.csv"))
+    saved = step + run.steps - (name in (LATEST, BEST, "metrics.csv", "progress.png"))
     assert (runs.latest_step() or 0) == saved
 
 
@@ -126,13 +127,14 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_been_left_alone(
     whole, start_seconds, step_seconds = uninterrupted
     runs, rng = Runs(planned, tmp_path), np.random.default_rng(7)
     write_json(runs.fold / "validation" / "summary.json", {})  # of weights from before
-    for number, moment in enumerate(MOMENTS):
+    for moment in MOMENTS:
         before = runs.latest_step()
-        begun = runs.beginnings() if number else []
+        begun = runs.beginnings()
         if moment in ("start-up", "steps"):
             run = runs.start()
             if moment == "start-up":
-                time.sleep(rng.uniform(0.2, 0.8) * start_seconds)
+                until = time.monotonic() + rng.uniform(0.2, 0.8) * start_seconds
+                run.wait_for(lambda run=run, t=until: run.steps > 0 or time.monotonic() > t)
             else:
                 steps = rng.integers(1, 3)
                 run.wait_for(lambda run=run, steps=steps: run.steps >= steps)
