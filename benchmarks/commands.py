@@ -43,7 +43,11 @@ class Runner:
     def _stop(self, number: int, frame: object) -> None:
         self.stop_requested = True
         if self.process is not None and self.process.returncode is None:
-            self.process.send_signal(signal.SIGTERM)
+            self._tell_to_stop()
+
+    def _tell_to_stop(self) -> None:
+        # send_signal would take the exit status that wait4 needs
+        os.kill(self.process.pid, signal.SIGTERM)
 
     def run(
         self,
@@ -90,7 +94,7 @@ class Runner:
             while True:
                 if stop_after and not is_told and time.monotonic() - start > stop_after:
                     is_told = True
-                    self.process.send_signal(signal.SIGTERM)
+                    self._tell_to_stop()
                 if self.stop_requested and time.monotonic() - asked > 10:
                     asked = time.monotonic()
                     self._stop(0, None)  # a process that was just starting may have missed it

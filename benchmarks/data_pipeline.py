@@ -26,7 +26,7 @@ from promptseg.commands.parsing import share_cores
 from promptseg.files import write_json
 from promptseg.folders import find_dataset_folder
 
-UNTIMED = 8  # steps of each turn; the loader keeps 4 batches a worker ready
+PREFETCHED = 4  # batches that the loader keeps ready for each worker, as in training/batches.py
 CANDIDATES = 21  # batches of which one becomes the fixed one
 
 
@@ -38,7 +38,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from promptseg.training.batches import batches
 
     source = find_dataset_folder(args.preprocessed, args.dataset, "promptseg_plan makes it")
-    with ready_trainer(source, args.plans_name, args.trainer, args.fold) as (run, steps):
+    made_by = (args.trainer, args.fold, args.precision)
+    with ready_trainer(source, args.plans_name, *made_by) as (run, steps):
+        on_cpu = run.options.device == "cpu"
         making, made = [], []
         for i in range(CANDIDATES):
             start = time.perf_counter()
@@ -47,7 +49,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         fixed = sorted(made, key=lambda batch: len(batch.prompts))[CANDIDATES // 2]
 
         def seconds_a_step(source: Iterable) -> float:
-            for batch in islice(source, UNTIMED):
+            for batch in islice(source, 2 * PREFETCHED * args.processes):
                 run._optimize(batch)
             start = time.perf_counter()
             for batch in islice(source, args.steps):
@@ -56,13 +58,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
         sources = {
             "fixed_batch": repeat(fixed),
-            "real_data": batches(steps, CANDIDATES, args.processes, lambda: 0.0),
+            "real_data": batches(steps, CANDIDATES, args.processes, lambda: 0.0, on_cpu=on_cpu),
         }
         taken: dict[str, list[float]] = {name: [] for name in sources}
         for turn in range(args.turns):
             for name, batches_of_kind in sources.items():
                 taken[name].append(seconds_a_step(batches_of_kind))
-            print(f"turn {turn}: { ({k: round(v[-1], 4) for k, v in taken.items()}) }", flush=True)
+            last = {name: round(values[-1], 4) for name, values in taken.items()}
+            print(f"turn {turn}: {last}", flush=True)
     medians = {name: statistics.median(values) for name, values in taken.items()}
     return {
         **medians,
@@ -87,11 +90,14 @@ def main() -> None:
     parser.add_argument("-p", "--plans-name", default="PromptSegPlans")
     parser.add_argument("-f", "--fold", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1, help="sample workers, at least 1")
+    parser.add_argument("--precision", help="of the steps, if not the trainer's default")
     parser.add_argument("--steps", type=int, default=20, help="timed, in each turn")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--output", type=Path, help="JSON file for all figures")
     parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE")
     args = parser.parse_args()
+    if args.processes < 1:
+        parser.error("--processes must be 1 or more: without workers nothing is made beside a step")
     share_cores()  # as the commands do
     for module in args.imports:
         importlib.import_module(module)

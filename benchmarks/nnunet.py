@@ -33,12 +33,14 @@ class NNUNet:
 
     @property
     def environment(self) -> dict[str, object]:
-        """The variables nnU-Net reads."""
+        """The variables that nnU-Net and its threads read."""
         return {
             "nnUNet_raw": self.dataset.parent,
             "nnUNet_preprocessed": self.work / "preprocessed",
             "nnUNet_results": self.work / self.results,
             "nnUNet_n_proc_DA": self.processes,
+            "OMP_WAIT_POLICY": "PASSIVE",  # as promptseg's commands have it
+            "GOMP_SPINCOUNT": 10000,
         }
 
     @property

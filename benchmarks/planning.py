@@ -12,13 +12,35 @@ from __future__ import annotations
 import argparse
 import shutil
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
-from commands import HERE, Runner
+from commands import HERE, Runner, Stopped
 from nnunet import NNUNet
 
 from promptseg.folders import find_dataset_folder
+
+
+def measure(args: argparse.Namespace, runner: Runner) -> dict[str, list[float]]:
+    """Wall seconds of each run, by tool."""
+    raw = args.raw.absolute()
+    seconds: dict[str, list[float]] = {"promptseg": [], "nnU-Net": []}
+    for _ in range(args.runs):
+        with tempfile.TemporaryDirectory() as scratch:
+            command = [HERE / "promptseg_plan", "-d", args.dataset, "-np", 2]
+            command += ["--raw", raw, "--preprocessed", Path(scratch) / "preprocessed"]
+            seconds["promptseg"].append(runner.run("plan", command)["wall_seconds"])
+        if args.nnunet:
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = Path(scratch)
+                shutil.copytree(raw, folder / "raw")  # nnU-Net wants to write beside its input
+                dataset = find_dataset_folder(folder / "raw", args.dataset, "name it with --raw")
+                nnunet = NNUNet(programs=args.nnunet, dataset=dataset, work=folder)
+                used = nnunet.plan(runner, "--verify_dataset_integrity")
+                seconds["nnU-Net"].append(used["wall_seconds"])
+        print({name: [round(s, 1) for s in values] for name, values in seconds.items()}, flush=True)
+    return seconds
 
 
 def main() -> None:
@@ -28,26 +50,8 @@ def main() -> None:
     parser.add_argument("--nnunet", type=Path, help="bin folder of nnU-Net's environment")
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
-    raw = args.raw.absolute()
-
-    seconds: dict[str, list[float]] = {"promptseg": [], "nnU-Net": []}
-    for _ in range(args.runs):
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            command = [HERE / "promptseg_plan", "-d", args.dataset, "-np", 2]
-            command += ["--raw", raw, "--preprocessed", folder / "preprocessed"]
-            used = Runner(folder / "logs").run("plan", command)
-            seconds["promptseg"].append(used["wall_seconds"])
-        if args.nnunet:
-            with tempfile.TemporaryDirectory() as scratch:
-                folder = Path(scratch)
-                shutil.copytree(raw, folder / "raw")  # nnU-Net wants to write beside its input
-                dataset = find_dataset_folder(folder / "raw", args.dataset, "name it with --raw")
-                nnunet = NNUNet(programs=args.nnunet, dataset=dataset, work=folder)
-                used = nnunet.plan(Runner(folder / "logs"), "--verify_dataset_integrity")
-                seconds["nnU-Net"].append(used["wall_seconds"])
-        print({name: [round(s, 1) for s in values] for name, values in seconds.items()}, flush=True)
-
+    with tempfile.TemporaryDirectory() as logs:
+        seconds = measure(args, Runner(Path(logs)))
     ours = statistics.median(seconds["promptseg"])
     print(f"promptseg: median {ours:.1f} s of {args.runs}")
     if args.nnunet:
@@ -56,4 +60,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Stopped:
+        sys.exit(143)

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
-from commands import HERE, Runner
+from commands import HERE, Runner, Stopped
 from nnunet import NNUNet
 
 from promptseg.folders import find_dataset_folder
@@ -116,4 +117,7 @@ def _build_if_missing(nnunet: NNUNet) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Stopped:
+        sys.exit(143)

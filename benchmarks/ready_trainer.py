@@ -20,7 +20,7 @@ from promptseg.training.trainers import TRAINERS
 
 @contextmanager
 def ready_trainer(
-    source: Path, plans_name: str, trainer: str, fold: int = 0
+    source: Path, plans_name: str, trainer: str, fold: int = 0, precision: str | None = None
 ) -> Iterator[tuple[BaseTrainer, TrainingSteps]]:
     """The trainer and its batches, made where they are asked for; what it writes is removed.
 
@@ -29,6 +29,7 @@ def ready_trainer(
         plans_name: of its plans.
         trainer: name.
         fold: number.
+        precision: of training steps, if not the trainer's.
     """
     plans = load_plans(source / f"{plans_name}.json")
     preprocessed = source / plans.data_identifier
@@ -45,7 +46,7 @@ def ready_trainer(
             training_cases=training_cases,
             validation_cases=validation_cases,
             auto_boxes=auto_boxes,
-            settings=trainer_class.settings_for("scratch"),
+            settings=trainer_class.settings_for("scratch").replace(precision=precision),
             options=RunOptions(device=choose_device(), workers=0),
         )
         run.prepare()

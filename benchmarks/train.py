@@ -25,6 +25,7 @@ nothing else should run meanwhile: the load and the processor seconds are measur
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -60,10 +61,13 @@ class Benchmark:
         plans = load_plans(self.source / f"{args.plans_name}.json")
         cases = PreprocessedDataset(self.source / plans.data_identifier).case_ids
         cases_of_fold(self.source, str(args.fold), cases)  # writes the folds if there are none
-        self.results |= {"labels": plans.labels, "size": plans.size}
+        same_plans = {"plans": json.loads(json.dumps(plans.to_json()))}
+        if {**same_plans, **self.results}["plans"] != same_plans["plans"]:
+            raise SystemExit(f"error: {self.path} is of other plans; name another --work folder")
+        self.results |= {"labels": plans.labels, "size": plans.size, **same_plans}
+        self.trainer = " ".join(filter(None, [args.trainer, args.precision]))
         for budget in args.time_budget:
-            trainer = f"{args.trainer} {args.precision or ''}".strip()
-            self._part(trainer, budget, self._promptseg)
+            self._part(self.trainer, budget, self._promptseg)
             if args.nnunet:
                 self._part("nnU-Net", budget, self._nnunet)
         if args.pipeline:
@@ -87,7 +91,7 @@ class Benchmark:
         args = self.args
         training = Training(
             source=self.source,
-            results=args.work / "results" / f"{args.precision or ''}{entry['time_budget']:g}s",
+            results=args.work / "results" / (args.precision or "") / f"{entry['time_budget']:g}s",
             trainer=args.trainer,
             plans_name=args.plans_name,
             fold=args.fold,
@@ -154,17 +158,19 @@ class Benchmark:
 
     def _pipeline(self) -> None:
         args = self.args
-        if args.trainer in self.results.setdefault("pipeline", {}):
+        if self.trainer in self.results.setdefault("pipeline", {}):
             return
-        print(f"{args.trainer}, data pipeline:", flush=True)
-        output = self.runner.logs / f"{args.trainer}_pipeline.json"
+        print(f"{self.trainer}, data pipeline:", flush=True)
+        log = f"{self.trainer}_pipeline".replace(" ", "_")
+        output = self.runner.logs / f"{log}.json"
         script = Path(__file__).with_name("data_pipeline.py")
         command = [sys.executable, script, "-d", self.source.name, "-tr", args.trainer]
         command += ["--preprocessed", self.source.parent]
         command += ["-p", args.plans_name, "-f", args.fold, "--processes", args.processes]
+        command += ["--precision", args.precision] if args.precision else []
         command += ["--output", output, *import_flags(args.imports)]
-        self.runner.run(f"{args.trainer}_pipeline", command)
-        self.results["pipeline"][args.trainer] = read_json(output)
+        self.runner.run(log, command)
+        self.results["pipeline"][self.trainer] = read_json(output)
         write_json(self.path, self.results)
 
 
