@@ -44,7 +44,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         making, made = [], []
         for i in range(CANDIDATES):
             start = time.perf_counter()
-            made.append(steps[i, 0.0])
+            made.append(steps[i])
             making.append(time.perf_counter() - start)
         fixed = sorted(made, key=lambda batch: len(batch.prompts))[CANDIDATES // 2]
 
@@ -58,7 +58,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
         sources = {
             "fixed_batch": repeat(fixed),
-            "real_data": batches(steps, CANDIDATES, args.processes, lambda: 0.0, on_cpu=on_cpu),
+            "real_data": batches(steps, CANDIDATES, args.processes, on_cpu=on_cpu),
         }
         taken: dict[str, list[float]] = {name: [] for name in sources}
         for turn in range(args.turns):

@@ -83,7 +83,7 @@ def measure_alone(trainer: str, args: argparse.Namespace) -> dict[str, Any]:
     source = find_dataset_folder(args.preprocessed, args.dataset, "promptseg_plan makes it")
     with ready_trainer(source, args.plans_name, trainer) as (run, steps):
         taken = []
-        for batch in [steps[i, 0.0] for i in range(WARM_UP + STEPS)]:
+        for batch in [steps[i] for i in range(WARM_UP + STEPS)]:
             start = time.perf_counter()
             run._optimize(batch)  # reads the loss, so the device has finished
             taken.append(time.perf_counter() - start)

@@ -22,7 +22,7 @@ from batchgenerators.transforms.spatial_transforms import MirrorTransform, Spati
 
 def make_augmentation(
     window: Sequence[int], spacing: Sequence[float], mirror_axes: Sequence[int]
-) -> Compose:
+) -> AbstractTransform:
     """The pipeline, after nnU-Net's, somewhat milder.
 
     Rotations are kept in the plane where the slices are more than three times as thick as the
@@ -63,12 +63,9 @@ def make_augmentation(
         SimulateLowResolutionTransform(zoom_range=(0.5, 1.0), p_per_sample=0.1),
         GammaTransform((0.7, 1.5), retain_stats=True, p_per_sample=0.25),
     ]
-    return Compose([*transforms, *make_mirroring(mirror_axes).transforms])
-
-
-def make_mirroring(mirror_axes: Sequence[int]) -> Compose:
-    """The part of the pipeline that mirrors, empty without axes."""
-    return Compose([MirrorTransform(tuple(mirror_axes))] if mirror_axes else [])
+    if mirror_axes:
+        transforms.append(MirrorTransform(tuple(mirror_axes)))
+    return Compose(transforms)
 
 
 def augment(

@@ -247,9 +247,8 @@ class BaseTrainer(ABC):
         steps = TrainingSteps(
             self.preprocessed, self.training_cases, self.plans, self.settings, self.auto_boxes, own
         )
-        time_share = partial(self.progress.share, self.settings)
         on_cpu = self.options.device == "cpu"
-        return batches(steps, self.progress.step, self.options.workers, time_share, on_cpu=on_cpu)
+        return batches(steps, self.progress.step, self.options.workers, on_cpu=on_cpu)
 
     def _optimize(self, batch: Batch) -> float:
         batch = batch.to(self.options.device)

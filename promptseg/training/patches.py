@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from batchgenerators.transforms.abstract_transforms import AbstractTransform
 from scipy.ndimage import find_objects
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -23,7 +22,7 @@ from promptseg.preprocessing.resample import (
 )
 from promptseg.preprocessing.window import cut_window
 from promptseg.prompts.simulated import jitter_box, sample_points
-from promptseg.training.augmentation import augment, make_augmentation, make_mirroring
+from promptseg.training.augmentation import augment, make_augmentation
 from promptseg.training.settings import TrainingSettings
 
 # case identifier -> label name -> boxes (n, 2, 3) in raw voxels
@@ -69,10 +68,7 @@ class Sample:
 
 
 class TrainingSteps(Dataset):
-    """Item `i, share` is the batch of step `i`, a function of settings, seed and the item alone.
-
-    `share` is how much of the run is done: from `settings.augment_until` of it on, images are only
-    mirrored.
+    """Item `i` is the batch of step `i`, a function of settings, seed and `i` alone.
 
     So any number of worker processes gives the same batches, and a resumed run goes on with the
     very next one. Each image has random numbers of its own, so that one of several processes that
@@ -102,21 +98,16 @@ class TrainingSteps(Dataset):
         self.settings = settings
         self.auto_boxes = auto_boxes
         self.images = range(plans.batch_size) if images is None else images
-        mirrored = settings.mirror_axes
-        self.augmentation = make_augmentation(plans.window, plans.spacing, mirrored)
-        self.mirroring = make_mirroring(mirrored)
+        self.transform = make_augmentation(plans.window, plans.spacing, settings.mirror_axes)
 
-    def __getitem__(self, item: tuple[int, float]) -> Batch:
-        step, share = item
-        augments = share < self.settings.augment_until
-        transform = self.augmentation if augments else self.mirroring
+    def __getitem__(self, step: int) -> Batch:
         samples, queries, values = [], [], []
         for index, image in enumerate(self.images):
             number = step * self.plans.batch_size + image
             rng = np.random.default_rng([self.settings.seed, 3, number])
             sample = self._sample(number, rng)
-            if self.settings.augment and transform.transforms:
-                sample = self._transformed(sample, transform, rng)
+            if self.settings.augment:
+                sample = self._augmented(sample, rng)
             asked = training_queries(sample, index, self.plans.labels, self.settings, rng)
             samples.append(sample)
             queries += [query for query, _ in asked]
@@ -148,13 +139,11 @@ class TrainingSteps(Dataset):
             locations = present[number % len(present)] if present else None
         return draw_window_start(properties["shape"], self.plans.window, locations, rng)
 
-    def _transformed(
-        self, sample: Sample, transform: AbstractTransform, rng: np.random.Generator
-    ) -> Sample:
+    def _augmented(self, sample: Sample, rng: np.random.Generator) -> Sample:
         # Spatial augmentation moves the labels but knows no boxes. An automatic box is kept as
         # the offsets of its faces from the label's box, in shares of its sides.
         boxes_before = label_boxes(sample.segmentation, self.plans.labels)
-        image, segmentation = augment(transform, sample.image, sample.segmentation, rng)
+        image, segmentation = augment(self.transform, sample.image, sample.segmentation, rng)
         boxes_after = label_boxes(segmentation, self.plans.labels)
         moved = {
             name: carry_box(box, boxes_before[name], boxes_after[name], self.plans.window)

@@ -33,8 +33,6 @@ class TrainingSettings:
         prompt_dropout: chance that one of a query's prompt types is left out (section 2.2).
         auto_box_share: share of boxes that come from the plans' automatic prompts.
         augment: spatial and intensity augmentation.
-        augment_until: share of the run after which samples are only mirrored, where `mirror_axes`
-            says so: at its small learning rates the network settles on images as they will come.
         mirror_axes: axes, of z, y, x = 0, 1, 2, mirrored in training and so at test time.
         ema: decay of the average of the weights that validates and predicts; 0 averages nothing.
         early_stopping: epochs without a better validation score that end the run; 0 never.
@@ -67,7 +65,6 @@ class TrainingSettings:
     prompt_dropout: float = 0.2
     auto_box_share: float = 0.5
     augment: bool = True
-    augment_until: float = 0.8
     mirror_axes: tuple[int, ...] = ()
     ema: float = 0.0
     early_stopping: int = 0
@@ -96,10 +93,6 @@ class TrainingSettings:
             raise ValueError(
                 f"freeze must be {' or '.join(FREEZABLE)}, or not given; got {self.freeze!r}"
             )
-        if not 0 <= self.augment_until <= 1:
-            raise ValueError(
-                f"augment_until must be a share of the run, 0 to 1; got {self.augment_until}"
-            )
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be a decay of at least 0 and below 1, got {self.ema}")
         if self.early_stopping < 0:
@@ -123,8 +116,7 @@ class TrainingSettings:
     def from_json(cls, content: dict[str, Any]) -> TrainingSettings:
         """Read what `to_json` wrote; what older versions did not write was not done by them."""
         mirror_axes = tuple(content["mirror_axes"])
-        not_written = {"precision": "fp32", "augment_until": 1.0}
-        return cls(**{**not_written, **content, "mirror_axes": mirror_axes})
+        return cls(**{"precision": "fp32", **content, "mirror_axes": mirror_axes})
 
     def learning_rate(self, progress: float, epoch: int) -> float:
         """The learning rate at a share of the run in [0, 1] (`scratch`) or an epoch (`paper`)."""

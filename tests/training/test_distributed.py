@@ -109,8 +109,8 @@ def test_shares_of_a_batch_are_the_batch(planned):
     settings = TrainingSettings(seed=4)
     arguments = (cases, PreprocessedDataset(cases).case_ids, plans, settings, boxes)
     for step in (0, 3):
-        whole = TrainingSteps(*arguments)[step, 0.0]
-        parts = [TrainingSteps(*arguments, images)[step, 0.0] for images in ([0], [1])]
+        whole = TrainingSteps(*arguments)[step]
+        parts = [TrainingSteps(*arguments, images)[step] for images in ([0], [1])]
         for name in ("image", "segmentation", "values"):
             joined = torch.cat([getattr(part, name) for part in parts])
             assert torch.equal(joined, getattr(whole, name))

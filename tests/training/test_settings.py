@@ -50,7 +50,6 @@ def test_replace_changes_only_what_is_given():
         ({"ema": 1.0}, "ema must be a decay of at least 0 and below 1, got 1.0"),
         ({"ema": -0.1}, "ema must be a decay"),
         ({"ema": float("nan")}, "ema must be a decay"),
-        ({"augment_until": 1.5}, "augment_until must be a share of the run, 0 to 1; got 1.5"),
         ({"early_stopping": -1}, "early_stopping must be epochs, or 0, got -1"),
         ({"precision": "fp8"}, "precision must be fp32, bf16, fp16, or not given; got 'fp8'"),
     ],
