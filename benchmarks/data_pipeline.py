@@ -26,7 +26,6 @@ from promptseg.commands.parsing import share_cores
 from promptseg.files import write_json
 from promptseg.folders import find_dataset_folder
 
-PREFETCHED = 4  # batches that the loader keeps ready for each worker, as in training/batches.py
 CANDIDATES = 21  # batches of which one becomes the fixed one
 
 
@@ -35,7 +34,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     import torch
     from ready_trainer import ready_trainer
 
-    from promptseg.training.batches import batches
+    from promptseg.training.batches import PREFETCHED, batches
 
     source = find_dataset_folder(args.preprocessed, args.dataset, "promptseg_plan makes it")
     made_by = (args.trainer, args.fold, args.precision)

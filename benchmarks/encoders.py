@@ -23,6 +23,7 @@ from typing import Any
 
 from commands import Runner, Stopped, load_results
 from fold import Training, import_flags, plan_if_missing
+from train_tables import dice, table
 
 from promptseg.commands.parsing import seconds, share_cores
 from promptseg.files import read_json, write_json
@@ -115,21 +116,27 @@ def report(results: dict[str, Any]) -> str:
     """The figures of all finished trainers as a Markdown table, the best first."""
     done = {name: r for name, r in results["trainers"].items() if "predict_dice" in r}
     best = max((r["validation_dice"] for r in done.values()), default=float("nan"))
-    lines = [
-        f"{results['dataset']}, fold 0, {results['time_budget']:g} s each, {results['machine']}\n",
-        "| trainer | encoder, M | network, M | encode, GFLOP | decode, GFLOP | s a step alone "
-        "| s a step in the run | steps | peak, MB | Dice | gap to best | Dice, predict |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    title = f"{results['dataset']}, fold 0, {results['time_budget']:g} s each, {results['machine']}"
+    columns = ["trainer", "encoder, M", "network, M", "encode, GFLOP", "decode, GFLOP"]
+    columns += ["s a step alone", "s a step in the run", "steps", "peak, MB"]
+    rows = [
+        [
+            name,
+            f"{r['encoder_parameters'] / 1e6:.2f}",
+            f"{r['parameters'] / 1e6:.2f}",
+            f"{r['encode_flops'] / 1e9:.2f}",
+            f"{r['decode_flops'] / 1e9:.3f}",
+            f"{r['seconds_a_step']:.3f}",
+            f"{r['seconds_a_step_mean']:.3f}",
+            r["steps"],
+            f"{r['train_command']['peak_resident_bytes'] / 1e6:.0f}",
+            dice(r["validation_dice"]),
+            dice(best - r["validation_dice"]),
+            dice(r["predict_dice"]),
+        ]
+        for name, r in sorted(done.items(), key=lambda item: -item[1]["validation_dice"])
     ]
-    for name, r in sorted(done.items(), key=lambda item: -item[1]["validation_dice"]):
-        lines.append(
-            f"| {name} | {r['encoder_parameters'] / 1e6:.2f} | {r['parameters'] / 1e6:.2f} "
-            f"| {r['encode_flops'] / 1e9:.2f} | {r['decode_flops'] / 1e9:.3f} "
-            f"| {r['seconds_a_step']:.3f} | {r['seconds_a_step_mean']:.3f} | {r['steps']} "
-            f"| {r['train_command']['peak_resident_bytes'] / 1e6:.0f} "
-            f"| {r['validation_dice']:.4f} | {best - r['validation_dice']:.4f} "
-            f"| {r['predict_dice']:.4f} |"
-        )
+    lines = [f"{title}\n", table([*columns, "Dice", "gap to best", "Dice, predict"], rows)]
     lines += [
         f"\n{name}: {_summary_line(r)}"
         for name, r in results["trainers"].items()

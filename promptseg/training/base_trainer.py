@@ -310,7 +310,7 @@ class BaseTrainer(ABC):
         return {"training_cases": self.training_cases, "validation_cases": self.validation_cases}
 
     def _restore(self, content: Mapping[str, Any]) -> None:
-        self.learner.restore(content)
+        self.learner.restore(content, self.folder / "checkpoint_latest.pth")
         self.progress = Progress.of_checkpoint(content)
         # the same ones, in the order that the samples are drawn by
         self.training_cases = content.get("training_cases", self.training_cases)

@@ -12,6 +12,7 @@ from promptseg.training.patches import Batch, TrainingSteps
 from promptseg.training.signals import set_up_worker, signals_held_back
 
 NO_END = 10**9  # steps of a run that ends by time
+PREFETCHED = 4  # batches that each worker keeps ready
 
 
 def batches(steps: TrainingSteps, first: int, workers: int, *, on_cpu: bool) -> Iterator[Batch]:
@@ -32,7 +33,7 @@ def batches(steps: TrainingSteps, first: int, workers: int, *, on_cpu: bool) -> 
         sampler=range(first, last),
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCHED if workers else None,
         worker_init_fn=partial(set_up_worker, gives_way=on_cpu),
         # the loader draws a seed when it starts; from torch's own generator, a continued run would
         # draw one more

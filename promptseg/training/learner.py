@@ -125,8 +125,12 @@ class Learner:
             "teacher": None if self.teacher is None else self.teacher.digest,
         }
 
-    def restore(self, content: Mapping[str, Any]) -> None:
+    def restore(self, content: Mapping[str, Any], where: object = "the checkpoint") -> None:
         """Take up a checkpoint; one that was written before there were averages has none.
+
+        Args:
+            content: of the checkpoint.
+            where: its file, for messages.
 
         Raises:
             ValueError: if the teacher is not the one it was written with, or the encoder has
@@ -134,7 +138,7 @@ class Learner:
         """
         if self.teacher is not None:
             self.teacher.check_same(content.get("teacher"))
-        load_weights(self.answering, content["network"], "the checkpoint")
+        load_weights(self.answering, content["network"], where)
         saved = content["optimizer"]
         # older checkpoints were written by an optimizer that was not fused
         groups = [{**group, "fused": True} for group in saved["param_groups"]]
