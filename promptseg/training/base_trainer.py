@@ -23,6 +23,7 @@ from promptseg.training import distributed
 from promptseg.training.batches import batches
 from promptseg.training.checkpoint import (
     checkpoint_to_continue,
+    last_checkpoint,
     random_state,
     remove_leftovers,
     restore_random_state,
@@ -310,7 +311,7 @@ class BaseTrainer(ABC):
         return {"training_cases": self.training_cases, "validation_cases": self.validation_cases}
 
     def _restore(self, content: Mapping[str, Any]) -> None:
-        self.learner.restore(content, self.folder / "checkpoint_latest.pth")
+        self.learner.restore(content, last_checkpoint(self.folder))
         self.progress = Progress.of_checkpoint(content)
         # the same ones, in the order that the samples are drawn by
         self.training_cases = content.get("training_cases", self.training_cases)

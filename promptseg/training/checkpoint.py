@@ -18,6 +18,7 @@ from promptseg.training.settings import RunOptions
 from promptseg.words import some
 
 CHECKPOINT_FORMAT = 1
+CONTINUED = ("latest", "final", "best")  # what a run is continued from: the first that is there
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def checkpoint_to_continue(
     cases: Mapping[str, Sequence[str]],
     options: RunOptions,
 ) -> dict[str, Any] | None:
-    """The latest checkpoint of a fold if it is to be continued, None if training begins.
+    """The last checkpoint of a fold if it is to be continued, None if training begins.
 
     Args:
         folder: of the fold.
@@ -67,20 +68,28 @@ def checkpoint_to_continue(
         FileExistsError: if there is a checkpoint and `options` do not say what to do with it.
         ValueError: as `check_same_run` and `check_same_cases` do.
     """
-    latest = folder / "checkpoint_latest.pth"
-    if options.resume and latest.exists():
-        content = load_checkpoint(latest)
-        check_same_run(latest, content, trainer, plans)
-        check_same_cases(latest, content, cases)
-        return content
+    there = last_checkpoint(folder)
+    if there is None:
+        if options.resume:
+            log.warning("%s has no checkpoint to continue; training starts from step 0", folder)
+        return None
     if options.resume:
-        log.warning("%s is not there to be continued; training starts from step 0", latest)
-    elif latest.exists() and not options.overwrite:
+        content = load_checkpoint(there)
+        check_same_run(there, content, trainer, plans)
+        check_same_cases(there, content, cases)
+        return content
+    if not options.overwrite:
         raise FileExistsError(
-            f"{folder} has been trained before (step {load_checkpoint(latest)['step']}); continue "
+            f"{folder} has been trained before (step {load_checkpoint(there)['step']}); continue "
             f"with --c, or start again with --overwrite"
         )
     return None
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The one furthest on: `latest`, or where somebody has cleared that away, `final` or `best`."""
+    paths = (folder / f"checkpoint_{name}.pth" for name in CONTINUED)
+    return next((path for path in paths if path.exists()), None)
 
 
 def remove_leftovers(folder: Path, *, checkpoints: bool) -> None:

@@ -154,7 +154,7 @@ class RunOptions:
     Attributes:
         device: `cpu`, `cuda`, `cuda:1`, `mps`.
         workers: processes that make samples; 0 makes them in the training process.
-        resume: continue from `checkpoint_latest.pth`.
+        resume: continue from the last checkpoint there is.
         overwrite: start again although the fold has been trained before.
         compile: let torch.compile speed up the training steps.
         tensorboard: write metrics as event files into the fold's folder, too.

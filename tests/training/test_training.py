@@ -160,7 +160,7 @@ def test_a_killed_run_continues_to_the_weights_of_an_uninterrupted_one(
 def test_continuing_what_never_began_begins_it(planned, tmp_path, caplog):
     folders = folders_for(planned, tmp_path)
     model = train(7, folders, fold="all", processes=0, resume=True, **{**SHORT, "epochs": 1})
-    assert "not there to be continued; training starts from step 0" in caplog.text
+    assert "no checkpoint to continue; training starts from step 0" in caplog.text
     assert load_checkpoint(model / "fold_all" / "checkpoint_final.pth")["step"] == 3
 
 
@@ -288,6 +288,22 @@ def test_a_fold_is_continued_on_its_own_cases_alone_and_in_their_order(planned, 
     torch.save(content, latest)
     train(7, folders, epochs=3, resume=True, **one_step)
     assert load_checkpoint(latest)["training_cases"] == splits[3]["train"]
+
+
+def test_a_trained_fold_without_its_latest_checkpoint_goes_on_from_the_final_one(planned, tmp_path):
+    folders = folders_for(planned, tmp_path)
+    short = {"fold": "all", "processes": 0, "iterations_per_epoch": 2}
+    fold = train(7, folders, epochs=2, **short) / "fold_all"
+    (fold / "checkpoint_latest.pth").unlink()
+    trained = (fold / "checkpoint_final.pth").read_bytes()
+    with pytest.raises(FileExistsError, match=r"trained before \(step 4\); continue with --c, or"):
+        train(7, folders, epochs=2, **short)
+    assert (fold / "checkpoint_final.pth").read_bytes() == trained
+
+    train(7, folders, epochs=3, resume=True, **short)
+    content = load_checkpoint(fold / "checkpoint_final.pth")
+    assert [row["step"] for row in content["rows"]] == [2, 4, 6]
+    assert content["step"] == load_checkpoint(fold / "checkpoint_latest.pth")["step"] == 6
 
 
 @pytest.mark.parametrize("name", list(TRAINERS))
