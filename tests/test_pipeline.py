@@ -10,6 +10,8 @@ from promptseg.commands import evaluate, plan, train
 from promptseg.commands import predict as predict_command
 from promptseg.image_io import Geometry, read_image, read_segmentation, write_image
 from tests.real_data import raw_folder
+from tests.training.test_distributed import start
+from tests.training.test_training import wait_for
 
 TRAINING, UNSEEN = 16, 4
 
@@ -38,6 +40,34 @@ def roots(tmp_path_factory):
     training = ["-d", "4", "-tr", "ViTTrainer", "-f", "all", "--epochs", "4", "--iterations", "35"]
     assert train.main([*training, *flags["preprocessed"], *flags["results"]]) == 0
     return root
+
+
+def first_losses(roots, results, *processes, steps=20):
+    """Of the first steps of a run of the usual length, as each process saw them."""
+    results.mkdir()
+    flags = ("-d", "4", "-tr", "ViTTrainer", "-f", "all", "-np", "0", "-device", "cpu")
+    process = start(
+        roots / "preprocessed", results, "-m", "promptseg.train", *processes,
+        flags=(*flags, "--epochs", "1000", "--iterations", str(steps)),
+    )  # fmt: skip
+    files = [results / f"{rank}.txt" for rank in range(2 if processes else 1)]
+    try:
+        wait_for(lambda: all(lines(file) >= steps for file in files), process, seconds=600)
+    finally:
+        process.terminate()  # torchrun's processes are groups of their own, which it ends
+        process.communicate(timeout=120)
+    return [np.loadtxt(file)[:steps] for file in files]
+
+
+def lines(file):
+    return file.read_text().count("\n") if file.is_file() else 0
+
+
+def test_two_processes_have_the_losses_of_one(roots, tmp_path):
+    (expected,) = first_losses(roots, tmp_path / "one")
+    assert np.ptp(expected) > 0.1
+    for losses in first_losses(roots, tmp_path / "two", "-num_gpus", "2"):
+        np.testing.assert_allclose(losses, expected, rtol=1e-4)
 
 
 def predict(roots, output, *arguments):

@@ -29,15 +29,16 @@ from tests.training.test_training import wait_for, weights
 
 STEPS = 20
 FLAGS = ("-d", "7", "-tr", "MobileNetTrainer", "-f", "all", "-np", "0", "-device", "cpu")
-LENGTH = ("--epochs", "4", "--iterations", "5", "--import", "tests.training.recorded_losses")
+LENGTH = ("--epochs", "4", "--iterations", "5")
+RECORDING = ("--import", "tests.training.recorded_losses")
 FOLD = "Dataset007_Boxes/MobileNetTrainer__PromptSegPlans__3d/fold_all"
 
 
-def start(planned, results, *command):
+def start(preprocessed, results, *command, flags=(*FLAGS, *LENGTH)):
     """A command of python in a process of its own; losses go to results/0.txt, 1.txt."""
-    roots = ("--preprocessed", str(planned.preprocessed), "--results", str(results))
+    roots = ("--preprocessed", str(preprocessed), "--results", str(results))
     return subprocess.Popen(
-        [sys.executable, *command, *FLAGS, *LENGTH, *roots],
+        [sys.executable, *command, *flags, *RECORDING, *roots],
         env={**os.environ, "OMP_NUM_THREADS": "1", "RECORDED_LOSSES": f"{results}/"},
         cwd=Path(__file__).parents[2],
         stderr=subprocess.PIPE,
@@ -51,11 +52,11 @@ def start(planned, results, *command):
 def test_two_processes_have_the_losses_of_one_also_when_they_are_stopped(planned, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir(), two.mkdir()
-    process = start(planned, one, "-m", "promptseg.train")
+    process = start(planned.preprocessed, one, "-m", "promptseg.train")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
 
-    process = start(planned, two, "-m", "promptseg.train", "-num_gpus", "2")
+    process = start(planned.preprocessed, two, "-m", "promptseg.train", "-num_gpus", "2")
     wait_for(lambda: (two / FOLD / "checkpoint_latest.pth").is_file(), process)
     process.send_signal(signal.SIGTERM)  # to the launcher alone, as a cluster does
     _, errors = process.communicate(timeout=300)
@@ -64,7 +65,7 @@ def test_two_processes_have_the_losses_of_one_also_when_they_are_stopped(planned
     assert 5 <= load_checkpoint(two / FOLD / "checkpoint_latest.pth")["step"] < STEPS
 
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    process = start(planned, two, *launcher, "-m", "promptseg.train", "--c")
+    process = start(planned.preprocessed, two, *launcher, "-m", "promptseg.train", "--c")
     printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert printed.count("trained: ") == 1  # the first process alone speaks
