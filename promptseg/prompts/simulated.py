@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -29,9 +31,14 @@ def jitter_box(
     side = box[1] - box[0]
     if not (side > 0).all():
         raise ValueError(f"box {box.tolist()} is empty along an axis (zyx, upper exclusive)")
-    moved = np.clip(box + rng.uniform(-share, share, (2, 3)) * side, 0, shape)
-    lower = np.minimum(moved[0], np.asarray(shape) - 1.0)
-    return np.stack([lower, np.maximum(moved[1], lower + 1)])
+    return clip_box(box + rng.uniform(-share, share, (2, 3)) * side, shape)
+
+
+def clip_box(box: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """A (2, 3) box, voxels zyx, clipped to a shape and kept at least one voxel wide."""
+    clipped = np.clip(box, 0, shape)
+    lower = np.minimum(clipped[0], np.asarray(shape) - 1.0)
+    return np.stack([lower, np.maximum(clipped[1], lower + 1)])
 
 
 def sample_points(

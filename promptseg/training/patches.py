@@ -21,7 +21,7 @@ from promptseg.preprocessing.resample import (
     scale_coordinates,
 )
 from promptseg.preprocessing.window import cut_window
-from promptseg.prompts.simulated import jitter_box, sample_points
+from promptseg.prompts.simulated import clip_box, jitter_box, sample_points
 from promptseg.training.augmentation import augment, make_augmentation
 from promptseg.training.settings import TrainingSettings
 
@@ -60,10 +60,18 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A window of one case; `auto_boxes` are in the window's voxels, by label name."""
+    """A window of one case, with boxes (2, 3) in the window's voxels by label name.
+
+    Attributes:
+        image: (c, z, y, x).
+        segmentation: (z, y, x).
+        whole_boxes: tight ones of whole labels, which may reach beyond the window.
+        auto_boxes: automatic ones, clipped to the window.
+    """
 
     image: np.ndarray
     segmentation: np.ndarray
+    whole_boxes: Mapping[str, np.ndarray]
     auto_boxes: Mapping[str, np.ndarray]
 
 
@@ -105,21 +113,22 @@ class TrainingSteps(Dataset):
         for index, image in enumerate(self.images):
             number = step * self.plans.batch_size + image
             rng = np.random.default_rng([self.settings.seed, 3, number])
-            sample = self._sample(number, rng)
+            sample, sought = self._sample(number, rng)
             if self.settings.augment:
                 sample = self._augmented(sample, rng)
-            asked = training_queries(sample, index, self.plans.labels, self.settings, rng)
+            asked = training_queries(sample, index, self.plans.labels, self.settings, rng, sought)
             samples.append(sample)
             queries += [query for query, _ in asked]
             values += [value for _, value in asked]
         return make_batch(samples, queries, values)
 
-    def _sample(self, number: int, rng: np.random.Generator) -> Sample:
+    def _sample(self, number: int, rng: np.random.Generator) -> tuple[Sample, int | None]:
+        """A window, and the label value it was drawn for, None where for none."""
         case_id = self._case(number)
         if self._is_larger_than_window(case_id) and rng.random() < self.settings.zoom_out_share:
-            return zoom_out(self.dataset, case_id, self.plans, self.auto_boxes)
-        start = self._start(case_id, number, rng)
-        return zoom_in(self.dataset, case_id, self.plans, self.auto_boxes, start)
+            return zoom_out(self.dataset, case_id, self.plans, self.auto_boxes), None
+        start, sought = self._start(case_id, number, rng)
+        return zoom_in(self.dataset, case_id, self.plans, self.auto_boxes, start), sought
 
     def _case(self, number: int) -> str:
         """Every case once in each round, in another order each round."""
@@ -131,26 +140,39 @@ class TrainingSteps(Dataset):
         shape = self.dataset.properties(case_id)["shape"]
         return any(n > w for n, w in zip(shape, self.plans.window, strict=True))
 
-    def _start(self, case_id: str, number: int, rng: np.random.Generator) -> np.ndarray:
+    def _start(
+        self, case_id: str, number: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, int | None]:
+        """Where a window starts, and the label value it was drawn for; all labels in turn."""
         properties = self.dataset.properties(case_id)
-        locations = None
-        if rng.random() < self.settings.foreground_share:
-            present = [label["locations"] for label in properties["labels"].values()]
-            locations = present[number % len(present)] if present else None
-        return draw_window_start(properties["shape"], self.plans.window, locations, rng)
+        sought, locations = None, None
+        if rng.random() < self.settings.foreground_share and properties["labels"]:
+            present = list(properties["labels"].items())
+            sought, label = present[number % len(present)]
+            locations = label["locations"]
+        return draw_window_start(properties["shape"], self.plans.window, locations, rng), sought
 
     def _augmented(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        # Spatial augmentation moves the labels but knows no boxes. An automatic box is kept as
-        # the offsets of its faces from the label's box, in shares of its sides.
-        boxes_before = label_boxes(sample.segmentation, self.plans.labels)
+        # Spatial augmentation moves the labels but knows no boxes. A box is kept as the offsets of
+        # its faces from the box of what the window shows of the label, in shares of its sides.
+        before = label_boxes(sample.segmentation, self.plans.labels)
         image, segmentation = augment(self.transform, sample.image, sample.segmentation, rng)
-        boxes_after = label_boxes(segmentation, self.plans.labels)
-        moved = {
-            name: carry_box(box, boxes_before[name], boxes_after[name], self.plans.window)
-            for name, box in sample.auto_boxes.items()
-            if boxes_before[name] is not None and boxes_after[name] is not None
-        }
-        return Sample(image=image, segmentation=segmentation, auto_boxes=moved)
+        after = label_boxes(segmentation, self.plans.labels)
+
+        def carried(boxes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {
+                name: carry_box(box, before[name], after[name])
+                for name, box in boxes.items()
+                if before[name] is not None and after[name] is not None
+            }
+
+        auto = carried(sample.auto_boxes).items()
+        return Sample(
+            image=image,
+            segmentation=segmentation,
+            whole_boxes=carried(sample.whole_boxes),
+            auto_boxes={name: clip_box(box, self.plans.window) for name, box in auto},
+        )
 
 
 def training_queries(
@@ -159,17 +181,21 @@ def training_queries(
     labels: Mapping[str, int],
     settings: TrainingSettings,
     rng: np.random.Generator,
+    sought: int | None = None,
 ) -> list[tuple[Query, int]]:
     """Two queries for each label asked: its name alone, and a box or points with or without it.
 
-    Labels in the window go first; some that are absent follow, since an empty mask is then the
-    right answer to the name alone.
+    The label that the window was drawn for (value `sought`) goes first, so that a small one among
+    many is asked for as often as any; then the others in the window; some that are absent follow,
+    since an empty mask is then the right answer to the name alone.
 
     Returns:
         The queries with the label values they ask for.
     """
     boxes = label_boxes(sample.segmentation, labels)
-    names = sorted(labels, key=lambda name: (boxes[name] is None, rng.random()))
+    names = sorted(
+        labels, key=lambda name: (boxes[name] is None, labels[name] != sought, rng.random())
+    )
     asked = []
     for name in names[: settings.labels_per_image]:
         index, value = list(labels).index(name), labels[name]
@@ -177,7 +203,8 @@ def training_queries(
         if boxes[name] is not None:
             mask = sample.segmentation == value
             auto = sample.auto_boxes.get(name)
-            query = prompted_query(mask, boxes[name], auto, image, index, settings, rng)
+            tight = sample.whole_boxes[name]
+            query = prompted_query(mask, tight, auto, image, index, settings, rng)
             asked.append((query, value))
     return asked
 
@@ -192,6 +219,15 @@ def prompted_query(
     rng: np.random.Generator,
 ) -> Query:
     """A box, in half of the cases points as well, sometimes with one prompt type left out.
+
+    Args:
+        mask: (z, y, x) bool, what the window shows of the label.
+        tight_box: of the whole label, in the window's voxels: it is jittered and then clipped to
+            the window, as a box drawn round the label is at prediction.
+        auto_box: clipped to the window; None where there is none.
+        image, label: indices in the batch and in the plans.
+        settings: chances.
+        rng: source of randomness.
 
     Source:
         Paper, section 2.2: jittered boxes, points inside and outside, 20 % dropout of one type.
@@ -225,9 +261,11 @@ def zoom_in(
     boxes = preprocessed_boxes(dataset, case_id, auto_boxes)
     window = np.array(plans.window)
     inside = {name: np.clip(box - start, 0, window) for name, box in boxes.items()}
+    whole = whole_label_boxes(dataset, case_id, plans.labels)
     return Sample(
         image=cut_window(dataset.image(case_id), shape, start, plans.window),
         segmentation=cut_window(dataset.segmentation(case_id), shape, start, plans.window),
+        whole_boxes={name: box - start for name, box in whole.items()},
         auto_boxes={name: box for name, box in inside.items() if (box[0] < box[1]).all()},
     )
 
@@ -238,15 +276,31 @@ def zoom_out(
     """The whole volume resized to the window."""
     shape = dataset.properties(case_id)["shape"]
     boxes = preprocessed_boxes(dataset, case_id, auto_boxes)
+    whole = whole_label_boxes(dataset, case_id, plans.labels)
     return Sample(
         image=resample_image(np.asarray(dataset.image(case_id)[:]), plans.window),
         segmentation=resample_segmentation(
             np.asarray(dataset.segmentation(case_id)[:]), plans.window
         ),
+        whole_boxes={
+            name: scale_coordinates(box, shape, plans.window) for name, box in whole.items()
+        },
         auto_boxes={
             name: scale_coordinates(box, shape, plans.window) for name, box in boxes.items()
         },
     )
+
+
+def whole_label_boxes(
+    dataset: PreprocessedDataset, case_id: str, labels: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """The tight box of each label that a preprocessed case has, in its voxels."""
+    present = dataset.properties(case_id)["labels"]
+    return {
+        name: np.asarray(present[value]["box"], float)
+        for name, value in labels.items()
+        if value in present
+    }
 
 
 def preprocessed_boxes(
@@ -299,19 +353,14 @@ def label_boxes(
     }
 
 
-def carry_box(
-    box: np.ndarray, before: np.ndarray, after: np.ndarray, window: Sequence[int]
-) -> np.ndarray:
+def carry_box(box: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Move a box with the object it is about.
 
     The object's box was `before` and is `after` a spatial transform. The returned box has the
-    same offsets from it, in shares of the object's sides; it is clipped to the window and kept
-    at least one voxel wide.
+    same offsets from it, in shares of the object's sides.
     """
     offsets = (box - before) / (before[1] - before[0])
-    moved = np.clip(after + offsets * (after[1] - after[0]), 0, window)
-    lower = np.minimum(moved[0], np.asarray(window) - 1.0)
-    return np.stack([lower, np.maximum(moved[1], lower + 1)])
+    return after + offsets * (after[1] - after[0])
 
 
 def make_batch(samples: Sequence[Sample], queries: Sequence[Query], values: Sequence[int]) -> Batch:

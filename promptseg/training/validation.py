@@ -62,7 +62,8 @@ def validation_windows(
         for index, (name, value) in enumerate(plans.labels.items()):
             if boxes[name] is None:
                 continue
-            asked = {"label": None, "box": jitter_box(boxes[name], plans.window, rng)}
+            whole = sample.whole_boxes[name]
+            asked = {"label": None, "box": jitter_box(whole, plans.window, rng)}
             if name in sample.auto_boxes:
                 asked["auto"] = sample.auto_boxes[name]
             for way, box in asked.items():

@@ -67,16 +67,21 @@ def test_a_box_is_carried_with_its_object():
     before = np.array([[10, 0, 0], [20, 4, 5.0]])
     after = np.array([[30, 2, 0], [50, 6, 5.0]])
     box = np.array([[8, 0, 0], [19, 4, 5.0]])
-    moved = carry_box(box, before, after, window=(64, 64, 64))
+    moved = carry_box(box, before, after)
     np.testing.assert_allclose(moved, [[26, 2, 0], [48, 6, 5]])
 
 
 def sample_with(organ: tuple | None, auto: dict | None = None) -> Sample:
+    """A window that shows the whole of an organ, or none of it."""
     segmentation = np.zeros((8, 10, 12), np.uint8)
     if organ:
         segmentation[organ] = 1
+    boxes = label_boxes(segmentation, {"organ": 1})
     return Sample(
-        image=np.zeros((1, 8, 10, 12), np.uint8), segmentation=segmentation, auto_boxes=auto or {}
+        image=np.zeros((1, 8, 10, 12), np.uint8),
+        segmentation=segmentation,
+        whole_boxes={name: box for name, box in boxes.items() if box is not None},
+        auto_boxes=auto or {},
     )
 
 
@@ -234,3 +239,60 @@ def test_label_boxes_are_those_of_each_labels_mask(dtype):
     for name, value in (("a", 3), ("b", 40)):
         np.testing.assert_array_equal(boxes[name], mask_box(segmentation == value))
     assert label_boxes(segmentation, {}) == {}
+
+
+def test_a_box_is_drawn_round_the_whole_label_and_clipped_to_the_window():
+    # Of a label of z 2..42 the window shows z 2..8: a box is off by up to 4 below, not by 0.6, and
+    # reaches the window's end.
+    sample = sample_with(np.s_[2:8, 3:7, 4:9])
+    sample.whole_boxes["organ"] = np.array([[2, 3, 4], [42, 7, 9.0]])
+    rng = np.random.default_rng(4)
+    chosen = TrainingSettings(prompt_dropout=0.0)
+    boxes = np.array(
+        [training_queries(sample, 0, {"organ": 1}, chosen, rng)[1][0].box for _ in range(200)]
+    )
+    assert (boxes[:, 1, 0] == 8).all()
+    assert boxes[:, 0, 0].min() < 1 and 4 < boxes[:, 0, 0].max() <= 6
+    assert np.abs(boxes[:, :, 1] - [3, 7]).max() <= 0.4 + 1e-9
+
+
+def test_boxes_of_whole_labels_follow_the_window(planned_case):
+    folder, plans, _ = planned_case
+    dataset = PreprocessedDataset(folder)
+    segmentation = np.asarray(dataset.segmentation("case_1")[:])
+    start = mask_box(segmentation == 1)[0] + 1  # cuts the label's lower faces off
+    sample = zoom_in(dataset, "case_1", plans, {}, start)
+    assert (mask_box(sample.segmentation == 1)[0] == 0).all()
+    assert set(sample.whole_boxes) == set(plans.labels)
+    for name, value in plans.labels.items():
+        expected = mask_box(segmentation == value) - start
+        np.testing.assert_array_equal(sample.whole_boxes[name], expected)
+
+    small = dataclasses.replace(plans, window=(8, 8, 8))
+    whole = zoom_out(dataset, "case_1", small, {}).whole_boxes["label_2"]
+    expected = mask_box(segmentation == 2) * (8 / np.array(segmentation.shape))
+    np.testing.assert_allclose(whole, expected)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_the_label_that_a_window_is_drawn_for_is_asked_for(planned_case, augment):
+    # One label is asked for in each window; the two stand in for many, of which some are small.
+    folder, plans, auto_boxes = planned_case
+    chosen = TrainingSettings(
+        labels_per_image=1, foreground_share=1.0, zoom_out_share=0.0, augment=augment
+    )
+    dataset = PreprocessedDataset(folder)
+    steps = TrainingSteps(folder, dataset.case_ids, plans, chosen, auto_boxes)
+    asked = [int(value) for step in range(6) for value in steps[step].values.unique()]
+    assert sorted(set(asked)) == sorted(plans.labels.values())
+
+    sought = []
+    steps._start = lambda case_id, number, rng: (
+        sought.append([1, 2][number % 2]) or np.array([0, 0, 0]),
+        sought[-1],
+    )
+    for step in range(8):
+        batch = steps[step]
+        for image, wanted in enumerate(sought[-2:]):
+            if (batch.segmentation[image] == wanted).any():
+                assert set(batch.values[batch.prompts.image_index == image].tolist()) == {wanted}
