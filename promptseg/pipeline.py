@@ -119,8 +119,8 @@ def train(
         pretrained_weights = str(Path(pretrained_weights).absolute())
     if teacher is not None:
         teacher = str(Path(teacher).absolute())
-    recipe = recipe or ("scratch" if pretrained_weights is None else "paper")
-    settings = trainer_class.settings_for(recipe).replace(
+    usual_recipe = "scratch" if pretrained_weights is None else "paper"
+    settings = trainer_class.settings_for(recipe or usual_recipe).replace(
         epochs=epochs,
         iterations_per_epoch=iterations_per_epoch,
         time_budget=time_budget,
@@ -134,6 +134,7 @@ def train(
         precision=precision,
     )
     kept = {
+        "--recipe": recipe,
         "--iterations": iterations_per_epoch,
         "--lr": initial_lr,
         "--seed": seed,
@@ -142,8 +143,6 @@ def train(
         "--ema": ema,
         "--precision": precision,
     }
-    if resume and (ignored := [flag for flag, value in kept.items() if value is not None]):
-        log.warning("%s ignored: a continued run keeps its own", ", ".join(ignored))
     made_by = f"run `promptseg_plan -d {dataset}` first"
     source = find_dataset_folder(folders.preprocessed, dataset, made_by)
     plans = load_plans(source / f"{plans_name}.json")
@@ -184,6 +183,9 @@ def train(
     )
     with _log_file(fold_folder / "training_log.txt") if is_first() else nullcontext():
         run.prepare()
+        ignored = [flag for flag, value in kept.items() if value is not None]
+        if run.progress.step and ignored:
+            log.warning("%s ignored: a continued run keeps its own", ", ".join(ignored))
         if is_first():
             _keep_beside_model(source, model_folder, plans)
             if not run.finished or early_stopping is not None:  # it says which weights are final

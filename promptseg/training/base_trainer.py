@@ -20,10 +20,9 @@ from promptseg.files import replacing
 from promptseg.networks.promptable import build_network
 from promptseg.registry import Registry
 from promptseg.training import distributed
-from promptseg.training.batches import batches
+from promptseg.training.batches import batches, deaths_explained
 from promptseg.training.checkpoint import (
     checkpoint_to_continue,
-    last_checkpoint,
     random_state,
     remove_leftovers,
     restore_random_state,
@@ -125,7 +124,8 @@ class BaseTrainer(ABC):
         )
         rows, settings = self.progress.rows, _plain(self.settings.to_json())
         loggers = metric_loggers(self.options, self.folder, rows, self._title(), settings)
-        with signal_handlers(self._request_stop), loggers as self.log_row:
+        deaths = deaths_explained(self.options.workers)
+        with signal_handlers(self._request_stop), loggers as self.log_row, deaths:
             self._train(windows)
         if self.stopped:
             log.info("stopped at step %d; the same command with --c continues", self.progress.step)
@@ -139,11 +139,14 @@ class BaseTrainer(ABC):
             )
         if not is_first():
             return True
-        if self.settings.early_stopping:
+        best = self.folder / "checkpoint_best.pth"
+        if self.settings.early_stopping and best.is_file():
             with replacing(self.folder / "checkpoint_final.pth") as temporary:
-                shutil.copyfile(self.folder / "checkpoint_best.pth", temporary)
-        else:
-            self._save("final")
+                shutil.copyfile(best, temporary)
+            return True
+        if self.settings.early_stopping:
+            log.warning("%s is gone; the final checkpoint is the last epoch's", best)
+        self._save("final")
         return True
 
     def prepare(self) -> None:
@@ -157,9 +160,11 @@ class BaseTrainer(ABC):
             FileExistsError: if the fold has checkpoints and neither `resume` nor `overwrite` is
                 set, so that no training is lost by a repeated command.
             ValueError: if what is to be resumed has another trainer, other plans, other cases or
-                another teacher, and as `check_teacher_is_wanted` and `load_teacher` do.
+                another teacher, if a batch has fewer images than there are processes, and as
+                `check_teacher_is_wanted` and `load_teacher` do.
         """
         check_installed(self.options)
+        distributed.own_images(self.plans.batch_size)  # refused before anything is removed
         content = checkpoint_to_continue(
             self.folder, self.name, self.plans, self._cases(), self.options
         )
@@ -270,7 +275,7 @@ class BaseTrainer(ABC):
             partial(validate, answering, windows, self.learner.loss, device)
         )
         row = {
-            "epoch": (progress.step - 1) // self.settings.iterations_per_epoch,
+            "epoch": len(progress.rows),
             "step": progress.step,
             "seconds": round(progress.seconds, 2),
             "learning_rate": self.learner.learning_rate,
@@ -311,12 +316,14 @@ class BaseTrainer(ABC):
         return {"training_cases": self.training_cases, "validation_cases": self.validation_cases}
 
     def _restore(self, content: Mapping[str, Any]) -> None:
-        self.learner.restore(content, last_checkpoint(self.folder))
+        self.learner.restore(content, self.folder)
         self.progress = Progress.of_checkpoint(content)
         # the same ones, in the order that the samples are drawn by
         self.training_cases = content.get("training_cases", self.training_cases)
         restore_random_state(content, self.options.device)
-        log.info("continuing %s from step %d", self.folder, self.progress.step)
+        is_best = self.progress.rows and epochs_since_best(self.progress.rows) == 0
+        if is_best and not (self.folder / "checkpoint_best.pth").exists():
+            self._save("best")
 
 
 def _plain(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -43,3 +45,25 @@ def batches(steps: TrainingSteps, first: int, workers: int, *, on_cpu: bool) -> 
     # they go on until the trainer has stopped and saved.
     with signals_held_back():
         return iter(loader)
+
+
+@contextmanager
+def deaths_explained(workers: int) -> Iterator[None]:
+    """Says what to do about a worker that was killed, wherever the loader's error arrives.
+
+    PyTorch raises it from a signal handler, so in the middle of a step, too: the weights may then
+    be between two steps, and are not to be saved.
+
+    Raises:
+        RuntimeError: in place of the loader's.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.match(r"DataLoader worker .*(killed by signal|exited unexpectedly)", str(error)):
+            raise
+        raise RuntimeError(
+            f"a process that makes samples was killed, most often because memory ran out "
+            f"({error}); continue with --c and fewer of them (-np, here {workers}; 0 makes samples "
+            f"in the training process)"
+        ) from error

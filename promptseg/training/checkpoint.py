@@ -18,7 +18,7 @@ from promptseg.training.settings import RunOptions
 from promptseg.words import some
 
 CHECKPOINT_FORMAT = 1
-CONTINUED = ("latest", "final", "best")  # what a run is continued from: the first that is there
+FILES = ("checkpoint_latest.pth", "checkpoint_final.pth", "checkpoint_best.pth")
 
 log = logging.getLogger(__name__)
 
@@ -68,28 +68,46 @@ def checkpoint_to_continue(
         FileExistsError: if there is a checkpoint and `options` do not say what to do with it.
         ValueError: as `check_same_run` and `check_same_cases` do.
     """
-    there = last_checkpoint(folder)
-    if there is None:
+    if not any((folder / name).exists() for name in FILES):
         if options.resume:
             log.warning("%s has no checkpoint to continue; training starts from step 0", folder)
         return None
-    if options.resume:
-        content = load_checkpoint(there)
-        check_same_run(there, content, trainer, plans)
-        check_same_cases(there, content, cases)
-        return content
-    if not options.overwrite:
+    if options.overwrite and not options.resume:
+        return None
+    there, content = last_checkpoint(folder)
+    if not options.resume:
         raise FileExistsError(
-            f"{folder} has been trained before (step {load_checkpoint(there)['step']}); continue "
-            f"with --c, or start again with --overwrite"
+            f"{folder} has been trained before (step {content['step']}); continue with --c, or "
+            f"start again with --overwrite"
         )
-    return None
+    check_same_run(there, content, trainer, plans)
+    check_same_cases(there, content, cases)
+    log.info("continuing %s from step %d", there, content["step"])
+    return content
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The one furthest on: `latest`, or where somebody has cleared that away, `final` or `best`."""
-    paths = (folder / f"checkpoint_{name}.pth" for name in CONTINUED)
-    return next((path for path in paths if path.exists()), None)
+def last_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint of a fold to go on from, and its content.
+
+    That is `latest`, or where somebody has cleared that away, `final` or `best`, whichever has
+    more steps.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged; with the others that can be continued, if there are any.
+    """
+    latest, *others = (folder / name for name in FILES)
+    others = [path for path in others if path.exists()]
+    if not latest.exists() and others:
+        contents = {path: load_checkpoint(path) for path in others}
+        return max(contents.items(), key=lambda item: item[1]["step"])
+    try:
+        return latest, load_checkpoint(latest)
+    except ValueError as error:
+        if not others:
+            raise
+        names = " or ".join(path.name for path in others)
+        raise ValueError(f"{error}; without that file --c goes on from {names}") from error
 
 
 def remove_leftovers(folder: Path, *, checkpoints: bool) -> None:
@@ -103,8 +121,8 @@ def remove_leftovers(folder: Path, *, checkpoints: bool) -> None:
     for leftover in folder.glob(f"{WRITING}*"):
         shutil.rmtree(leftover)
     if checkpoints:
-        for old in folder.glob("checkpoint_*.pth"):
-            old.unlink()
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
 
 
 def check_same_run(path: Path, content: Mapping[str, Any], trainer: str, plans: Plans) -> None:

@@ -93,6 +93,8 @@ class TrainingSettings:
             raise ValueError(
                 f"freeze must be {' or '.join(FREEZABLE)}, or not given; got {self.freeze!r}"
             )
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be a decay of at least 0 and below 1, got {self.ema}")
         if self.early_stopping < 0:

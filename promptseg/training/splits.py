@@ -177,6 +177,16 @@ def fold_cases(
         )
     if not train:
         raise ValueError(f"fold {fold} has no training case")
+    if both := sorted(set(train) & set(validation)):
+        log.warning("fold %s: %s both train and validate", fold, some(both, quoted=True))
+    if neither := sorted(set(case_ids) - set(train + validation)):
+        log.warning(
+            "fold %s: %d cases neither train nor validate (%s); where they are new, remove "
+            "splits_final.json for new folds, and train these again",
+            fold,
+            len(neither),
+            some(neither, quoted=True),
+        )
     return train, validation
 
 

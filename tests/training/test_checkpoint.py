@@ -6,9 +6,11 @@ from torch import nn
 
 from promptseg.training.checkpoint import (
     check_same_cases,
+    last_checkpoint,
     load_checkpoint,
     load_weights,
     random_state,
+    remove_leftovers,
     restore_random_state,
     save_checkpoint,
 )
@@ -130,3 +132,41 @@ def test_the_random_state_of_a_gpu_comes_back_through_a_file(tmp_path):
     drawn = torch.rand(5, device="cuda")
     restore_random_state(load_checkpoint(path), "cuda")
     assert torch.equal(torch.rand(5, device="cuda"), drawn)
+
+
+def write_steps(folder, **steps):
+    for name, step in steps.items():
+        save_checkpoint(folder / f"checkpoint_{name}.pth", {"step": step})
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ({"latest": 3, "final": 5, "best": 4}, "latest"),
+        ({"final": 5, "best": 4}, "final"),
+        ({"final": 5, "best": 8}, "best"),
+        ({"best": 4}, "best"),
+    ],
+)
+def test_the_latest_checkpoint_is_continued_or_the_one_with_most_steps(tmp_path, steps, expected):
+    write_steps(tmp_path, **steps)
+    path, content = last_checkpoint(tmp_path)
+    assert path.name == f"checkpoint_{expected}.pth"
+    assert content["step"] == steps[expected]
+
+
+def test_a_damaged_latest_checkpoint_is_refused_with_what_else_there_is(tmp_path):
+    damaged = tmp_path / "checkpoint_latest.pth"
+    damaged.write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(ValueError, match="checkpoint_latest.pth cannot be read") as refusal:
+        last_checkpoint(tmp_path)
+    assert "goes on from" not in str(refusal.value)
+    write_steps(tmp_path, final=5, best=4)
+    with pytest.raises(ValueError, match="--c goes on from checkpoint_final.pth or check"):
+        last_checkpoint(tmp_path)
+
+
+def test_only_checkpoints_of_a_run_are_removed(tmp_path):
+    write_steps(tmp_path, latest=3, final=5, best=4, mine=1)
+    remove_leftovers(tmp_path, checkpoints=True)
+    assert os.listdir(tmp_path) == ["checkpoint_mine.pth"]

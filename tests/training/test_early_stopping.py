@@ -170,3 +170,31 @@ def test_the_command_trains_as_its_flags_say_and_keeps_it_when_continued(planned
     content = load_checkpoint(fold / "checkpoint_final.pth")
     assert (content["settings"]["ema"], content["settings"]["precision"]) == (0.5, "bf16")
     assert content["step"] == content["unaveraged"]["updates"] == 2
+
+
+def test_a_run_that_ended_early_goes_on_from_its_final_checkpoint_alone(planned, tmp_path):
+    fold = tmp_path / "fold_0"
+    assert trainer(planned, fold, **NO_PROGRESS).run()
+    best = weights(fold)
+    for name in ("latest", "best"):
+        (fold / f"checkpoint_{name}.pth").unlink()
+    again = trainer(planned, fold, extend={"epochs": 9})
+    assert again.progress.step == len(again.progress.rows)
+    assert again.run()
+    assert_same_weights(weights(fold), best)
+    assert_same_weights(weights(fold, "best"), best)
+
+
+def test_without_its_best_checkpoint_a_run_ends_with_its_last_and_says_so(
+    planned, tmp_path, caplog
+):
+    fold = tmp_path / "fold_0"
+    run = trainer(planned, fold, **{**NO_PROGRESS, "epochs": 2})
+    assert run.run() and len(run.progress.rows) == 2
+    (fold / "checkpoint_best.pth").unlink()
+    content = load_checkpoint(fold / "checkpoint_latest.pth")
+    content["rows"][0]["val_dice_auto"] = 2.0  # the best is elsewhere, whatever comes
+    torch.save(content, fold / "checkpoint_latest.pth")
+    assert trainer(planned, fold, extend={"epochs": 3, "early_stopping": 5}).run()
+    assert "checkpoint_best.pth is gone; the final checkpoint is the last epoch's" in caplog.text
+    assert load_checkpoint(fold / "checkpoint_final.pth")["step"] == 3

@@ -322,3 +322,13 @@ def test_the_command_refuses_bad_expressions_and_groups_before_it_trains(tmp_pat
         error = capsys.readouterr().err
         assert message in error and "Traceback" not in error
     assert not (tmp_path / "results").exists()
+
+
+def test_cases_in_no_half_or_in_both_are_warned_of(caplog):
+    splits = [{"train": ["a", "b"], "val": ["b", "c"]}]
+    assert fold_cases(splits, "0", list("abcxy")) == (["a", "b"], ["b", "c"])
+    assert "fold 0: 'b' both train and validate" in caplog.text
+    assert "2 cases neither train nor validate ('x', 'y'); where they are new" in caplog.text
+    caplog.clear()
+    fold_cases([{"train": ["a"], "val": ["b"]}], "0", ["a", "b"])
+    assert not caplog.text

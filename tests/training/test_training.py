@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import multiprocessing
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import torch
 
 from promptseg.files import read_json, write_json
 from promptseg.pipeline import train
+from promptseg.training import distributed
 from promptseg.training.base_trainer import BaseTrainer
 from promptseg.training.checkpoint import load_checkpoint
 from promptseg.training.settings import TrainingSettings, extended
@@ -312,3 +314,58 @@ def test_every_trainer_is_a_leaf(name):
     assert trainer.__mro__[1] is BaseTrainer
     assert "__init__" not in vars(trainer)
     assert isinstance(trainer.encoder, str)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"seed": -1}, "seed must be 0 or more, got -1"),
+        ({}, "a batch of 2 images cannot be split over 4 processes; start at most 2"),
+    ],
+)
+def test_what_is_refused_removes_no_trained_fold(planned, tmp_path, monkeypatch, request_, message):
+    folders = folders_for(planned, tmp_path)
+    short = {"fold": "all", "processes": 0, "epochs": 1, "iterations_per_epoch": 1}
+    fold = train(7, folders, **short) / "fold_all"
+    before = {path.name: path.stat().st_mtime_ns for path in fold.iterdir()}
+    if not request_:
+        monkeypatch.setattr(distributed, "process_count", lambda: 4)
+    with pytest.raises(ValueError, match=message):
+        train(7, folders, overwrite=True, **short, **request_)
+    del before["training_log.txt"]
+    assert before.items() <= {path.name: path.stat().st_mtime_ns for path in fold.iterdir()}.items()
+
+
+def test_a_killed_sample_worker_is_explained(planned, tmp_path, monkeypatch):
+    folders = folders_for(planned, tmp_path)
+    long = {"fold": "all", "epochs": 400, "iterations_per_epoch": 100}
+    optimize = BaseTrainer._optimize
+
+    def killing(trainer, batch):
+        if trainer.progress.step == 2:
+            (worker,) = multiprocessing.active_children()
+            os.kill(worker.pid, signal.SIGKILL)
+        return optimize(trainer, batch)
+
+    monkeypatch.setattr(BaseTrainer, "_optimize", killing)
+    with pytest.raises(RuntimeError, match="makes samples was killed, .* memory .*--c and fewer"):
+        train(7, folders, processes=1, **long)
+
+
+def test_flags_are_called_ignored_only_where_a_run_is_continued(planned, tmp_path, caplog):
+    folders = folders_for(planned, tmp_path)
+    once = {"fold": "all", "processes": 0, "iterations_per_epoch": 1, "recipe": "scratch"}
+    train(7, folders, epochs=1, resume=True, **once)
+    assert "ignored: a continued run" not in caplog.text
+    fold = train(7, folders, epochs=2, resume=True, **once) / "fold_all"
+    said = "--recipe, --iterations ignored: a continued run keeps its own"
+    assert said in caplog.text and said in (fold / "training_log.txt").read_text()
+
+
+def test_a_timed_run_that_is_extended_counts_its_epochs_on(planned, tmp_path):
+    folders = folders_for(planned, tmp_path)
+    once = {"fold": "all", "processes": 0}
+    train(7, folders, time_budget=1e-3, iterations_per_epoch=3, **once)  # ends within epoch 0
+    fold = train(7, folders, epochs=2, resume=True, **once) / "fold_all"
+    rows = load_checkpoint(fold / "checkpoint_final.pth")["rows"]
+    assert [(row["epoch"], row["step"]) for row in rows] == [(0, 1), (1, 3), (2, 6)]
