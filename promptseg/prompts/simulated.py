@@ -31,10 +31,10 @@ def jitter_box(
     side = box[1] - box[0]
     if not (side > 0).all():
         raise ValueError(f"box {box.tolist()} is empty along an axis (zyx, upper exclusive)")
-    return clip_box(box + rng.uniform(-share, share, (2, 3)) * side, shape)
+    return clip_nonempty(box + rng.uniform(-share, share, (2, 3)) * side, shape)
 
 
-def clip_box(box: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+def clip_nonempty(box: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """A (2, 3) box, voxels zyx, clipped to a shape and kept at least one voxel wide."""
     clipped = np.clip(box, 0, shape)
     lower = np.minimum(clipped[0], np.asarray(shape) - 1.0)

@@ -130,7 +130,7 @@ class Learner:
 
         Args:
             content: of the checkpoint.
-            where: its file, for messages.
+            where: its file or folder, for messages.
 
         Raises:
             ValueError: if the teacher is not the one it was written with, or the encoder has

@@ -21,7 +21,7 @@ from promptseg.preprocessing.resample import (
     scale_coordinates,
 )
 from promptseg.preprocessing.window import cut_window
-from promptseg.prompts.simulated import clip_box, jitter_box, sample_points
+from promptseg.prompts.simulated import clip_nonempty, jitter_box, sample_points
 from promptseg.training.augmentation import augment, make_augmentation
 from promptseg.training.settings import TrainingSettings
 
@@ -171,7 +171,7 @@ class TrainingSteps(Dataset):
             image=image,
             segmentation=segmentation,
             whole_boxes=carried(sample.whole_boxes),
-            auto_boxes={name: clip_box(box, self.plans.window) for name, box in auto},
+            auto_boxes={name: clip_nonempty(box, self.plans.window) for name, box in auto},
         )
 
 
