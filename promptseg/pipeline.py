@@ -29,6 +29,7 @@ from promptseg.networks.device import choose_device
 from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
 from promptseg.prompts.given import case_from_json
 from promptseg.raw_dataset import RawCase
+from promptseg.training.checkpoint import check_untrained
 from promptseg.training.distillation import Teacher, check_teacher_fits
 from promptseg.training.distributed import from_first, is_first, join
 from promptseg.training.patches import AutoBoxes
@@ -143,15 +144,10 @@ def train(
         "--ema": ema,
         "--precision": precision,
     }
-    made_by = f"run `promptseg_plan -d {dataset}` first"
-    source = find_dataset_folder(folders.preprocessed, dataset, made_by)
-    plans = load_plans(source / f"{plans_name}.json")
-    cases = PreprocessedDataset(source / plans.data_identifier)
-    training_cases, validation_cases = cases_of_fold(source, fold, cases.case_ids, group_regex)
-
+    source, plans, case_ids = _planned(dataset, folders, plans_name)
+    training_cases, validation_cases = cases_of_fold(source, fold, case_ids, group_regex)
     auto_boxes = read_json(source / f"{plans_name}_auto_prompt_boxes.json")
-
-    model_folder = folders.results / source.name / f"{trainer}__{plans_name}__3d"
+    model_folder = _model_folder(folders, source, trainer, plans_name)
     fold_folder = model_folder / f"fold_{fold}"
     options = RunOptions(
         device=device,
@@ -201,6 +197,36 @@ def train(
 
         from_first(validate)
     return model_folder
+
+
+def check_folds(
+    dataset: int | str,
+    folders: Folders,
+    folds: Sequence[str],
+    *,
+    trainer: str = "ViTTrainer",
+    group_regex: str | None = None,
+    plans_name: str = DEFAULT_PLANS_NAME,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Refuse at once what `train` would refuse when the turn comes to a fold, perhaps days later.
+
+    Args:
+        dataset, folders, trainer, group_regex, plans_name, resume, overwrite: as for `train`.
+        folds: to be trained later.
+
+    Raises:
+        FileNotFoundError, ValueError: as `train` does, for the dataset, its plans and its folds.
+        FileExistsError: if any of the folds was trained before, without `resume` or `overwrite`.
+    """
+    TRAINERS.get(trainer)
+    source, _, case_ids = _planned(dataset, folders, plans_name)
+    model_folder = _model_folder(folders, source, trainer, plans_name)
+    for fold in folds:
+        cases_of_fold(source, fold, case_ids, group_regex)
+        if not (resume or overwrite):
+            check_untrained(model_folder / f"fold_{fold}")
 
 
 def validate_fold(
@@ -318,6 +344,20 @@ def load_teacher(
             some(seen, quoted=True),
         )
     return Teacher(networks, path)
+
+
+def _planned(
+    dataset: int | str, folders: Folders, plans_name: str
+) -> tuple[Path, Plans, list[str]]:
+    """Folder, plans and case identifiers of a preprocessed dataset."""
+    made_by = f"run `promptseg_plan -d {dataset}` first"
+    source = find_dataset_folder(folders.preprocessed, dataset, made_by)
+    plans = load_plans(source / f"{plans_name}.json")
+    return source, plans, PreprocessedDataset(source / plans.data_identifier).case_ids
+
+
+def _model_folder(folders: Folders, source: Path, trainer: str, plans_name: str) -> Path:
+    return folders.results / source.name / f"{trainer}__{plans_name}__3d"
 
 
 def _keep_beside_model(source: Path, model_folder: Path, plans: Plans) -> None:

@@ -117,8 +117,19 @@ def _run(args: argparse.Namespace) -> int:
 
     if count := processes_to_start(args.num_gpus):
         return start_processes(count, args.device, args.typed)
+    from promptseg.pipeline import check_folds
     from promptseg.pipeline import train as train_fold
 
+    check_folds(
+        args.dataset,
+        folders_of(args),
+        args.fold[1:],  # the first is refused soon enough
+        trainer=args.trainer,
+        group_regex=args.group_regex,
+        plans_name=args.plans_name,
+        resume=args.resume,
+        overwrite=args.overwrite,
+    )
     for fold in args.fold:
         model = train_fold(
             args.dataset,

@@ -68,22 +68,33 @@ def checkpoint_to_continue(
         FileExistsError: if there is a checkpoint and `options` do not say what to do with it.
         ValueError: as `check_same_run` and `check_same_cases` do.
     """
-    if not any((folder / name).exists() for name in FILES):
-        if options.resume:
-            log.warning("%s has no checkpoint to continue; training starts from step 0", folder)
+    if not options.resume:
+        if not options.overwrite:
+            check_untrained(folder)
         return None
-    if options.overwrite and not options.resume:
+    if not _has_checkpoint(folder):
+        log.warning("%s has no checkpoint to continue; training starts from step 0", folder)
         return None
     there, content = last_checkpoint(folder)
-    if not options.resume:
-        raise FileExistsError(
-            f"{folder} has been trained before (step {content['step']}); continue with --c, or "
-            f"start again with --overwrite"
-        )
     check_same_run(there, content, trainer, plans)
     check_same_cases(there, content, cases)
     log.info("continuing %s from step %d", there, content["step"])
     return content
+
+
+def check_untrained(folder: Path) -> None:
+    """Refuse to train the fold of this folder anew.
+
+    Raises:
+        FileExistsError: if it has a checkpoint, with how to go on.
+        ValueError: as `last_checkpoint` does.
+    """
+    if _has_checkpoint(folder):
+        _, content = last_checkpoint(folder)
+        raise FileExistsError(
+            f"{folder} has been trained before (step {content['step']}); continue with --c, or "
+            f"start again with --overwrite"
+        )
 
 
 def last_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -108,6 +119,10 @@ def last_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
             raise
         names = " or ".join(path.name for path in others)
         raise ValueError(f"{error}; without that file --c goes on from {names}") from error
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return any((folder / name).exists() for name in FILES)
 
 
 def remove_leftovers(folder: Path, *, checkpoints: bool) -> None:

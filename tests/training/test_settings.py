@@ -45,6 +45,7 @@ def test_replace_changes_only_what_is_given():
     [
         ({"recipe": "best"}, "unknown recipe 'best'; there are scratch, paper"),
         ({"epochs": 0}, "epochs must be positive"),
+        ({"seed": -1}, "seed must be 0 or more, got -1"),
         ({"initial_lr": -1.0}, "initial_lr must be positive"),
         ({"time_budget": 0.0}, "time_budget must be positive"),
         ({"ema": 1.0}, "ema must be a decay of at least 0 and below 1, got 1.0"),

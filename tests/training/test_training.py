@@ -13,6 +13,7 @@ import time
 import pytest
 import torch
 
+from promptseg.commands.train import main
 from promptseg.files import read_json, write_json
 from promptseg.pipeline import train
 from promptseg.training import distributed
@@ -249,6 +250,26 @@ def test_wrong_requests_are_refused_with_what_to_do(planned, tmp_path, changes, 
     arguments = {"dataset": 7, "processes": 0, **changes}
     with pytest.raises(error, match=message):
         train(arguments.pop("dataset"), folders_for(planned, tmp_path), **arguments)
+
+
+def test_the_command_looks_at_all_its_folds_before_it_trains_the_first(planned, tmp_path, capsys):
+    folders = folders_for(planned, tmp_path)
+    roots = ("--preprocessed", str(folders.preprocessed), "--results", str(folders.results))
+    trained = train(7, folders, fold="1", processes=0, **{**SHORT, "epochs": 1}) / "fold_1"
+    (trained / "checkpoint_latest.pth").unlink()  # its final one is worth keeping, too
+    flags = ("-d", "7", "-np", "0", "-device", "cpu", "--epochs", "1", "--iterations", "1", *roots)
+    for folds, more, message in (
+        (("0", "5"), (), "unknown fold '5'; there are 0 to 4, and `all`"),
+        (("0", "2", "x"), ("--overwrite",), "unknown fold 'x'"),
+        (("0", "1"), (), f"{trained} has been trained before (step 3); continue with --c"),
+    ):
+        assert main([*flags, "-f", *folds, *more]) == 1
+        assert message in capsys.readouterr().err
+        assert [path.name for path in trained.parent.glob("fold_*")] == ["fold_1"]
+    # all training cases, and then a fold that goes on
+    assert main([*flags, "-f", "all", "1", "--c"]) == 0
+    assert load_checkpoint(trained / "checkpoint_final.pth")["step"] == 3
+    assert load_checkpoint(trained.parent / "fold_all" / "checkpoint_final.pth")["step"] == 1
 
 
 def test_a_checkpoint_of_other_plans_is_not_continued(planned, tmp_path):
