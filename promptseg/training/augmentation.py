@@ -17,12 +17,10 @@ from batchgenerators.transforms.noise_transforms import (
     GaussianNoiseTransform,
 )
 from batchgenerators.transforms.resample_transforms import SimulateLowResolutionTransform
-from batchgenerators.transforms.spatial_transforms import MirrorTransform, SpatialTransform
+from batchgenerators.transforms.spatial_transforms import SpatialTransform
 
 
-def make_augmentation(
-    window: Sequence[int], spacing: Sequence[float], mirror_axes: Sequence[int]
-) -> AbstractTransform:
+def make_augmentation(window: Sequence[int], spacing: Sequence[float]) -> AbstractTransform:
     """The pipeline, after nnU-Net's, somewhat milder.
 
     Rotations are kept in the plane where the slices are more than three times as thick as the
@@ -31,7 +29,6 @@ def make_augmentation(
     Args:
         window: voxels, zyx.
         spacing: mm, zyx.
-        mirror_axes: axes that may be mirrored.
     """
     thick = max(spacing) > 3 * min(spacing)
     axis = int(np.argmax(spacing))
@@ -63,8 +60,6 @@ def make_augmentation(
         SimulateLowResolutionTransform(zoom_range=(0.5, 1.0), p_per_sample=0.1),
         GammaTransform((0.7, 1.5), retain_stats=True, p_per_sample=0.25),
     ]
-    if mirror_axes:
-        transforms.append(MirrorTransform(tuple(mirror_axes)))
     return Compose(transforms)
 
 

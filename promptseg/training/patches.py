@@ -106,7 +106,12 @@ class TrainingSteps(Dataset):
         self.settings = settings
         self.auto_boxes = auto_boxes
         self.images = range(plans.batch_size) if images is None else images
-        self.transform = make_augmentation(plans.window, plans.spacing, settings.mirror_axes)
+        self.transform = make_augmentation(plans.window, plans.spacing)
+        labels = {c: self.dataset.properties(c)["labels"] for c in self.case_ids}
+        self.cases_with = {
+            value: [case_id for case_id in self.case_ids if value in labels[case_id]]
+            for value in plans.labels.values()
+        }
 
     def __getitem__(self, step: int) -> Batch:
         samples, queries, values = [], [], []
@@ -124,10 +129,15 @@ class TrainingSteps(Dataset):
 
     def _sample(self, number: int, rng: np.random.Generator) -> tuple[Sample, int | None]:
         """A window, and the label value it was drawn for, None where for none."""
-        case_id = self._case(number)
+        case_id, sought, locations = self._case(number), None, None
         if self._is_larger_than_window(case_id) and rng.random() < self.settings.zoom_out_share:
             return zoom_out(self.dataset, case_id, self.plans, self.auto_boxes), None
-        start, sought = self._start(case_id, number, rng)
+        if rng.random() < self.settings.foreground_share:
+            case_id, sought = self._sought(case_id, number, rng)
+        properties = self.dataset.properties(case_id)
+        if sought is not None:
+            locations = properties["labels"][sought]["locations"]
+        start = draw_window_start(properties["shape"], self.plans.window, locations, rng)
         return zoom_in(self.dataset, case_id, self.plans, self.auto_boxes, start), sought
 
     def _case(self, number: int) -> str:
@@ -140,21 +150,27 @@ class TrainingSteps(Dataset):
         shape = self.dataset.properties(case_id)["shape"]
         return any(n > w for n, w in zip(shape, self.plans.window, strict=True))
 
-    def _start(
+    def _sought(
         self, case_id: str, number: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, int | None]:
-        """Where a window starts, and the label value it was drawn for; all labels in turn."""
-        properties = self.dataset.properties(case_id)
-        sought, locations = None, None
-        if rng.random() < self.settings.foreground_share and properties["labels"]:
-            present = list(properties["labels"].items())
-            sought, label = present[number % len(present)]
-            locations = label["locations"]
-        return draw_window_start(properties["shape"], self.plans.window, locations, rng), sought
+    ) -> tuple[str, int | None]:
+        """The label whose turn it is, and the case to look for it in.
+
+        Where the case lacks it, one that has it sometimes takes its place, so that a label of few
+        cases is seen; else a label that the case has takes its turn, None if it has none.
+        """
+        values = list(self.plans.labels.values())
+        value = values[number % len(values)]
+        present = list(self.dataset.properties(case_id)["labels"])
+        if value in present:
+            return case_id, value
+        holders = self.cases_with[value]
+        if holders and rng.random() < self.settings.rare_label_share:
+            return holders[rng.integers(len(holders))], value
+        return case_id, present[number % len(present)] if present else None
 
     def _augmented(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        # Spatial augmentation moves the labels but knows no boxes. A box is kept as the offsets of
-        # its faces from the box of what the window shows of the label, in shares of its sides.
+        # Spatial augmentation moves the labels but knows no boxes: these follow what the window
+        # shows of their labels.
         before = label_boxes(sample.segmentation, self.plans.labels)
         image, segmentation = augment(self.transform, sample.image, sample.segmentation, rng)
         after = label_boxes(segmentation, self.plans.labels)
@@ -167,12 +183,32 @@ class TrainingSteps(Dataset):
             }
 
         auto = carried(sample.auto_boxes).items()
-        return Sample(
+        moved = Sample(
             image=image,
             segmentation=segmentation,
             whole_boxes=carried(sample.whole_boxes),
             auto_boxes={name: clip_nonempty(box, self.plans.window) for name, box in auto},
         )
+        return mirrored(moved, [a for a in self.settings.mirror_axes if rng.random() < 0.5])
+
+
+def mirrored(sample: Sample, axes: Sequence[int]) -> Sample:
+    """Image, segmentation and boxes, turned about axes of 0, 1, 2 = z, y, x."""
+    shape = sample.segmentation.shape
+
+    def turned(boxes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        boxes = {name: np.array(box, float) for name, box in boxes.items()}
+        for box in boxes.values():
+            for axis in axes:
+                box[:, axis] = shape[axis] - box[::-1, axis]
+        return boxes
+
+    return Sample(
+        image=np.flip(sample.image, [axis + 1 for axis in axes]),
+        segmentation=np.flip(sample.segmentation, axes),
+        whole_boxes=turned(sample.whole_boxes),
+        auto_boxes=turned(sample.auto_boxes),
+    )
 
 
 def training_queries(
@@ -186,8 +222,9 @@ def training_queries(
     """Two queries for each label asked: its name alone, and a box or points with or without it.
 
     The label that the window was drawn for (value `sought`) goes first, so that a small one among
-    many is asked for as often as any; then the others in the window; some that are absent follow,
-    since an empty mask is then the right answer to the name alone.
+    many is asked for as often as any; then the others in the window, then absent ones, since an
+    empty mask is the right answer to their names. Where more labels are in the window than are
+    asked for, the last place is an absent one's in half of the images.
 
     Returns:
         The queries with the label values they ask for.
@@ -196,8 +233,11 @@ def training_queries(
     names = sorted(
         labels, key=lambda name: (boxes[name] is None, labels[name] != sought, rng.random())
     )
-    asked = []
-    for name in names[: settings.labels_per_image]:
+    absent = [name for name in names if boxes[name] is None]
+    asked, most = [], settings.labels_per_image
+    if absent and 1 < most <= len(names) - len(absent) and rng.random() < 0.5:
+        names.insert(most - 1, absent[0])
+    for name in names[:most]:
         index, value = list(labels).index(name), labels[name]
         asked.append((Query(image=image, label=index), value))
         if boxes[name] is not None:
@@ -354,13 +394,20 @@ def label_boxes(
 
 
 def carry_box(box: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Move a box with the object it is about.
+    """Move a box with the object it is about: each face by as much as the object's.
 
-    The object's box was `before` and is `after` a spatial transform. The returned box has the
-    same offsets from it, in shares of the object's sides.
+    A face inside the object comes nearer to the object's as that shrinks, so that the box does not
+    end before it begins. One outside keeps its distance in voxels: a window may show a thin slice
+    of an object, whose sides tell nothing of how far the rest reaches.
+
+    Args:
+        box: (2, 3).
+        before, after: box of the object before and after a spatial transform, neither empty.
     """
-    offsets = (box - before) / (before[1] - before[0])
-    return after + offsets * (after[1] - after[0])
+    offsets = box - before
+    outside = offsets * [[-1], [1]] > 0
+    shrunk = np.minimum(1, (after[1] - after[0]) / (before[1] - before[0]))
+    return after + np.where(outside, offsets, offsets * shrunk)
 
 
 def make_batch(samples: Sequence[Sample], queries: Sequence[Query], values: Sequence[int]) -> Batch:

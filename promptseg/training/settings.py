@@ -28,6 +28,8 @@ class TrainingSettings:
         zoom_out_share: share of samples that are whole volumes resized to the window, where
             volumes are larger than it.
         foreground_share: share of zoom-in windows that are placed on a label.
+        rare_label_share: chance that a window's case, where it lacks the label whose turn it is,
+            gives way to a case that has it.
         labels_per_image: most labels asked for in one image.
         box_jitter: bound of the noise on box faces, as a share of the side (paper, section 2.2).
         prompt_dropout: chance that one of a query's prompt types is left out (section 2.2).
@@ -60,6 +62,7 @@ class TrainingSettings:
     focal_gamma: float = 2.0
     zoom_out_share: float = 0.3
     foreground_share: float = 0.7
+    rare_label_share: float = 0.25
     labels_per_image: int = 4
     box_jitter: float = 0.1
     prompt_dropout: float = 0.2
@@ -118,7 +121,8 @@ class TrainingSettings:
     def from_json(cls, content: dict[str, Any]) -> TrainingSettings:
         """Read what `to_json` wrote; what older versions did not write was not done by them."""
         mirror_axes = tuple(content["mirror_axes"])
-        return cls(**{"precision": "fp32", **content, "mirror_axes": mirror_axes})
+        earlier = {"precision": "fp32", "rare_label_share": 0.0}
+        return cls(**{**earlier, **content, "mirror_axes": mirror_axes})
 
     def learning_rate(self, progress: float, epoch: int) -> float:
         """The learning rate at a share of the run in [0, 1] (`scratch`) or an epoch (`paper`)."""

@@ -15,6 +15,7 @@ from promptseg.training.patches import (
     cut_window,
     draw_window_start,
     label_boxes,
+    mirrored,
     training_queries,
     zoom_in,
     zoom_out,
@@ -62,13 +63,29 @@ def test_a_drawn_window_holds_its_voxel_and_leaves_the_volume_only_when_larger(
 
 
 def test_a_box_is_carried_with_its_object():
-    # The object moves from z 10..20 to z 30..50: twice as long. The box reached 2 beyond it below
-    # (a fifth of the side, so 4 now) and ended 1 before its end (a tenth, so 2 now).
+    # The object moves from z 10..20 to z 30..45, from y 0..4 to 2..4 and not along x. The box
+    # reached 2 beyond it in z, and began 1 after it; in y it was a voxel narrower on both sides.
     before = np.array([[10, 0, 0], [20, 4, 5.0]])
-    after = np.array([[30, 2, 0], [50, 6, 5.0]])
-    box = np.array([[8, 0, 0], [19, 4, 5.0]])
+    after = np.array([[30, 2, 0], [45, 4, 5.0]])
+    box = np.array([[11, 1, 0], [22, 3, 5.0]])
     moved = carry_box(box, before, after)
-    np.testing.assert_allclose(moved, [[26, 2, 0], [48, 6, 5]])
+    np.testing.assert_allclose(moved, [[31, 2.5, 0], [47, 3.5, 5]])
+
+
+def test_a_box_of_a_label_that_the_window_cuts_keeps_its_size():
+    # A label of z 38..98, of which the window of 40 shows 2 voxels, and 9 after a rotation.
+    before, after = np.array([[38, 9, 9], [40, 20, 20]]), np.array([[31, 9, 9], [40, 20, 20]])
+    moved = carry_box(np.array([[38, 9, 9], [98, 20, 20]]), before, after)
+    np.testing.assert_allclose(moved, [[31, 9, 9], [98, 20, 20]])
+
+
+@given(st.lists(st.integers(0, 9), min_size=24, max_size=24))
+@settings(max_examples=200, deadline=None)
+def test_a_carried_box_is_never_empty(numbers):
+    corners = np.array(numbers).reshape(2, 4, 3)
+    box, before, after, _ = np.stack([corners.min(axis=0), corners.max(axis=0) + 1], axis=1)
+    moved = carry_box(box, before, after)
+    assert (moved[0] < moved[1]).all()
 
 
 def sample_with(organ: tuple | None, auto: dict | None = None) -> Sample:
@@ -108,12 +125,12 @@ def test_prompt_dropout_leaves_out_one_type_and_never_all():
     for _ in range(200):
         query = training_queries(sample, 0, {"organ": 1}, settings_, rng)[1][0]
         has = {"label": query.label == 0, "box": query.box is not None, "points": len(query.points)}
-        assert has["box"] or has["points"]
-        if not has["label"]:
-            left_out["label"] += 1
-        if not has["box"]:
-            left_out["box"] += 1
-    assert left_out["label"] > 60 and left_out["box"] > 10
+        # half of the queries are drawn without points: theirs is the label that is left out
+        missing = [kind for kind in ("label", "box") if not has[kind]] or ["points"]
+        assert len(missing) == 1
+        assert not (missing == ["points"] and has["points"])
+        left_out[missing[0]] += 1
+    assert left_out["label"] > 60 and left_out["box"] > 10 and left_out["points"] > 10
 
 
 def test_points_lie_inside_and_outside_as_their_labels_say():
@@ -287,12 +304,105 @@ def test_the_label_that_a_window_is_drawn_for_is_asked_for(planned_case, augment
     assert sorted(set(asked)) == sorted(plans.labels.values())
 
     sought = []
-    steps._start = lambda case_id, number, rng: (
-        sought.append([1, 2][number % 2]) or np.array([0, 0, 0]),
-        sought[-1],
+    steps._sought = lambda case_id, number, rng: (
+        case_id,
+        sought.append([1, 2][number % 2]) or sought[-1],
     )
     for step in range(8):
         batch = steps[step]
         for image, wanted in enumerate(sought[-2:]):
             if (batch.segmentation[image] == wanted).any():
                 assert set(batch.values[batch.prompts.image_index == image].tolist()) == {wanted}
+
+
+def test_absent_labels_are_asked_for_also_among_many():
+    segmentation = np.zeros((8, 10, 12), np.uint8)
+    for value in range(1, 6):
+        segmentation[value] = value
+    labels = {str(value): value for value in range(1, 9)}  # 6, 7 and 8 are not there
+    boxes = label_boxes(segmentation, labels)
+    sample = Sample(
+        image=segmentation[None],
+        segmentation=segmentation,
+        whole_boxes={name: box for name, box in boxes.items() if box is not None},
+        auto_boxes={},
+    )
+    rng = np.random.default_rng(5)
+    chosen = TrainingSettings(labels_per_image=3)
+    asked = [
+        list(dict.fromkeys(v for _, v in training_queries(sample, 0, labels, chosen, rng, 5)))
+        for _ in range(200)
+    ]
+    assert all(len(values) == 3 and values[0] == 5 and values[1] < 6 for values in asked)
+    last = [values[2] for values in asked]
+    assert 70 < sum(value > 5 for value in last) < 130
+    assert set(last) == {1, 2, 3, 4, 6, 7, 8}
+
+
+def test_a_mirrored_sample_is_mirrored_in_all_its_parts():
+    sample = sample_with(np.s_[2:5, 3:7, 4:9], {"organ": np.array([[1, 2, 3], [9, 8, 12.0]])})
+    sample.whole_boxes["organ"] = np.array([[2, 3, 4], [42, 7, 9.0]])
+    sample.image[0] = 100 * sample.segmentation
+    turned = mirrored(sample, [0, 2])
+    np.testing.assert_array_equal(turned.image[0], 100 * turned.segmentation)
+    # 8 slices: 2..5 is 3..6 from the other end; 12 columns: 4..9 is 3..8
+    np.testing.assert_array_equal(mask_box(turned.segmentation == 1), [[3, 3, 3], [6, 7, 8]])
+    np.testing.assert_array_equal(turned.whole_boxes["organ"], [[-34, 3, 3], [6, 7, 8]])
+    np.testing.assert_array_equal(turned.auto_boxes["organ"], [[-1, 2, 0], [7, 8, 9]])
+    again = mirrored(turned, [0, 2])
+    np.testing.assert_array_equal(again.segmentation, sample.segmentation)
+    np.testing.assert_array_equal(again.whole_boxes["organ"], sample.whole_boxes["organ"])
+
+
+def test_training_mirrors_along_the_axes_that_it_was_told(planned_case):
+    # Without anything else drawn at random, a batch's images are those of the volumes or mirrored.
+    folder, plans, auto_boxes = planned_case
+    chosen = TrainingSettings(mirror_axes=(1,), foreground_share=0.0, zoom_out_share=0.0)
+    dataset = PreprocessedDataset(folder)
+    steps = TrainingSteps(folder, dataset.case_ids, plans, chosen, auto_boxes)
+    steps.transform = lambda data, seg: {"data": data, "seg": seg}
+    plain = dataclasses.replace(chosen, augment=False)
+    expected = TrainingSteps(folder, dataset.case_ids, plans, plain, auto_boxes)
+    seen = []
+    for step in range(8):
+        made, given_ = steps[step], expected[step]
+        for image, before in zip(made.segmentation, given_.segmentation, strict=True):
+            turned = before.flip(1)
+            assert torch.equal(image, before) or torch.equal(image, turned)
+            seen.append(torch.equal(image, turned))
+    assert 2 <= sum(seen) <= 14
+
+
+def test_labels_of_few_cases_have_their_turn(planned_case):
+    folder, plans, auto_boxes = planned_case
+    dataset = PreprocessedDataset(folder)
+
+    def sought(share, cases_with):
+        chosen = TrainingSettings(rare_label_share=share, foreground_share=1.0, zoom_out_share=0.0)
+        steps = TrainingSteps(folder, dataset.case_ids, plans, chosen, auto_boxes)
+        first, second = plans.labels.values()
+        labels = {
+            case_id: {v: {} for v in (first, second) if v == first or case_id in cases_with}
+            for case_id in dataset.case_ids
+        }
+        steps.dataset = _OnlyLabels(labels)
+        steps.cases_with = {first: dataset.case_ids, second: list(cases_with)}
+        rng = np.random.default_rng(6)
+        drawn = [steps._sought(steps._case(n), n, rng) for n in range(600)]
+        assert all(value in labels[case_id] for case_id, value in drawn)
+        return sum(value == second for _, value in drawn) / len(drawn)
+
+    everywhere, one = dataset.case_ids, dataset.case_ids[:1]
+    assert sought(0.25, everywhere) == 0.5  # in turn
+    # its turn is every second one; then the case has it (1/6), or another gives way (1/4)
+    assert sought(0.25, one) == pytest.approx(0.5 * (1 / 6 + 5 / 6 / 4), abs=0.05)
+    assert sought(0.0, one) == pytest.approx(0.5 / 6, abs=0.04)
+    assert sought(0.25, []) == 0
+
+
+class _OnlyLabels:
+    def __init__(self, labels):
+        self.labels = labels
+
+    def properties(self, case_id):
+        return {"labels": self.labels[case_id]}
