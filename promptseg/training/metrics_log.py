@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 
 def score(row: Mapping[str, Any]) -> float:
-    """How good an epoch was: the Dice of automatic boxes on the validation windows.
+    """How good an epoch was: the Dice of automatic prompts on the validation windows.
 
-    Where there are no such boxes it is that of label names alone, and without either, as when
-    the windows are empty, the negative training loss.
+    Without any, as when the windows are empty, it is the negative training loss; in rows of
+    earlier versions, which had none where the plans had no box, the Dice of names alone.
     """
     values = (row["val_dice_auto"], row["val_dice_label"], -row["train_loss"])
     return next(value for value in values if value is not None and value == value)
@@ -80,7 +80,7 @@ def draw_progress(path: Path, rows: Sequence[dict[str, Any]], title: str) -> Non
     for name, label in (
         ("val_dice_label", "label name alone"),
         ("val_dice_box", "box from the truth, jittered"),
-        ("val_dice_auto", "the plans' automatic box"),
+        ("val_dice_auto", "the plans' automatic prompt"),
     ):
         dice.plot(epochs, column(name), label=label)
     dice.set_ylabel("Dice on fixed validation windows")

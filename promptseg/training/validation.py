@@ -29,10 +29,17 @@ WAYS = ("label", "box", "auto")
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationWindow:
-    """One window with queries in several ways; `ways` names the way of each query."""
+    """One window with queries in several ways.
+
+    Attributes:
+        batch: the window and its queries.
+        ways: of each query, one of `WAYS`.
+        missed: labels in the window whose automatic box lies outside it.
+    """
 
     batch: Batch
     ways: tuple[str, ...]
+    missed: int
 
 
 def validation_windows(
@@ -45,8 +52,9 @@ def validation_windows(
 ) -> list[ValidationWindow]:
     """One window a case, on a label, for up to `most` cases; the same at every call.
 
-    Each label in the window is asked for by its name, by a jittered box with the name, and by the
-    plans' automatic box with the name where there is one.
+    Each label in the window is asked for by its name, by a jittered box with the name, and as
+    prediction asks automatically: by the plans' box with the name, or by the name where the plans
+    have no box in this case. A box that lies elsewhere finds nothing here.
     """
     dataset = PreprocessedDataset(folder)
     windows = []
@@ -57,22 +65,24 @@ def validation_windows(
         locations = present[number % len(present)] if present else None
         start = draw_window_start(properties["shape"], plans.window, locations, rng)
         sample = zoom_in(dataset, case_id, plans, auto_boxes, start)
-        queries, values, ways = [], [], []
+        queries, values, ways, missed = [], [], [], 0
         boxes = label_boxes(sample.segmentation, plans.labels)
         for index, (name, value) in enumerate(plans.labels.items()):
             if boxes[name] is None:
                 continue
             whole = sample.whole_boxes[name]
             asked = {"label": None, "box": jitter_box(whole, plans.window, rng)}
-            if name in sample.auto_boxes:
-                asked["auto"] = sample.auto_boxes[name]
+            if name in sample.auto_boxes or not len(auto_boxes.get(case_id, {}).get(name, ())):
+                asked["auto"] = sample.auto_boxes.get(name)
+            else:
+                missed += 1
             for way, box in asked.items():
                 queries.append(Query(label=index, box=box))
                 values.append(value)
                 ways.append(way)
         if queries:
             batch = make_batch([sample], queries, values)
-            windows.append(ValidationWindow(batch=batch, ways=tuple(ways)))
+            windows.append(ValidationWindow(batch=batch, ways=tuple(ways), missed=missed))
     return windows
 
 
@@ -94,6 +104,7 @@ def validate(
         losses.append(float(loss(logits, iou, target)))
         for way, value in zip(window.ways, hard_dice(logits, target).tolist(), strict=True):
             dice[way].append(value)
+        dice["auto"] += [0.0] * window.missed
     network.train()
     means = {f"val_dice_{way}": _mean(values) for way, values in dice.items()}
     return {"val_loss": _mean(losses), **means}

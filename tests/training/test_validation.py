@@ -1,0 +1,93 @@
+"""What the fixed windows measure, with a network whose answers are known."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from promptseg.boxes import mask_box
+from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
+from promptseg.training.losses import PromptLoss
+from promptseg.training.validation import WAYS, validate, validation_windows
+
+
+class FillsItsBox(nn.Module):
+    """Answers with the voxels whose centres are in the box; without one, with the whole window."""
+
+    def encode(self, image):
+        return image
+
+    def decode(self, image, prompts):
+        places = np.stack(np.indices(image.shape[2:]), axis=-1) + 0.5
+        answers = []
+        for box, has_box in zip(prompts.boxes.numpy(), prompts.has_box, strict=True):
+            inside = ((box[0] < places) & (places < box[1])).all(axis=-1)
+            answers.append(inside if has_box else np.ones_like(inside))
+        return torch.tensor(np.where(answers, 5.0, -5.0)), torch.zeros(len(answers))
+
+
+def dice(one, other):
+    return 2 * (one & other).sum() / (one.sum() + other.sum())
+
+
+@pytest.fixture
+def small(planned_case):
+    """The dataset and its plans with a window that labels reach beyond, and the labels' boxes."""
+    folder, plans, _ = planned_case
+    dataset = PreprocessedDataset(folder)
+    boxes = {
+        case_id: {
+            name: [mask_box(np.asarray(dataset.segmentation(case_id)[:]) == value).tolist()]
+            for name, value in plans.labels.items()
+        }
+        for case_id in dataset.case_ids
+    }
+    return dataset, dataclasses.replace(plans, window=(6, 10, 8)), boxes
+
+
+def measured(small, auto_boxes):
+    dataset, plans, _ = small
+    windows = validation_windows(dataset.folder, dataset.case_ids, plans, auto_boxes, seed=0)
+    row = validate(FillsItsBox(), windows, PromptLoss(1, 1, 0.1, 2), "cpu")
+    return windows, {way: row[f"val_dice_{way}"] for way in WAYS}
+
+
+def shown(windows):
+    """Each window's masks of the labels that it shows, one for each query by name."""
+    for window in windows:
+        for target, way in zip(window.batch.targets().numpy(), window.ways, strict=True):
+            if way == "label":
+                yield target
+
+
+def test_automatic_boxes_are_asked_with(small):
+    dataset, plans, boxes = small
+    windows, measures = measured(small, boxes)
+    masks = list(shown(windows))
+    assert len(windows) == 6 and len(masks) >= 6
+    everything = np.ones(plans.window, bool)
+    assert measures["label"] == pytest.approx(np.mean([dice(m, everything) for m in masks]))
+    # the labels are boxes, so that the clipped box of the whole label is the mask
+    assert measures["auto"] == pytest.approx(1)
+    assert measures["label"] < measures["box"] < 1
+    assert all(window.missed == 0 for window in windows)
+
+
+def test_without_an_automatic_box_the_name_is_asked_with_as_in_prediction(small):
+    _, _, boxes = small
+    _, measures = measured(small, {})
+    assert measures["auto"] == measures["label"] < 1
+    _, measures = measured(small, {case_id: {"label_1": []} for case_id in boxes})
+    assert measures["auto"] == measures["label"]
+
+
+def test_a_label_that_its_automatic_box_misses_counts_as_not_found(small):
+    _, _, boxes = small
+    elsewhere = [[[400, 0, 0], [410, 9, 9]]]
+    one_label = {case_id: {**of, "label_2": elsewhere} for case_id, of in boxes.items()}
+    windows, measures = measured(small, one_label)
+    missed, all_labels = sum(window.missed for window in windows), len(list(shown(windows)))
+    assert 0 < missed < all_labels
+    assert measures["auto"] == pytest.approx(1 - missed / all_labels)
