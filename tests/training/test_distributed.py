@@ -77,9 +77,12 @@ def test_two_processes_have_the_losses_of_one_also_when_they_are_stopped(planned
         np.testing.assert_allclose(np.loadtxt(two / f"{rank}.txt"), expected, rtol=1e-4)
     alone, shared = weights(one / FOLD), weights(two / FOLD)
     assert alone.keys() == shared.keys()
-    off = torch.cat([(shared[name] - alone[name]).abs().flatten() for name in alone])
-    # Adam goes by signs: a weight with hardly a gradient goes where rounding sends it
-    assert (off > 1e-3).float().mean() < 1e-3, (off > 1e-3).float().mean()
+    # Adam goes by signs: a weight with hardly a gradient goes where rounding sends it, some steps
+    # of 1e-3. They are few: biases, which were 0, differ by 0.3 % of what they are now.
+    off = {name: (shared[name] - alone[name]).double() for name in alone}
+    assert max(float(o.abs().max()) for o in off.values()) < 5e-3
+    apart = {name: float(o.norm() / alone[name].double().norm()) for name, o in off.items()}
+    assert max(apart.values()) < 0.02, max(apart.items(), key=lambda item: item[1])
     written = {path.name for path in (two / FOLD).iterdir()}
     assert written == {path.name for path in (one / FOLD).iterdir()}
 
