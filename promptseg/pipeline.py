@@ -34,6 +34,7 @@ from promptseg.training.distillation import Teacher, check_teacher_fits
 from promptseg.training.distributed import from_first, is_first, join
 from promptseg.training.patches import AutoBoxes
 from promptseg.training.settings import RunOptions
+from promptseg.training.signals import interrupt, signal_handlers
 from promptseg.training.splits import cases_of_fold
 from promptseg.training.trainers import TRAINERS
 from promptseg.words import some
@@ -184,18 +185,29 @@ def train(
             log.warning("%s ignored: a continued run keeps its own", ", ".join(ignored))
         if is_first():
             _keep_beside_model(source, model_folder, plans)
-            if not run.finished or early_stopping is not None:  # it says which weights are final
+            if not (run.finished and run.ends_as_before):
                 _remove_validation(fold_folder)
         if not run.run():
             return None
 
         def validate() -> None:
             if validation_cases and not _is_validated(fold_folder):
-                validate_fold(
-                    model_folder, fold, source, plans, validation_cases, auto_boxes, device=device
-                )
+                with signal_handlers(interrupt):
+                    validate_fold(
+                        model_folder,
+                        fold,
+                        source,
+                        plans,
+                        validation_cases,
+                        auto_boxes,
+                        device=device,
+                    )
 
-        from_first(validate)
+        try:
+            from_first(validate)
+        except KeyboardInterrupt:
+            log.info("stopped; training is finished, and --c validates the whole cases again")
+            return None
     return model_folder
 
 
@@ -210,7 +222,7 @@ def check_folds(
     resume: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Refuse at once what `train` would refuse when the turn comes to a fold, perhaps days later.
+    """Refuse folds that are not there or that have been trained, before earlier ones take days.
 
     Args:
         dataset, folders, trainer, group_regex, plans_name, resume, overwrite: as for `train`.
@@ -369,7 +381,7 @@ def _keep_beside_model(source: Path, model_folder: Path, plans: Plans) -> None:
 
 
 class _log_file:
-    """Everything logged goes to a file too, appended, while the block runs."""
+    """Everything logged goes to a file too, appended, while the block runs; and what ends it."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -383,7 +395,10 @@ class _log_file:
             logger.setLevel(logging.INFO)
         logger.addHandler(self.handler)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
+        if error is not None:  # the terminal gets it from the command
+            content = {"levelno": logging.ERROR, "msg": f"error: {error or kind.__name__}"}
+            self.handler.handle(logging.makeLogRecord(content))
         logger = logging.getLogger("promptseg")
         logger.removeHandler(self.handler)
         logger.setLevel(self.level)

@@ -95,6 +95,7 @@ class BaseTrainer(ABC):
         self.extend = dict(extend or {})
         self.load_teacher = load_teacher
         self.progress = Progress()
+        self.ends_as_before = False  # a finished run of which nothing is changed
         self.stop_requested = False  # in this process
         self.stopped = False  # all processes, as one of them was to
 
@@ -171,6 +172,7 @@ class BaseTrainer(ABC):
         if content is not None:
             kept = TrainingSettings.from_json(content["settings"])
             self.settings = extended(kept, self.extend)
+            self.ends_as_before = kept.early_stopping == self.settings.early_stopping
         if self.settings.early_stopping and not self.validation_cases:
             raise ValueError(
                 "early stopping needs validation cases, and this fold has none; train without "
@@ -260,13 +262,16 @@ class BaseTrainer(ABC):
         batch = batch.to(self.options.device)
         loss = self.learner.loss_of(batch)
         loss, value = distributed.share_of_loss(loss, len(batch.prompts))
-        if not np.isfinite(value):
-            raise RuntimeError(
-                f"the loss became {value} at step {self.progress.step}; start again with a lower "
-                f"learning rate (--lr)"
-            )
         share, epoch = self.progress.share(self.settings), self.progress.epoch(self.settings)
-        self.learner.descend(loss, self.settings.learning_rate(share, epoch))
+        try:
+            if not np.isfinite(value):
+                raise FloatingPointError(f"the loss is {value}")
+            self.learner.descend(loss, self.settings.learning_rate(share, epoch))
+        except FloatingPointError as error:
+            raise RuntimeError(
+                f"training came apart at step {self.progress.step}: {error}; start again with a "
+                f"lower learning rate (--overwrite --lr, here {self.settings.initial_lr:g})"
+            ) from error
         return value
 
     def _finish_epoch(self, windows: Sequence) -> None:

@@ -60,7 +60,7 @@ def deaths_explained(workers: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not re.match(r"DataLoader worker .*(killed by signal|exited unexpectedly)", str(error)):
+        if not re.search(r"DataLoader worker .*(killed by signal|exited unexpectedly)", str(error)):
             raise
         raise RuntimeError(
             f"a process that makes samples was killed, most often because memory ran out "

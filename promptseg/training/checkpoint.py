@@ -41,12 +41,21 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
     content = load_safely(path, "checkpoint", device)
     if not isinstance(content, dict) or "format_version" not in content:
         raise ValueError(f"{path} is no promptseg checkpoint")
+    check_format(path, content)
+    return content
+
+
+def check_format(path: Path | str, content: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another format version.
+
+    Raises:
+        ValueError: with both versions.
+    """
     if content["format_version"] != CHECKPOINT_FORMAT:
         raise ValueError(
             f"{path} has checkpoint format {content['format_version']}, this version of promptseg "
             f"reads {CHECKPOINT_FORMAT}"
         )
-    return content
 
 
 def checkpoint_to_continue(

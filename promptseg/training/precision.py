@@ -49,11 +49,17 @@ class MixedPrecision:
         """One step of the optimizer down the loss, its gradients clipped to a norm.
 
         With `fp16` a step whose gradients are not finite is left out, and the scale is lowered.
+
+        Raises:
+            FloatingPointError: with another precision, if the gradients are not finite; before the
+                weights change.
         """
         optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         sum_gradients(network)
         self.scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(network.parameters(), clip)
+        norm = nn.utils.clip_grad_norm_(network.parameters(), clip)
+        if not self.scaler.is_enabled() and not norm.isfinite():
+            raise FloatingPointError(f"the norm of the gradients is {norm.item()}")
         self.scaler.step(optimizer)
         self.scaler.update()

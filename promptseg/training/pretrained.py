@@ -16,7 +16,7 @@ from promptseg.experiment_planning.plans import Plans
 from promptseg.networks.pretrained_report import PretrainedReport
 from promptseg.networks.segvol.weights import load_segvol, segvol_state
 from promptseg.safe_loading import load_safely
-from promptseg.training.checkpoint import CHECKPOINT_FORMAT
+from promptseg.training.checkpoint import check_format
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +64,7 @@ def load_pretrained(network: nn.Module, plans: Plans, path: Path | str) -> Pretr
 def _load_own(
     network: nn.Module, plans: Plans, content: Mapping[str, Any], path: Path | str
 ) -> PretrainedReport:
-    if content["format_version"] != CHECKPOINT_FORMAT:
-        raise ValueError(
-            f"{path} has checkpoint format {content['format_version']}, this version of promptseg "
-            f"reads {CHECKPOINT_FORMAT}"
-        )
+    check_format(path, content)
     if missing := [key for key in _OF_A_CHECKPOINT if key not in content]:
         raise ValueError(
             f"{path} is no whole checkpoint: it lacks {', '.join(missing)}; give one that "

@@ -27,6 +27,11 @@ def signal_handlers(handler: Any) -> Iterator[None]:
             signal.signal(number, old)
 
 
+def interrupt(*_: Any) -> None:
+    """A handler that makes SIGTERM, as batch systems send it, end what runs as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
 @contextmanager
 def signals_held_back() -> Iterator[None]:
     """Processes started in the block never get SIGINT and SIGTERM; this one gets them later.

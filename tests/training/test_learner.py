@@ -1,6 +1,9 @@
+from functools import partialmethod
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from promptseg.networks.prompt_encoder import Query, batch_queries
 from promptseg.networks.promptable import build_network
@@ -116,6 +119,27 @@ def test_a_lower_precision_changes_the_loss_a_little_and_its_type_not(precision)
 def test_a_compiled_network_has_the_same_names(ema):
     compiled, plain = learner(compile=True, ema=ema), learner(ema=ema)
     assert_equal_states(compiled.state(), plain.state())
+
+
+def test_a_compiled_network_takes_the_same_steps(monkeypatch):
+    # traced whole, but run as it is: compiling needs a C++ compiler and minutes
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
+    compiled, plain = learner(compile=True), learner()
+    for run in (compiled, plain):
+        take_steps(run, [0, 1])
+    assert compiled.network._compiled_call_impl is not None
+    for name, value in plain.state()["network"].items():
+        torch.testing.assert_close(compiled.state()["network"][name], value, msg=name)
+
+
+def test_gradients_that_are_not_finite_change_no_weights():
+    run = learner()
+    before = {name: value.clone() for name, value in run.network.state_dict().items()}
+    loss = run.loss_of(batch())
+    with pytest.raises(FloatingPointError, match="the norm of the gradients is nan"):
+        run.descend(loss * (loss - loss.detach()).sqrt(), 1e-3)  # 0, of slope 0 * infinity
+    for name, value in run.network.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 def test_a_frozen_encoder_gets_no_optimizer(caplog):

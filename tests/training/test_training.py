@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -13,14 +14,17 @@ import time
 import pytest
 import torch
 
+from promptseg import pipeline
 from promptseg.commands.train import main
 from promptseg.files import read_json, write_json
 from promptseg.pipeline import train
 from promptseg.training import distributed
 from promptseg.training.base_trainer import BaseTrainer
 from promptseg.training.checkpoint import load_checkpoint
+from promptseg.training.learner import Learner
 from promptseg.training.settings import TrainingSettings, extended
 from promptseg.training.trainers import TRAINERS
+from promptseg.training.validation import WAYS
 
 SHORT = {"epochs": 3, "iterations_per_epoch": 3, "seed": 5}
 
@@ -37,6 +41,12 @@ def assert_same_weights(a, b):
 
 def folders_for(planned, tmp_path):
     return dataclasses.replace(planned, results=tmp_path)
+
+
+def in_one_step(folders):
+    """Flags of the command for epochs of one step, in this process."""
+    roots = ["--preprocessed", str(folders.preprocessed), "--results", str(folders.results)]
+    return ["-d", "7", "-np", "0", "-device", "cpu", "--iterations", "1", *roots]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +82,7 @@ def test_metrics_have_a_row_for_each_epoch_with_three_ways_of_asking(uninterrupt
     assert [row["epoch"] for row in rows] == ["0", "1", "2"]
     assert [row["step"] for row in rows] == ["3", "6", "9"]
     for row in rows:
-        for column in ("train_loss", "val_loss", "val_dice_label", "val_dice_box"):
+        for column in ("train_loss", "val_loss", *(f"val_dice_{way}" for way in WAYS)):
             assert float(row[column]) >= 0
 
 
@@ -82,7 +92,7 @@ def test_a_run_with_worker_processes_ends_in_the_same_weights(planned, tmp_path,
 
 
 def test_another_seed_ends_in_other_weights(planned, tmp_path, uninterrupted):
-    changed = {**SHORT, "seed": 6, "epochs": 1}
+    changed = {**SHORT, "seed": 6}
     model = train(7, folders_for(planned, tmp_path), fold="0", processes=0, **changed)
     name = "mask_decoder.mask_token"
     assert not torch.equal(weights(model / "fold_0")[name], weights(uninterrupted)[name])
@@ -221,18 +231,21 @@ def test_a_time_budget_ends_the_run_and_brings_the_rate_to_zero(planned, tmp_pat
     started = time.monotonic()
     model = train(
         7, folders_for(planned, tmp_path), fold="all", processes=0, time_budget=3.0,
-        iterations_per_epoch=4,
+        iterations_per_epoch=1,
     )  # fmt: skip
     content = load_checkpoint(model / "fold_all" / "checkpoint_final.pth")
     assert content["seconds"] >= 3.0
     assert time.monotonic() - started < 60
     # The rate follows the clock and falls after the warm-up: that of a row's last step, which
-    # began before the row's seconds were taken, is at least the rate for these seconds.
+    # began before the row's seconds were taken and after those of the row before, lies between
+    # the rates for these seconds.
     settings = TrainingSettings.from_json(content["settings"])
-    for row in content["rows"]:
-        assert 0 < row["learning_rate"] <= settings.initial_lr
-        if row["step"] >= 4:
-            assert row["learning_rate"] >= settings.learning_rate(row["seconds"] / 3.0, 0)
+    rows = content["rows"]
+    assert len(rows) > 1 and rows[0]["seconds"] > 3.0 * settings.warmup
+    for before, row in itertools.pairwise(rows):
+        slowest = settings.learning_rate(row["seconds"] / 3.0, 0)
+        fastest = settings.learning_rate(before["seconds"] / 3.0, 0)
+        assert slowest <= row["learning_rate"] <= fastest < settings.initial_lr
 
 
 @pytest.mark.parametrize(
@@ -254,10 +267,9 @@ def test_wrong_requests_are_refused_with_what_to_do(planned, tmp_path, changes, 
 
 def test_the_command_looks_at_all_its_folds_before_it_trains_the_first(planned, tmp_path, capsys):
     folders = folders_for(planned, tmp_path)
-    roots = ("--preprocessed", str(folders.preprocessed), "--results", str(folders.results))
     trained = train(7, folders, fold="1", processes=0, **{**SHORT, "epochs": 1}) / "fold_1"
     (trained / "checkpoint_latest.pth").unlink()  # its final one is worth keeping, too
-    flags = ("-d", "7", "-np", "0", "-device", "cpu", "--epochs", "1", "--iterations", "1", *roots)
+    flags = (*in_one_step(folders), "--epochs", "1")
     for folds, more, message in (
         (("0", "5"), (), "unknown fold '5'; there are 0 to 4, and `all`"),
         (("0", "2", "x"), ("--overwrite",), "unknown fold 'x'"),
@@ -371,6 +383,58 @@ def test_a_killed_sample_worker_is_explained(planned, tmp_path, monkeypatch):
     monkeypatch.setattr(BaseTrainer, "_optimize", killing)
     with pytest.raises(RuntimeError, match="makes samples was killed, .* memory .*--c and fewer"):
         train(7, folders, processes=1, **long)
+
+
+def test_training_that_comes_apart_says_so_also_in_the_log(planned, tmp_path, monkeypatch, capsys):
+    folders = folders_for(planned, tmp_path)
+    loss_of = Learner.loss_of
+
+    def apart(learner, batch):
+        loss = loss_of(learner, batch)
+        apart.steps += 1
+        return loss * (float("nan") if apart.steps > 2 else 1)
+
+    apart.steps = 0
+    monkeypatch.setattr(Learner, "loss_of", apart)
+    assert main([*in_one_step(folders), "-f", "all", "--epochs", "4"]) == 1
+    said = (
+        "error: training came apart at step 2: the loss is nan; start again with a lower learning "
+    )
+    assert said in capsys.readouterr().err
+    (fold,) = folders.results.glob("*/*/fold_all")
+    assert said in (fold / "training_log.txt").read_text()
+    assert load_checkpoint(fold / "checkpoint_latest.pth")["step"] == 2
+
+
+def test_stopped_while_it_validates_it_says_so_and_validates_again(
+    planned, tmp_path, monkeypatch, capsys
+):
+    folders = folders_for(planned, tmp_path)
+    flags = [*in_one_step(folders), "-f", "0", "--epochs", "2", "--early-stopping", "9"]
+    measure = pipeline.measure_coarse
+
+    def stopped(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)  # as a batch system does, when all is predicted
+        return measure(*arguments)
+
+    monkeypatch.setattr(pipeline, "measure_coarse", stopped)
+    assert main(flags) == 1
+    said = capsys.readouterr().err
+    assert "stopped; training is finished, and --c validates the whole cases again" in said
+    assert "the same command with --c continues" in said
+    (validation,) = folders.results.glob("*/*/fold_0/validation")
+    assert not (validation / "summary.json").exists()
+    monkeypatch.undo()
+    assert main([*flags, "--c"]) == 0
+    summary = validation / "summary.json"
+    assert read_json(summary)["failures"] == []
+
+    # the same command again measures nothing anew; it does where other weights may be the final
+    measured = summary.stat().st_mtime_ns
+    assert main([*flags, "--c"]) == 0
+    assert summary.stat().st_mtime_ns == measured
+    assert main([*flags[:-1], "0", "--c"]) == 0
+    assert summary.stat().st_mtime_ns > measured
 
 
 def test_flags_are_called_ignored_only_where_a_run_is_continued(planned, tmp_path, caplog):
