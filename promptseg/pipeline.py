@@ -185,7 +185,7 @@ def train(
             log.warning("%s ignored: a continued run keeps its own", ", ".join(ignored))
         if is_first():
             _keep_beside_model(source, model_folder, plans)
-            if not (run.finished and run.ends_as_before):
+            if not run.final_stays:
                 _remove_validation(fold_folder)
         if not run.run():
             return None
@@ -395,10 +395,12 @@ class _log_file:
             logger.setLevel(logging.INFO)
         logger.addHandler(self.handler)
 
-    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
+    def __exit__(self, *ended_by: Any) -> None:
+        kind, error, _ = ended_by
         if error is not None:  # the terminal gets it from the command
-            content = {"levelno": logging.ERROR, "msg": f"error: {error or kind.__name__}"}
-            self.handler.handle(logging.makeLogRecord(content))
+            message = f"error: {str(error) or kind.__name__}"
+            record = {"levelno": logging.ERROR, "msg": message, "exc_info": ended_by}
+            self.handler.handle(logging.makeLogRecord(record))
         logger = logging.getLogger("promptseg")
         logger.removeHandler(self.handler)
         logger.setLevel(self.level)

@@ -7,7 +7,7 @@ import logging
 import shutil
 import time
 from abc import ABC
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ class BaseTrainer(ABC):
         self.extend = dict(extend or {})
         self.load_teacher = load_teacher
         self.progress = Progress()
-        self.ends_as_before = False  # a finished run of which nothing is changed
+        self.patience_before = 0  # early stopping of the run that is continued
         self.stop_requested = False  # in this process
         self.stopped = False  # all processes, as one of them was to
 
@@ -110,6 +110,13 @@ class BaseTrainer(ABC):
     def finished(self) -> bool:
         """Whether there is nothing left to train."""
         return self.progress.share(self.settings) >= 1 or self.progress.ended_early(self.settings)
+
+    @property
+    def final_stays(self) -> bool:
+        """Whether `run` ends with the final weights that there were."""
+        patience, best = self.settings.early_stopping, self.folder / "checkpoint_best.pth"
+        same_end = patience == self.patience_before and (not patience or best.is_file())
+        return self.finished and same_end
 
     def run(self) -> bool:
         """Train to the end, or until SIGTERM or Ctrl-C; whether the end was reached.
@@ -172,7 +179,7 @@ class BaseTrainer(ABC):
         if content is not None:
             kept = TrainingSettings.from_json(content["settings"])
             self.settings = extended(kept, self.extend)
-            self.ends_as_before = kept.early_stopping == self.settings.early_stopping
+            self.patience_before = kept.early_stopping
         if self.settings.early_stopping and not self.validation_cases:
             raise ValueError(
                 "early stopping needs validation cases, and this fold has none; train without "
@@ -216,12 +223,13 @@ class BaseTrainer(ABC):
         self.stop_requested = True
 
     def _train(self, windows: Sequence) -> None:
-        progress, settings = self.progress, self.settings
+        progress, settings, steps = self.progress, self.settings, self._steps()
+        on_cpu = self.options.device == "cpu"
         before, started = progress.seconds, time.monotonic()
         saved = started
         with progress_bar(progress.share(settings), shown=is_first()) as bar:
             bar.set_description_str(f"training, epoch {progress.epoch(settings)}")
-            for batch in self._batches():
+            for batch in batches(steps, progress.step, self.options.workers, on_cpu=on_cpu):
                 self._agree()
                 if self.finished or self.stopped:
                     break
@@ -249,14 +257,12 @@ class BaseTrainer(ABC):
         progress = self.progress
         progress.seconds, self.stopped = distributed.agree(progress.seconds, self.stop_requested)
 
-    def _batches(self) -> Iterator[Batch]:
-        """This process's images of the batches from this step on."""
+    def _steps(self) -> TrainingSteps:
+        """This process's images of all batches."""
         own = distributed.own_images(self.plans.batch_size)
-        steps = TrainingSteps(
+        return TrainingSteps(
             self.preprocessed, self.training_cases, self.plans, self.settings, self.auto_boxes, own
         )
-        on_cpu = self.options.device == "cpu"
-        return batches(steps, self.progress.step, self.options.workers, on_cpu=on_cpu)
 
     def _optimize(self, batch: Batch) -> float:
         batch = batch.to(self.options.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,11 +108,10 @@ class TrainingSteps(Dataset):
         self.auto_boxes = auto_boxes
         self.images = range(plans.batch_size) if images is None else images
         self.transform = make_augmentation(plans.window, plans.spacing)
-        labels = {c: self.dataset.properties(c)["labels"] for c in self.case_ids}
-        self.cases_with = {
-            value: [case_id for case_id in self.case_ids if value in labels[case_id]]
-            for value in plans.labels.values()
-        }
+        self.cases_with: dict[int, list[str]] = defaultdict(list)
+        for case_id in self.case_ids if settings.rare_label_share > 0 else ():
+            for value in self.dataset.properties(case_id)["labels"]:
+                self.cases_with[value].append(case_id)
 
     def __getitem__(self, step: int) -> Batch:
         samples, queries, values = [], [], []
@@ -156,7 +156,7 @@ class TrainingSteps(Dataset):
         """The label whose turn it is, and the case to look for it in.
 
         Where the case lacks it, one that has it sometimes takes its place, so that a label of few
-        cases is seen; else a label that the case has takes its turn, None if it has none.
+        cases is seen; else any label that the case has takes its turn, None if it has none.
         """
         values = list(self.plans.labels.values())
         value = values[number % len(values)]
@@ -166,7 +166,7 @@ class TrainingSteps(Dataset):
         holders = self.cases_with[value]
         if holders and rng.random() < self.settings.rare_label_share:
             return holders[rng.integers(len(holders))], value
-        return case_id, present[number % len(present)] if present else None
+        return case_id, present[rng.integers(len(present))] if present else None
 
     def _augmented(self, sample: Sample, rng: np.random.Generator) -> Sample:
         # Spatial augmentation moves the labels but knows no boxes: these follow what the window
@@ -223,8 +223,8 @@ def training_queries(
 
     The label that the window was drawn for (value `sought`) goes first, so that a small one among
     many is asked for as often as any; then the others in the window, then absent ones, since an
-    empty mask is the right answer to their names. Where more labels are in the window than are
-    asked for, the last place is an absent one's in half of the images.
+    empty mask is the right answer to their names. Where the labels in the window
+    take all places, the last one is an absent label's in half of the images.
 
     Returns:
         The queries with the label values they ask for.

@@ -52,9 +52,10 @@ def validation_windows(
 ) -> list[ValidationWindow]:
     """One window a case, on a label, for up to `most` cases; the same at every call.
 
-    Each label in the window is asked for by its name, by a jittered box with the name, and as
-    prediction asks automatically: by the plans' box with the name, or by the name where the plans
-    have no box in this case. A box that lies elsewhere finds nothing here.
+    Each label in the window is asked for by its name, by a jittered box with the name, and
+    automatically: by the plans' box with the name, or by the name where the plans have no box in
+    this case. A box that lies elsewhere finds nothing here; of several, the others might, so that
+    nothing is asked then.
     """
     dataset = PreprocessedDataset(folder)
     windows = []
@@ -72,10 +73,10 @@ def validation_windows(
                 continue
             whole = sample.whole_boxes[name]
             asked = {"label": None, "box": jitter_box(whole, plans.window, rng)}
-            if name in sample.auto_boxes or not len(auto_boxes.get(case_id, {}).get(name, ())):
+            proposed = len(auto_boxes.get(case_id, {}).get(name, ()))
+            if name in sample.auto_boxes or not proposed:
                 asked["auto"] = sample.auto_boxes.get(name)
-            else:
-                missed += 1
+            missed += name not in sample.auto_boxes and proposed == 1
             for way, box in asked.items():
                 queries.append(Query(label=index, box=box))
                 values.append(value)

@@ -80,7 +80,7 @@ def test_two_processes_have_the_losses_of_one_also_when_they_are_stopped(planned
     # Adam goes by signs: a weight with hardly a gradient goes where rounding sends it, some steps
     # of 1e-3. They are few: biases, which were 0, differ by 0.3 % of what they are now.
     off = {name: (shared[name] - alone[name]).double() for name in alone}
-    assert max(float(o.abs().max()) for o in off.values()) < 5e-3
+    assert all((o.abs() < 5e-3).all() for o in off.values())  # not of NaN
     apart = {name: float(o.norm() / alone[name].double().norm()) for name, o in off.items()}
     assert max(apart.values()) < 0.02, max(apart.items(), key=lambda item: item[1])
     written = {path.name for path in (two / FOLD).iterdir()}

@@ -75,7 +75,7 @@ def test_automatic_boxes_are_asked_with(small):
     assert all(window.missed == 0 for window in windows)
 
 
-def test_without_an_automatic_box_the_name_is_asked_with_as_in_prediction(small):
+def test_without_an_automatic_box_the_name_is_asked_with(small):
     _, _, boxes = small
     _, measures = measured(small, {})
     assert measures["auto"] == measures["label"] < 1
@@ -91,3 +91,8 @@ def test_a_label_that_its_automatic_box_misses_counts_as_not_found(small):
     missed, all_labels = sum(window.missed for window in windows), len(list(shown(windows)))
     assert 0 < missed < all_labels
     assert measures["auto"] == pytest.approx(1 - missed / all_labels)
+    # of several boxes the first alone is looked at: the label may be in another
+    two = {case_id: {**of, "label_2": 2 * elsewhere} for case_id, of in boxes.items()}
+    windows, measures = measured(small, two)
+    assert sum(window.missed for window in windows) == 0
+    assert measures["auto"] == pytest.approx(1)
