@@ -21,6 +21,7 @@ from promptseg.commands.parsing import (
     run_command,
 )
 from promptseg.folders import find_model_folder
+from promptseg.training.signals import interrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -133,10 +134,6 @@ def _run(args: argparse.Namespace) -> int:
 @contextmanager
 def _stopped_cleanly(output: Path) -> Iterator[None]:
     """SIGTERM, as batch systems send it, stops as Ctrl-C does; either says how to go on."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, interrupt) if is_main else None
     try:

@@ -121,16 +121,17 @@ def _run(args: argparse.Namespace) -> int:
     from promptseg.pipeline import train as train_fold
 
     folds = list(dict.fromkeys(args.fold))
-    check_folds(
-        args.dataset,
-        folders_of(args),
-        folds[1:],  # the first is refused soon enough
-        trainer=args.trainer,
-        group_regex=args.group_regex,
-        plans_name=args.plans_name,
-        resume=args.resume,
-        overwrite=args.overwrite,
-    )
+    if later := folds[1:]:  # the first is refused soon enough
+        check_folds(
+            args.dataset,
+            folders_of(args),
+            later,
+            trainer=args.trainer,
+            group_regex=args.group_regex,
+            plans_name=args.plans_name,
+            resume=args.resume,
+            overwrite=args.overwrite,
+        )
     for fold in folds:
         model = train_fold(
             args.dataset,

@@ -223,8 +223,8 @@ def training_queries(
 
     The label that the window was drawn for (value `sought`) goes first, so that a small one among
     many is asked for as often as any; then the others in the window, then absent ones, since an
-    empty mask is the right answer to their names. Where the labels in the window
-    take all places, the last one is an absent label's in half of the images.
+    empty mask is the right answer to their names. Where the labels in the window take all places,
+    the last one is an absent label's in half of the images.
 
     Returns:
         The queries with the label values they ask for.

@@ -1,4 +1,4 @@
-"""What SIGTERM and Ctrl-C do to a training run and its sample workers."""
+"""What SIGTERM and Ctrl-C do to a run, and to the sample workers of training."""
 
 from __future__ import annotations
 

@@ -76,7 +76,8 @@ def validation_windows(
             proposed = len(auto_boxes.get(case_id, {}).get(name, ()))
             if name in sample.auto_boxes or not proposed:
                 asked["auto"] = sample.auto_boxes.get(name)
-            missed += name not in sample.auto_boxes and proposed == 1
+            elif proposed == 1:
+                missed += 1
             for way, box in asked.items():
                 queries.append(Query(label=index, box=box))
                 values.append(value)

@@ -244,6 +244,7 @@ def test_a_time_budget_ends_the_run_and_brings_the_rate_to_zero(planned, tmp_pat
     # the rates for these seconds.
     settings = TrainingSettings.from_json(content["settings"])
     rows = content["rows"]
+    assert all(0 < row["learning_rate"] <= settings.initial_lr for row in rows)
     after_warmup = [
         pair for pair in itertools.pairwise(rows) if pair[0]["seconds"] > BUDGET * settings.warmup
     ]
