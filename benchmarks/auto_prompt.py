@@ -24,7 +24,7 @@ import numpy as np
 from literal_chain import scipy_box, simpleitk_box
 from scipy import ndimage
 
-from promptseg.image_io import read_image
+from promptseg.io.images import read_image
 from promptseg.preprocessing.normalize import ct_window, normalize
 from promptseg.prompts.automatic import auto_prompt
 

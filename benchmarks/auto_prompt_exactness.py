@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from literal_chain import box_of_largest, scipy_box, scipy_mask
 
-from promptseg.image_io import file_ending, read_image
+from promptseg.io.images import file_ending, read_image
 from promptseg.preprocessing.normalize import (
     CT_WINDOWS,
     ct_window,
@@ -27,7 +27,7 @@ from promptseg.preprocessing.normalize import (
     to_uint8,
 )
 from promptseg.prompts.automatic import auto_prompt
-from promptseg.prompts.automatic.intensity import IntensityPrompter
+from promptseg.prompts.strategies.intensity import IntensityPrompter
 
 VARIANTS = {
     "moments in float32": {"moments": np.float32},

@@ -25,11 +25,12 @@ import numpy as np
 from promptseg.boxes import mask_box
 from promptseg.experiment_planning.auto_prompt_cases import FitCase, reduce_case
 from promptseg.experiment_planning.auto_prompt_fit import UNFITTED, fit_labels, fitted_strategies
-from promptseg.image_io import read_image, read_segmentation
+from promptseg.io.dataset import RawCase, read_raw_dataset
+from promptseg.io.images import read_image, read_segmentation
 from promptseg.parallel import map_cases
-from promptseg.preprocessing.normalize import Normalization, default_normalization
-from promptseg.prompts.automatic.base import AUTO_PROMPTERS
-from promptseg.raw_dataset import RawCase, read_raw_dataset
+from promptseg.plans import Normalization
+from promptseg.preprocessing.normalize import default_normalization
+from promptseg.prompts.strategies import AUTO_PROMPTERS
 
 
 def main() -> None:

@@ -32,13 +32,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from promptseg.experiment_planning.plans import Plans
 from promptseg.inference.predictor import Predictor
 from promptseg.networks.cost_table import plans_for_cost
 from promptseg.networks.device import choose_device
 from promptseg.networks.encoders import ENCODERS
 from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
 from promptseg.networks.promptable import PromptableNetwork, build_network
+from promptseg.plans import Plans
 
 LABELS, BAR = 20, 3.0
 WINDOWS = {  # window and stride, zyx: the hippocampus plans, and a CT's

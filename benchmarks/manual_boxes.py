@@ -9,9 +9,9 @@ import numpy as np
 
 from promptseg.boxes import mask_box
 from promptseg.evaluation.inputs import label_files
-from promptseg.image_io import read_segmentation
-from promptseg.prompts.prompts import make_prompts, write_prompts_file
+from promptseg.io.images import read_segmentation
 from promptseg.prompts.simulated import jitter_box
+from promptseg.prompts.types import make_prompts, write_prompts_file
 
 
 def write_manual_boxes(path: Path, truth: Path, labels: Mapping[str, int], seed: int = 0) -> None:

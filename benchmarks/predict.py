@@ -25,7 +25,7 @@ from commands import HERE, Runner, Stopped
 from nnunet import NNUNet
 
 from promptseg.folders import find_dataset_folder
-from promptseg.raw_dataset import read_raw_dataset
+from promptseg.io.dataset import read_raw_dataset
 from promptseg.training.splits import fold_cases, make_splits
 
 UNTRAINED = """

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from promptseg.image_io import Geometry, read_image, write_image
+from promptseg.io.images import Geometry, read_image, write_image
 
 SHAPE = (400, 512, 512)
 KIDNEY_MM = np.array([110.0, 60.0, 60.0])
@@ -104,7 +104,7 @@ def run(job: dict) -> dict[str, float]:
 
 def measured(folder: str, image: str, boxes: list) -> dict[str, float]:
     """Read, answer and write once; boxes are those of the labels, None asks by name."""
-    from promptseg.inference.predict_files import KEPT_ENCODINGS, predict_files
+    from promptseg.inference.batch.predict_files import KEPT_ENCODINGS, predict_files
     from promptseg.inference.predictor import Predictor
 
     predictor = Predictor.from_model_folder(
@@ -174,8 +174,8 @@ def write_model(folder: Path, size: str, spacing: tuple[float, ...], voxel_mm: n
     import torch
 
     from promptseg.experiment_planning import rules
-    from promptseg.experiment_planning.plans import Plans
     from promptseg.networks.promptable import build_network
+    from promptseg.plans import Plans
     from promptseg.preprocessing.normalize import ct_window
     from promptseg.preprocessing.resample import resampled_shape
     from promptseg.training.checkpoint import save_checkpoint

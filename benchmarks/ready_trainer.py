@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from promptseg.experiment_planning.plans import load_plans
 from promptseg.files import read_json
 from promptseg.networks.device import choose_device
-from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
-from promptseg.training.base_trainer import BaseTrainer
-from promptseg.training.patches import TrainingSteps
+from promptseg.plans import load_plans
+from promptseg.preprocessing.dataset import PreprocessedDataset
+from promptseg.training.sampling import TrainingSteps
 from promptseg.training.settings import RunOptions
 from promptseg.training.splits import cases_of_fold
+from promptseg.training.trainer import BaseTrainer
 from promptseg.training.trainers import TRAINERS
 
 

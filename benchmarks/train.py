@@ -38,10 +38,10 @@ from nnunet import NNUNet
 from train_tables import report, summary_line
 
 from promptseg.commands.parsing import seconds
-from promptseg.experiment_planning.plans import load_plans
 from promptseg.files import read_json, write_json
 from promptseg.folders import find_dataset_folder, find_folders
-from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
+from promptseg.plans import load_plans
+from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.training.splits import cases_of_fold
 
 

@@ -13,28 +13,28 @@ from typing import Any
 from promptseg.evaluation.evaluate import evaluate_folders
 from promptseg.evaluation.inputs import label_files
 from promptseg.experiment_planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
-from promptseg.experiment_planning.plans import DEFAULT_PLANS_NAME, Plans, load_plans, save_plans
 from promptseg.files import read_json, replacing
 from promptseg.folders import Folders, find_dataset_folder
+from promptseg.inference.batch.predict_files import predict_cases
 from promptseg.inference.coarse_quality import measure_coarse
-from promptseg.inference.model_folder import (
+from promptseg.inference.load import (
     COARSE_QUALITY,
     load_networks,
     opened_model,
     write_coarse_quality,
 )
-from promptseg.inference.predict_folder import predict_cases
 from promptseg.inference.predictor import Predictor
+from promptseg.io.dataset import RawCase
 from promptseg.networks.device import choose_device
-from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
+from promptseg.plans import DEFAULT_PLANS_NAME, Plans, load_plans, save_plans
+from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.prompts.given import case_from_json
-from promptseg.raw_dataset import RawCase
+from promptseg.signals import interrupt, signal_handlers
 from promptseg.training.checkpoint import check_untrained
 from promptseg.training.distillation import Teacher, check_teacher_fits
 from promptseg.training.distributed import from_first, is_first, join
-from promptseg.training.patches import AutoBoxes
+from promptseg.training.sampling import AutoBoxes
 from promptseg.training.settings import RunOptions
-from promptseg.training.signals import interrupt, signal_handlers
 from promptseg.training.splits import cases_of_fold
 from promptseg.training.trainers import TRAINERS
 from promptseg.words import some

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from promptseg.experiment_planning.plans import Plans
-from promptseg.preprocessing.normalize import Normalization
+from promptseg.plans import Normalization, Plans
 
 IDENTITY = Normalization(kind="window", lower=0.0, upper=255.0)  # [0, 255] stays as it is
 

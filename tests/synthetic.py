@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from promptseg.files import write_json
-from promptseg.image_io import Geometry, write_image
+from promptseg.io.images import Geometry, write_image
 
 AIR_AND_TISSUE = {  # raw intensities of background and of label 1; each further label is a step up
     "CT": (-1000.0, 60.0),

@@ -12,7 +12,7 @@ import pytest
 
 import promptseg.commands
 from promptseg.commands import auto_prompt, parsing, plan, predict, train
-from promptseg.image_io import read_image
+from promptseg.io.images import read_image
 from tests.synthetic import write_raw_dataset
 
 COMMANDS = {

@@ -8,7 +8,7 @@ import pytest
 
 from promptseg.commands import evaluate, plan, train
 from promptseg.commands import predict as predict_command
-from promptseg.image_io import Geometry, read_image, read_segmentation, write_image
+from promptseg.io.images import Geometry, read_image, read_segmentation, write_image
 from tests.real_data import raw_folder
 from tests.training.test_distributed import start
 from tests.training.test_training import wait_for

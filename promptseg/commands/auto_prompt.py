@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from promptseg.prompts.automatic.files import auto_prompt_files
+    from promptseg.prompts.image_files import auto_prompt_files
 
     content = auto_prompt_files(
         args.input,

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptseg.challenge_npz import SPACING_ORDERS
 from promptseg.commands.parsing import (
     add_folders,
     command_parser,
@@ -15,6 +14,7 @@ from promptseg.commands.parsing import (
     folders_of,
     run_command,
 )
+from promptseg.io.challenge_npz import SPACING_ORDERS
 
 if TYPE_CHECKING:
     from promptseg.conversion.result import Conversion

@@ -49,10 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from promptseg.experiment_planning.plans import load_plans
     from promptseg.folders import find_dataset_folder
     from promptseg.networks.cost_table import cost_table, plans_for_cost
     from promptseg.networks.device import choose_device
+    from promptseg.plans import load_plans
     from promptseg.training.trainers import TRAINERS
 
     own = {name: getattr(args, name) for name in ("window", "stride", "size")}

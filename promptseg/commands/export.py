@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from promptseg.onnx_export.export_model import FILES, export_model
+    from promptseg.export.export_model import FILES, export_model
 
     difference = export_model(args.model, args.output, fold=args.fold, checkpoint=args.checkpoint)
     print(f"{', '.join(FILES)} in {args.output}")

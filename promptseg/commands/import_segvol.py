@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from promptseg.inference.segvol.import_weights import import_segvol
+    from promptseg.segvol.import_weights import import_segvol
 
     report = import_segvol(
         args.weights,

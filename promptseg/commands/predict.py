@@ -21,7 +21,7 @@ from promptseg.commands.parsing import (
     run_command,
 )
 from promptseg.folders import find_model_folder
-from promptseg.training.signals import interrupt
+from promptseg.signals import interrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from promptseg.inference.predict_files import predict_files
+    from promptseg.inference.batch.predict_files import predict_files
 
     model = args.model or find_model_folder(
         folders_of(args),

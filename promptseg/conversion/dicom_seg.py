@@ -14,7 +14,7 @@ from promptseg.conversion.predictions import refuse_existing
 from promptseg.conversion.result import Conversion, convert_cases
 from promptseg.evaluation.inputs import label_files, names_by_value
 from promptseg.files import read_json, replacing
-from promptseg.image_io import Geometry, is_dicom_folder, read_image, read_segmentation
+from promptseg.io.images import Geometry, is_dicom_folder, read_image, read_segmentation
 
 if TYPE_CHECKING:
     from highdicom.seg import Segmentation, SegmentDescription

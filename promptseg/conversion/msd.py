@@ -11,11 +11,11 @@ from typing import Any
 import SimpleITK as sitk
 
 from promptseg.conversion.result import Conversion, convert_cases
-from promptseg.dataset_json import problems_of_content
 from promptseg.files import read_json, replacing, replacing_folder, write_json
 from promptseg.folders import new_dataset_folder
-from promptseg.image_io import read_segmentation
-from promptseg.itk_reading import read_itk_channels
+from promptseg.io.dataset import problems_of_content
+from promptseg.io.images import read_segmentation
+from promptseg.io.itk import read_itk_channels
 from promptseg.words import some
 
 _ENDING = ".nii.gz"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from promptseg.challenge_npz import read_npz_volume
 from promptseg.conversion.result import Conversion, convert_cases
 from promptseg.files import replacing_folder, write_json
 from promptseg.folders import new_dataset_folder
-from promptseg.image_io import NPZ, Geometry, as_labels, write_image
-from promptseg.npz_reading import read_npz
+from promptseg.io.challenge_npz import read_npz_volume
+from promptseg.io.images import NPZ, Geometry, as_labels, write_image
+from promptseg.io.npz import read_npz
 from promptseg.words import some
 
 _ENDING = ".nii.gz"

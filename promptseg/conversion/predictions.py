@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from promptseg.challenge_npz import write_npz_labels
 from promptseg.conversion.result import Conversion, convert_cases
 from promptseg.evaluation.inputs import label_files
-from promptseg.image_io import NPZ, read_segmentation
+from promptseg.io.challenge_npz import write_npz_labels
+from promptseg.io.images import NPZ, read_segmentation
 from promptseg.words import some
 
 

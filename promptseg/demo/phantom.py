@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from promptseg.demo.anatomy import abdomen, liver_under_a_probe
 from promptseg.demo.shapes import Structure, grid_points, paint
 from promptseg.files import write_json
-from promptseg.image_io import Geometry, write_image
+from promptseg.io.images import Geometry, write_image
 
 MODALITIES = ("CT", "MRI", "PET", "US")
 LABELS = {"liver": 1, "kidney": 2, "lesion": 3}

@@ -15,7 +15,7 @@ from promptseg.demo.picture import PictureRow, draw_cases
 from promptseg.evaluation.evaluate import evaluate_folders
 from promptseg.files import read_json, write_json
 from promptseg.folders import Folders
-from promptseg.image_io import read_image, read_segmentation
+from promptseg.io.images import read_image, read_segmentation
 from promptseg.preprocessing.normalize import default_normalization, intensity_range
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def run_demo(
     write_json(folder / _MARKER, {"modality": modality, "seed": seed})
     # Imported here: these bring torch, which the phantoms and their workers do without.
     from promptseg.experiment_planning.planner import plan_dataset
-    from promptseg.inference.predict_files import predict_files
+    from promptseg.inference.batch.predict_files import predict_files
     from promptseg.pipeline import train
 
     folders = Folders(

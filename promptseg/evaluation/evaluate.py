@@ -21,7 +21,7 @@ from promptseg.evaluation.metrics import Confusion, confusion_counts, volume_ml
 from promptseg.evaluation.report import format_table
 from promptseg.evaluation.summary import summarize, write_csv
 from promptseg.files import write_json
-from promptseg.image_io import read_segmentation
+from promptseg.io.images import read_segmentation
 from promptseg.parallel import map_cases
 from promptseg.words import some
 

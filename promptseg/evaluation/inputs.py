@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from promptseg.files import read_json
-from promptseg.image_io import file_ending
-from promptseg.prompts.prompts import read_prompts_file
+from promptseg.io.images import file_ending
+from promptseg.prompts.types import read_prompts_file
 from promptseg.words import some
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
-from promptseg.image_io import read_image, read_segmentation
-from promptseg.preprocessing.normalize import Normalization, normalize
-from promptseg.prompts.automatic.fitted import (
+from promptseg.io.images import read_image, read_segmentation
+from promptseg.plans import Normalization
+from promptseg.preprocessing.normalize import normalize
+from promptseg.prompts.strategies.fitted import (
     FittedPrompter,
     Sample,
     View,
@@ -19,7 +20,7 @@ from promptseg.prompts.automatic.fitted import (
 )
 
 if TYPE_CHECKING:
-    from promptseg.raw_dataset import RawCase
+    from promptseg.io.dataset import RawCase
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,13 @@ from promptseg.experiment_planning.auto_prompt_scores import (
     out_of_fold,
 )
 from promptseg.parallel import Workers, map_cases
-from promptseg.preprocessing.normalize import Normalization
-from promptseg.prompts.automatic.base import AUTO_PROMPTERS, Proposal
-from promptseg.prompts.automatic.fitted import FittedPrompter
+from promptseg.plans import Normalization
+from promptseg.prompts.auto_prompter import Proposal
+from promptseg.prompts.strategies import AUTO_PROMPTERS
+from promptseg.prompts.strategies.fitted import FittedPrompter
 
 if TYPE_CHECKING:
-    from promptseg.raw_dataset import RawCase
+    from promptseg.io.dataset import RawCase
 
 UNFITTED = ("intensity",)  # needs no fit; every registered FittedPrompter is fitted
 USABLE_IOU = 0.3  # below it a box misleads the network more than the label's name alone

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from promptseg.experiment_planning.auto_prompt_cases import FitCase, LabelTruth
-from promptseg.prompts.automatic.base import Proposal
-from promptseg.prompts.automatic.expected_iou import evidence, expected_iou, fit_expected_iou
-from promptseg.prompts.automatic.fitted import FittedPrompter, box_ious
-from promptseg.prompts.automatic.steps import is_nearly_whole
+from promptseg.prompts.auto_prompter import Proposal
+from promptseg.prompts.intensity.algorithm import is_nearly_whole
+from promptseg.prompts.strategies.expected_iou import evidence, expected_iou, fit_expected_iou
+from promptseg.prompts.strategies.fitted import FittedPrompter, box_ious
 
 
 def assign_folds(count: int, folds: int = 5) -> np.ndarray:

@@ -30,9 +30,9 @@ from promptseg.experiment_planning.integrity import (
     check_label_exists,
     unused_labels,
 )
-from promptseg.image_io import Geometry, as_labels, read_image
+from promptseg.io.dataset import RawCase, RawDataset
+from promptseg.io.images import Geometry, as_labels, read_image
 from promptseg.parallel import Workers, map_cases
-from promptseg.raw_dataset import RawCase, RawDataset
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from promptseg.image_io import Geometry
-from promptseg.raw_dataset import RawCase, RawDataset
+from promptseg.io.dataset import RawCase, RawDataset
+from promptseg.io.images import Geometry
 from promptseg.words import some
 
 _CHECK_HEADERS = "find out which is right and correct the other, or resample it onto the image grid"

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from promptseg.dataset_json import case_groups
 from promptseg.experiment_planning.auto_prompt_fit import AutoPromptFit, fit_auto_prompts
 from promptseg.experiment_planning.examine import examine_dataset
 from promptseg.experiment_planning.fingerprint import (
@@ -22,7 +21,6 @@ from promptseg.experiment_planning.fingerprint import (
     save_fingerprint,
 )
 from promptseg.experiment_planning.integrity import Problem, report
-from promptseg.experiment_planning.plans import DEFAULT_PLANS_NAME, PRESETS, Plans, save_plans
 from promptseg.experiment_planning.rules import (
     BUDGETS,
     SEGVOL_STRIDE,
@@ -33,19 +31,19 @@ from promptseg.experiment_planning.rules import (
 )
 from promptseg.files import replacing, write_json
 from promptseg.folders import Folders, find_dataset_folder
-from promptseg.image_io import file_ending
+from promptseg.io.dataset import RawCase, RawDataset, case_groups, read_raw_dataset
+from promptseg.io.images import file_ending
 from promptseg.parallel import Workers
+from promptseg.plans import DEFAULT_PLANS_NAME, PRESETS, Normalization, Plans, save_plans
+from promptseg.preprocessing.dataset import PreprocessedDataset, remove_case
 from promptseg.preprocessing.normalize import (
-    Normalization,
     ct_window,
     foreground_clipping,
     keep_windowed,
     percentile_clipping,
 )
 from promptseg.preprocessing.preprocess import preprocess_dataset
-from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset, remove_case
 from promptseg.preprocessing.resample import resampled_shape
-from promptseg.raw_dataset import RawCase, RawDataset, read_raw_dataset
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from promptseg.boxes import box_iou, mask_box
-from promptseg.image_io import read_segmentation
-from promptseg.inference.own_prompts import COARSE
+from promptseg.inference.coarse import COARSE
 from promptseg.inference.predictor import Predictor
 from promptseg.inference.prepared import read_prepared
-from promptseg.raw_dataset import RawCase
+from promptseg.io.dataset import RawCase
+from promptseg.io.images import read_segmentation
 
 log = logging.getLogger(__name__)
 

@@ -10,25 +10,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from promptseg.experiment_planning.plans import Plans
-from promptseg.inference.answers import blended_answers
-from promptseg.inference.collector import Collector
-from promptseg.inference.decoding import ImageDecoder
-from promptseg.inference.export import raw_slabs
-from promptseg.inference.iterate import predict_each
-from promptseg.inference.locate import locate, windows_of_queries
-from promptseg.inference.model_folder import load_networks, opened_model, read_coarse_quality
+from promptseg.inference.batch.iterate import predict_each
+from promptseg.inference.coarse import locate, windows_of_queries
+from promptseg.inference.decoder import ImageDecoder, blended_answers
+from promptseg.inference.label_map import Collector, raw_slabs
+from promptseg.inference.load import load_networks, opened_model, read_coarse_quality
 from promptseg.inference.prepared import PreparedImage, with_channels
-from promptseg.inference.proposer import Proposer
+from promptseg.inference.prompting import Proposer
 from promptseg.inference.queries import as_queries, flips
 from promptseg.inference.results import LabelResult, Prediction
 from promptseg.inference.sliding_window import gaussian_weights
 from promptseg.networks.device import choose_device
 from promptseg.networks.prompt_encoder import Query
 from promptseg.networks.promptable import PromptableNetwork
+from promptseg.plans import Plans
 from promptseg.preprocessing.lazy import LazyImage
 from promptseg.preprocessing.normalize import check_windowed
-from promptseg.prompts.prompts import Prompts, make_prompts
+from promptseg.prompts.types import Prompts, make_prompts
 
 __all__ = ["LabelResult", "Prediction", "Predictor", "PreparedImage"]
 log = logging.getLogger(__name__)
@@ -131,7 +129,7 @@ class Predictor:
             measured = read_coarse_quality(opened, folds)
         log.info("predicting on %s", device)
         if plans.preset == "segvol":  # its module needs this one
-            from promptseg.inference.segvol.predictor import SegVolPredictor
+            from promptseg.segvol.predictor import SegVolPredictor
 
             cls = SegVolPredictor
         return cls(
@@ -276,7 +274,9 @@ class Predictor:
         self, inputs: Path | str, output: Path | str, **options: Any
     ) -> dict[str, Any]:
         """`promptseg.predict_files` with networks that are loaded already; see `predict_folder`."""
-        from promptseg.inference.predict_folder import predict_folder  # which needs this module
+        from promptseg.inference.batch.predict_files import (
+            predict_folder,  # which needs this module
+        )
 
         return predict_folder(self, inputs, output, **options)
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from promptseg.image_io import NPZ, Geometry, file_ending, read_image
-from promptseg.inference.decoding import ImageDecoder
-from promptseg.preprocessing.normalize import Normalization, undo_window, windows_in_words
+from promptseg.inference.decoder import ImageDecoder
+from promptseg.io.images import NPZ, Geometry, file_ending, read_image
+from promptseg.plans import Normalization
+from promptseg.preprocessing.normalize import undo_window, windows_in_words
 
 if TYPE_CHECKING:
     from promptseg.inference.predictor import Predictor

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from promptseg.networks.prompt_encoder import Query
-from promptseg.prompts.prompts import Prompts
+from promptseg.prompts.types import Prompts
 
 
 def as_queries(

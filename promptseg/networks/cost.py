@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from promptseg.experiment_planning.plans import Plans
 from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
 from promptseg.networks.promptable import PromptableNetwork, build_network
+from promptseg.plans import Plans
 
 QUERIES_PER_IMAGE = 4  # of the training step that is measured: two labels, each asked twice
 

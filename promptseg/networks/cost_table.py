@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from promptseg.experiment_planning.plans import Plans
 from promptseg.networks.cost import count_parameters, network_cost
 from promptseg.networks.encoders import ENCODERS
 from promptseg.networks.promptable import build_network
-from promptseg.preprocessing.normalize import Normalization
+from promptseg.plans import Normalization, Plans
 
 DEFAULT_WINDOW, DEFAULT_STRIDE = (40, 56, 40), (8, 8, 8)  # as planned for hippocampus MR
 

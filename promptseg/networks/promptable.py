@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from promptseg.experiment_planning.plans import Plans
 from promptseg.networks.encoders import ENCODERS, ImageEncoder
 from promptseg.networks.encoding import Encoding
 from promptseg.networks.mask_decoder import MaskDecoder
 from promptseg.networks.prompt_encoder import PromptBatch, PromptEncoder
-from promptseg.networks.segvol import SegVolNetwork, build_segvol_network
+from promptseg.plans import Plans
 from promptseg.preprocessing.resample import resample_logits
+from promptseg.segvol import SegVolNetwork, build_segvol_network
 
 
 class PromptableNetwork(nn.Module):

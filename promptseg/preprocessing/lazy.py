@@ -8,9 +8,9 @@ from functools import cached_property
 import numpy as np
 from scipy import sparse
 
+from promptseg.plans import Normalization
 from promptseg.preprocessing.kernels import resampled_from_planes, resampled_planes
 from promptseg.preprocessing.normalize import (
-    Normalization,
     check_finite,
     intensity_range,
     rescale_part,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
+from promptseg.plans import Normalization
 from promptseg.preprocessing.percentiles import percentiles
 
 CT_WINDOWS: dict[str, tuple[float, float]] = {  # width, level in HU (paper, section 3.3)
@@ -18,31 +17,6 @@ CT_WINDOWS: dict[str, tuple[float, float]] = {  # width, level in HU (paper, sec
 }
 PERCENTILES = (0.5, 99.5)  # paper, section 3.3: MRI, PET and ultrasound
 FOREGROUND_PERCENTILES = (0.05, 99.95)  # SegVol, every modality
-KINDS = ("window", "percentiles", "foreground")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Normalization:
-    """How one channel's intensities become [0, 255]; a piece of the plans.
-
-    Attributes:
-        kind: `window` (CT: HU between two fixed values), `percentiles` (of each volume) or
-            `foreground` (percentiles of each volume's voxels above its mean).
-        lower, upper: HU for `window`, else percentiles; what lies outside is clipped.
-    """
-
-    kind: str
-    lower: float
-    upper: float
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"normalization kind {self.kind!r} is none of {', '.join(KINDS)}")
-        if not self.lower < self.upper:
-            raise ValueError(f"normalization needs lower < upper, got {self.lower}, {self.upper}")
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def ct_window(name: str) -> Normalization:

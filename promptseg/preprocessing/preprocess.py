@@ -12,15 +12,15 @@ import numpy as np
 from scipy import ndimage
 
 from promptseg.files import read_json
-from promptseg.image_io import Geometry, read_image, read_segmentation
+from promptseg.io.images import Geometry, read_image, read_segmentation
 from promptseg.parallel import Workers, map_cases
+from promptseg.plans import Normalization
+from promptseg.preprocessing.dataset import case_files, remove_case, write_case
 from promptseg.preprocessing.lazy import LazyImage
-from promptseg.preprocessing.normalize import Normalization
-from promptseg.preprocessing.preprocessed_dataset import case_files, remove_case, write_case
 from promptseg.preprocessing.resample import resample_segmentation
 
 if TYPE_CHECKING:
-    from promptseg.raw_dataset import RawCase
+    from promptseg.io.dataset import RawCase
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from promptseg.image_io import Geometry
-from promptseg.prompts.prompts import VOXEL, WORLD_RAS, Prompts, check_case, make_prompts
+from promptseg.io.images import Geometry
+from promptseg.prompts.types import VOXEL, WORLD_RAS, Prompts, check_case, make_prompts
 from promptseg.prompts.world import RAS, corners, extent_mm, world_to_boxes, world_to_voxel
 
 _DECIMALS = 6  # of a voxel: what is left of a round trip through mm is smaller

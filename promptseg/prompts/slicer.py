@@ -17,7 +17,7 @@ import numpy as np
 
 from promptseg.files import read_json
 from promptseg.prompts.given import CasePrompts, GivenPrompts
-from promptseg.prompts.prompts import WORLD
+from promptseg.prompts.types import WORLD
 from promptseg.prompts.world import RAS, corners
 
 MARKUPS = ".mrk.json"

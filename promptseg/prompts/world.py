@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from promptseg.image_io import Geometry
+from promptseg.io.images import Geometry
 
 RAS = np.array([-1.0, -1.0, 1.0])  # turns LPS (ITK, DICOM) into RAS (NIfTI, FreeSurfer) and back
 _CORNERS = np.array(np.meshgrid([0, 1], [0, 1], [0, 1], indexing="ij")).reshape(3, 8).T

@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch.utils.data import DataLoader
 
-from promptseg.training.patches import Batch, TrainingSteps
-from promptseg.training.signals import set_up_worker, signals_held_back
+from promptseg.signals import set_up_worker, signals_held_back
+from promptseg.training.sampling import Batch, TrainingSteps
 
 NO_END = 10**9  # steps of a run that ends by time
 PREFETCHED = 4  # batches that each worker keeps ready

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from promptseg.experiment_planning.plans import Plans
 from promptseg.files import WRITING, replacing
-from promptseg.safe_loading import load_safely
+from promptseg.io.torch_files import load_safely
+from promptseg.plans import Plans
 from promptseg.training.settings import RunOptions
 from promptseg.words import some
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from promptseg.experiment_planning.plans import Plans
-from promptseg.training.patches import Batch
+from promptseg.plans import Plans
+from promptseg.training.sampling import Batch
 
 SAME_IN_BOTH = (  # fields of the plans that say what a network is shown and asked
     "preset",

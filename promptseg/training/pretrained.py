@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from promptseg.experiment_planning.plans import Plans
+from promptseg.io.torch_files import load_safely
 from promptseg.networks.pretrained_report import PretrainedReport
-from promptseg.networks.segvol.weights import load_segvol, segvol_state
-from promptseg.safe_loading import load_safely
+from promptseg.plans import Plans
+from promptseg.segvol.weights import load_segvol, segvol_state
 from promptseg.training.checkpoint import check_format
 
 log = logging.getLogger(__name__)

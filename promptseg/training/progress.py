@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from promptseg.training.metrics_log import epochs_since_best
+from promptseg.training.logging import epochs_since_best
 from promptseg.training.settings import TrainingSettings
 
 

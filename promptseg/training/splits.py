@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import KFold
 
-from promptseg.dataset_json import case_groups
 from promptseg.files import read_json, write_json
+from promptseg.io.dataset import case_groups
 from promptseg.words import some
 
 SEED = 12345  # nnU-Net's, so that both tools train and validate on the same cases

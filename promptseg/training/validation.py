@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from promptseg.experiment_planning.plans import Plans
 from promptseg.networks.prompt_encoder import Query
 from promptseg.networks.promptable import PromptableNetwork, decode_in_parts
-from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
+from promptseg.plans import Plans
+from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.prompts.simulated import jitter_box
 from promptseg.training.losses import PromptLoss, hard_dice
-from promptseg.training.patches import (
+from promptseg.training.sampling import (
     AutoBoxes,
     Batch,
     draw_window_start,

@@ -13,7 +13,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from promptseg.commands import convert
 from promptseg.conversion.dicom_seg import convert_predictions_to_dicom
 from promptseg.files import write_json
-from promptseg.image_io import Geometry, read_image, write_image
+from promptseg.io.images import Geometry, read_image, write_image
 
 SHAPE, SPACING = (4, 7, 6), (2.5, 0.8, 0.7)
 TILTED = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])  # columns: directions of x, y, z

@@ -10,8 +10,8 @@ from promptseg.commands import convert
 from promptseg.conversion.msd import convert_msd, is_msd_task
 from promptseg.experiment_planning.examine import examine_dataset
 from promptseg.files import read_json, write_json
-from promptseg.image_io import Geometry, read_image, read_segmentation, write_image
-from promptseg.raw_dataset import read_raw_dataset
+from promptseg.io.dataset import read_raw_dataset
+from promptseg.io.images import Geometry, read_image, read_segmentation, write_image
 
 SHAPE = (4, 7, 6)
 GEOMETRY = Geometry(

@@ -10,9 +10,9 @@ from promptseg.conversion.npz_dataset import convert_npz
 from promptseg.conversion.predictions import convert_predictions_to_npz
 from promptseg.experiment_planning.examine import examine_dataset
 from promptseg.experiment_planning.planner import choose_normalizations
-from promptseg.image_io import Geometry, read_image, read_segmentation, write_image
+from promptseg.io.dataset import read_raw_dataset
+from promptseg.io.images import Geometry, read_image, read_segmentation, write_image
 from promptseg.preprocessing.normalize import keep_windowed
-from promptseg.raw_dataset import read_raw_dataset
 from tests.real_data import require_real_data
 
 SHAPE = (4, 7, 6)

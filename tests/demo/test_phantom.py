@@ -18,7 +18,7 @@ from promptseg.demo.phantom import (
     write_phantom_dataset,
 )
 from promptseg.demo.shapes import Ellipsoid, Structure, grid_points, paint
-from promptseg.image_io import read_image, read_segmentation
+from promptseg.io.images import read_image, read_segmentation
 
 
 @pytest.fixture(scope="module", params=MODALITIES)

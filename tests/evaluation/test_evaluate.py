@@ -12,7 +12,7 @@ import pytest
 
 from promptseg.evaluation.evaluate import evaluate_folders, format_table
 from promptseg.files import write_json
-from promptseg.image_io import Geometry, write_image
+from promptseg.io.images import Geometry, write_image
 
 SHAPE, SPACING = (4, 6, 5), (2.5, 1.0, 0.8)  # a voxel is 2 mm3
 GEOMETRY = Geometry(shape=SHAPE, spacing=SPACING, origin=(3.0, -7.0, 11.0))

@@ -23,11 +23,12 @@ from promptseg.experiment_planning.auto_prompt_scores import (
     out_of_fold,
     rank_correlation,
 )
+from promptseg.io.dataset import read_raw_dataset
 from promptseg.preprocessing.normalize import percentile_clipping
-from promptseg.prompts.automatic.base import AUTO_PROMPTERS, Proposal
-from promptseg.prompts.automatic.fitted import FittedPrompter, block_means, view_of
-from promptseg.raw_dataset import read_raw_dataset
-from tests.prompts.automatic.fitted_cases import AS_IT_IS, SPACING, block_case, block_cases
+from promptseg.prompts.auto_prompter import Proposal
+from promptseg.prompts.strategies import AUTO_PROMPTERS
+from promptseg.prompts.strategies.fitted import FittedPrompter, block_means, view_of
+from tests.prompts.strategies.fitted_cases import AS_IT_IS, SPACING, block_case, block_cases
 from tests.real_data import raw_folder
 
 

@@ -17,8 +17,8 @@ from promptseg.experiment_planning.fingerprint import (
     save_fingerprint,
 )
 from promptseg.files import read_json, write_json
-from promptseg.image_io import read_image, read_segmentation
-from promptseg.raw_dataset import read_raw_dataset
+from promptseg.io.dataset import read_raw_dataset
+from promptseg.io.images import read_image, read_segmentation
 from tests.real_data import raw_folder
 from tests.synthetic import label_boxes, write_raw_dataset
 

@@ -18,9 +18,9 @@ from promptseg.experiment_planning.integrity import (
 )
 from promptseg.experiment_planning.planner import choose_normalizations
 from promptseg.files import read_json, write_json
-from promptseg.image_io import Geometry, read_image, write_image
+from promptseg.io.dataset import read_raw_dataset
+from promptseg.io.images import Geometry, read_image, write_image
 from promptseg.preprocessing.normalize import keep_windowed
-from promptseg.raw_dataset import read_raw_dataset
 from tests.real_data import raw_folder
 from tests.synthetic import write_raw_dataset
 

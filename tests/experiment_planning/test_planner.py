@@ -15,9 +15,9 @@ from promptseg.experiment_planning.planner import (
 )
 from promptseg.files import read_json, write_json
 from promptseg.folders import Folders
-from promptseg.image_io import read_segmentation
-from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
-from promptseg.raw_dataset import RawCase
+from promptseg.io.dataset import RawCase
+from promptseg.io.images import read_segmentation
+from promptseg.preprocessing.dataset import PreprocessedDataset
 from tests.synthetic import write_raw_dataset
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from promptseg.inference.collector import Collector
-from promptseg.prompts.prompts import make_prompts
+from promptseg.inference.label_map import Collector
+from promptseg.prompts.types import make_prompts
 
 SHAPE, VALUES = (3, 4, 6), {"liver": 1, "lesion": 5}
 

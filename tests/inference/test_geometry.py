@@ -12,10 +12,10 @@ import SimpleITK as sitk
 import torch
 from scipy import ndimage
 
-from promptseg.inference.predict_folder import predict_cases
+from promptseg.inference.batch.predict_files import predict_cases
 from promptseg.inference.predictor import Predictor
+from promptseg.io.dataset import RawCase
 from promptseg.prompts.given import case_from_json
-from promptseg.raw_dataset import RawCase
 from tests.inference.fakes import LevelNetwork
 from tests.small_plans import small_plans
 

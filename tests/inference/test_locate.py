@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from promptseg.inference.locate import boxes_in_whole, locate
+from promptseg.inference.coarse import boxes_in_whole, locate
 from promptseg.networks.prompt_encoder import Query
 
 SHAPE, WINDOW = (24, 48, 48), (8, 12, 16)  # a coarse voxel is 3x4x3 voxels

@@ -10,7 +10,7 @@ from scipy import ndimage
 from promptseg.inference import predictor as predictor_module
 from promptseg.inference.predictor import Predictor
 from promptseg.networks.promptable import build_network
-from promptseg.preprocessing.window import cut_window
+from promptseg.preprocessing.patch import cut_window
 from promptseg.training.checkpoint import save_checkpoint
 from promptseg.training.settings import TrainingSettings
 from tests.inference.fakes import LEVELS, LevelNetwork
@@ -166,7 +166,7 @@ def test_keeping_few_encodings_changes_the_work_and_not_the_answer():
 def test_windows_are_encoded_once_for_every_network_and_mirroring(monkeypatch, folds, mirror_axes):
     cuts = []
     monkeypatch.setattr(
-        "promptseg.inference.decoding.cut_window",
+        "promptseg.inference.decoder.cut_window",
         lambda volume, shape, start, window: (
             cuts.append(tuple(start)) or cut_window(volume, shape, start, window)
         ),

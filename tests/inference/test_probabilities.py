@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from promptseg.inference.predictor import Predictor
-from promptseg.inference.probabilities import (
+from promptseg.inference.results import (
     RegionProbabilities,
     probabilities_file,
     read_probabilities,

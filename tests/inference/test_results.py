@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from promptseg.inference.results import label_result
-from promptseg.prompts.prompts import make_prompts
+from promptseg.prompts.types import make_prompts
 
 SHAPE = (10, 4, 5)
 BOX = [[0, 0, 0], [5, 4, 5]]

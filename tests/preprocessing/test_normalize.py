@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from promptseg.plans import Normalization
 from promptseg.preprocessing.normalize import (
     CT_WINDOWS,
-    Normalization,
     check_windowed,
     ct_window,
     default_normalization,

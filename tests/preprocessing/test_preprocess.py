@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from promptseg.image_io import Geometry, read_image, read_segmentation, write_image
+from promptseg.io.dataset import RawCase
+from promptseg.io.images import Geometry, read_image, read_segmentation, write_image
+from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.preprocessing.lazy import LazyImage
 from promptseg.preprocessing.normalize import (
     ct_window,
@@ -16,8 +18,6 @@ from promptseg.preprocessing.normalize import (
     to_uint8,
 )
 from promptseg.preprocessing.preprocess import preprocess_case, preprocess_dataset
-from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
-from promptseg.raw_dataset import RawCase
 from tests.real_data import raw_folder
 
 SHAPE, SPACING = (9, 14, 12), (3.0, 1.0, 1.5)

@@ -8,7 +8,7 @@ from PIL import Image
 from scipy import ndimage
 from torch.nn import functional
 
-from promptseg.image_io import read_segmentation
+from promptseg.io.images import read_segmentation
 from promptseg.preprocessing.resample import (
     coarse_axes,
     resample_image,

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from promptseg.files import write_json
-from promptseg.image_io import Geometry
+from promptseg.io.images import Geometry
 from promptseg.prompts.slicer import label_named, read_markups
 from tests.prompts.test_world import TURNED, itk_image
 
@@ -292,7 +292,7 @@ def test_every_problem_of_a_case_is_listed(tmp_path):
 
 def test_the_geometry_is_that_of_a_written_image(tmp_path):
     # The whole way: an image file with a direction, and a ROI round one bright block of it.
-    from promptseg.image_io import read_image
+    from promptseg.io.images import read_image
 
     image = itk_image(WIDE)
     image.SetDirection(np.diag([-1.0, 1.0, -1.0]).ravel())

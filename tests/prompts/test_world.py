@@ -7,7 +7,7 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptseg.image_io import Geometry
+from promptseg.io.images import Geometry
 from promptseg.prompts.world import (
     boxes_to_world,
     corners,

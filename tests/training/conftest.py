@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from promptseg.experiment_planning.plans import load_plans
 from promptseg.files import read_json
+from promptseg.plans import load_plans
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import os
 
-from promptseg.training.base_trainer import BaseTrainer
+from promptseg.training.trainer import BaseTrainer
 
 optimize = BaseTrainer._optimize
 

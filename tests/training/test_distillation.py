@@ -11,21 +11,21 @@ import torch
 from torch import nn
 
 from promptseg.commands import train as command
-from promptseg.experiment_planning.plans import load_plans
 from promptseg.files import read_json, write_json
-from promptseg.inference.model_folder import load_networks
+from promptseg.inference.load import load_networks
 from promptseg.networks.promptable import build_network
 from promptseg.pipeline import load_teacher, train
-from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
+from promptseg.plans import load_plans
+from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.training.checkpoint import load_checkpoint, save_checkpoint
 from promptseg.training.distillation import Teacher, check_teacher_fits, distillation_loss
-from promptseg.training.learner import Learner
 from promptseg.training.losses import hard_dice
 from promptseg.training.optimizer import seed_everything
 from promptseg.training.settings import RunOptions, TrainingSettings
+from promptseg.training.step import Learner
 from promptseg.training.trainers import TRAINERS
 from tests.small_plans import small_plans
-from tests.training.test_learner import assert_equal_states, batch, take_steps
+from tests.training.test_step import assert_equal_states, batch, take_steps
 
 SHORT = {"epochs": 1, "iterations_per_epoch": 2, "processes": 0}
 

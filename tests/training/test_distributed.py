@@ -17,12 +17,12 @@ import torch.multiprocessing
 from torch import nn
 
 from promptseg.commands.train import main
-from promptseg.experiment_planning.plans import load_plans
 from promptseg.files import read_json
-from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
+from promptseg.plans import load_plans
+from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.training import distributed
 from promptseg.training.checkpoint import load_checkpoint
-from promptseg.training.patches import TrainingSteps
+from promptseg.training.sampling import TrainingSteps
 from promptseg.training.settings import TrainingSettings
 from tests.training.rank import in_each_of_two
 from tests.training.test_training import wait_for, weights

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from promptseg.commands import train as command
-from promptseg.experiment_planning.plans import load_plans
 from promptseg.files import read_json
-from promptseg.inference.model_folder import load_networks
-from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
-from promptseg.training.base_trainer import BaseTrainer
+from promptseg.inference.load import load_networks
+from promptseg.plans import load_plans
+from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.training.checkpoint import load_checkpoint
 from promptseg.training.settings import RunOptions, TrainingSettings
+from promptseg.training.trainer import BaseTrainer
 from promptseg.training.trainers import TRAINERS
 
 MODEL = "Dataset007_Boxes/ViTTrainer__PromptSegPlans__3d"

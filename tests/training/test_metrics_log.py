@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from promptseg.training.metrics_log import epochs_since_best, score
+from promptseg.training.logging import epochs_since_best, score
 
 
 def row(auto=None, label=None, train_loss=0.5):

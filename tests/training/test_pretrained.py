@@ -8,17 +8,17 @@ import logging
 import pytest
 import torch
 
-from promptseg.experiment_planning.plans import load_plans
 from promptseg.files import read_json
 from promptseg.networks.promptable import build_network
 from promptseg.pipeline import train
-from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
-from promptseg.training.base_trainer import BaseTrainer
+from promptseg.plans import load_plans
+from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.training.checkpoint import load_checkpoint, save_checkpoint
 from promptseg.training.pretrained import load_pretrained
 from promptseg.training.settings import RunOptions, TrainingSettings
+from promptseg.training.trainer import BaseTrainer
 from promptseg.training.trainers import TRAINERS
-from tests.segvol_checkpoint import write_segvol_checkpoint
+from tests.segvol.checkpoint import write_segvol_checkpoint
 from tests.small_plans import small_plans
 
 TINY = {"hidden": 192, "layers": 6, "mlp": 768}  # size `tiny`

@@ -19,10 +19,10 @@ from promptseg.commands.train import main
 from promptseg.files import read_json, write_json
 from promptseg.pipeline import train
 from promptseg.training import distributed
-from promptseg.training.base_trainer import BaseTrainer
 from promptseg.training.checkpoint import load_checkpoint
-from promptseg.training.learner import Learner
 from promptseg.training.settings import TrainingSettings, extended
+from promptseg.training.step import Learner
+from promptseg.training.trainer import BaseTrainer
 from promptseg.training.trainers import TRAINERS
 from promptseg.training.validation import WAYS
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from promptseg.boxes import mask_box
-from promptseg.preprocessing.preprocessed_dataset import PreprocessedDataset
+from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.training.losses import PromptLoss
 from promptseg.training.validation import WAYS, validate, validation_windows
 

@@ -1,7 +1,7 @@
 """Trainers; each module beside this one registers its own."""
 
 from promptseg.registry import import_modules_of
-from promptseg.training.base_trainer import TRAINERS
+from promptseg.training.trainer import TRAINERS
 
 import_modules_of(__name__, __path__)
 

@@ -1,6 +1,6 @@
 """The trainer of a light encoder that also learns from a trained model (`--teacher`)."""
 
-from promptseg.training.base_trainer import TRAINERS, BaseTrainer
+from promptseg.training.trainer import TRAINERS, BaseTrainer
 
 
 @TRAINERS.register("DistillationTrainer")

@@ -1,7 +1,7 @@
 """The trainer of the encoder fastvit."""
 
-from promptseg.training.base_trainer import TRAINERS, BaseTrainer
 from promptseg.training.settings import TrainingSettings
+from promptseg.training.trainer import TRAINERS, BaseTrainer
 
 
 @TRAINERS.register("FastViTTrainer")

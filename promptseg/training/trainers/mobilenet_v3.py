@@ -1,6 +1,6 @@
 """The trainer of the encoder mobilenet_v3."""
 
-from promptseg.training.base_trainer import TRAINERS, BaseTrainer
+from promptseg.training.trainer import TRAINERS, BaseTrainer
 
 
 @TRAINERS.register("MobileNetV3Trainer")

@@ -1,6 +1,6 @@
 """The trainer of the encoder residual."""
 
-from promptseg.training.base_trainer import TRAINERS, BaseTrainer
+from promptseg.training.trainer import TRAINERS, BaseTrainer
 
 
 @TRAINERS.register("ResidualTrainer")

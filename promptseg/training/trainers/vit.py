@@ -1,6 +1,6 @@
 """The trainer of the vision transformer."""
 
-from promptseg.training.base_trainer import TRAINERS, BaseTrainer
+from promptseg.training.trainer import TRAINERS, BaseTrainer
 
 
 @TRAINERS.register("ViTTrainer")

@@ -1,0 +1,117 @@
+"""Whether ONNX files answer as the network they were made of."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from promptseg.export.graphs import (
+    OUTPUTS,
+    PROMPTS,
+    DecoderGraph,
+    EncoderGraph,
+    encoding_names,
+    prompt_tensors,
+)
+from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
+from promptseg.networks.promptable import PromptableNetwork
+from promptseg.plans import Plans
+
+TOLERANCE = 1e-3  # largest difference, relative to the largest value
+
+
+log = logging.getLogger(__name__)
+
+
+def check(
+    network: PromptableNetwork, plans: Plans, encoder_path: Path, decoder_path: Path
+) -> float | None:
+    """`largest_difference`, or None, with a warning, where onnxruntime is not installed.
+
+    Raises:
+        RuntimeError: if it is larger than `TOLERANCE`.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        log.warning("the files were not checked: no onnxruntime; pip install onnxruntime")
+        return None
+    difference = largest_difference(network, plans, encoder_path, decoder_path)
+    if not difference <= TOLERANCE:
+        raise RuntimeError(
+            f"{encoder_path.name} and {decoder_path.name} answer differently from the network: "
+            f"largest relative difference {difference:.1e}, allowed {TOLERANCE:.0e}; they were "
+            f"not put in place"
+        )
+    return difference
+
+
+@torch.no_grad()
+def largest_difference(
+    network: PromptableNetwork, plans: Plans, encoder_path: Path, decoder_path: Path
+) -> float:
+    """Ask files and network about random windows, with prompts of every kind.
+
+    Returns:
+        The largest difference of any output, relative to the largest value of that output.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    providers = ["CPUExecutionProvider"]
+    encode = onnxruntime.InferenceSession(encoder_path, options, providers)
+    decode = onnxruntime.InferenceSession(decoder_path, options, providers)
+    encoder = EncoderGraph(network).eval()
+    decoder = DecoderGraph(network, plans.window).eval()
+    rng = np.random.default_rng(0)
+    shape = (2, len(plans.channel_names), *plans.window)
+    images = torch.from_numpy(rng.uniform(0, 255, shape).astype(np.float32))
+    images[1] = images[1] / 5 + torch.linspace(0, 200, shape[-1])  # less noise, and a slope
+
+    encoded = encoder(images)
+    names = encoding_names(len(encoded))
+    found = encode.run(names, {"image": images.numpy()})
+    differences = [_difference(a, b) for a, b in zip(found, encoded, strict=True)]
+    for prompts in _prompts_of_every_kind(plans, rng):
+        for image in range(len(images)):
+            expected = decoder([part[image : image + 1] for part in encoded], **_named(prompts))
+            inputs = {
+                name: part[image : image + 1] for name, part in zip(names, found, strict=True)
+            }
+            inputs |= {name: tensor.numpy() for name, tensor in _named(prompts).items()}
+            answers = decode.run(list(OUTPUTS), inputs)
+            differences += [_difference(a, b) for a, b in zip(answers, expected, strict=True)]
+    return max(differences)
+
+
+def _named(prompts: PromptBatch) -> dict[str, Tensor]:
+    return dict(zip(PROMPTS, prompt_tensors(prompts), strict=True))
+
+
+def _difference(found: np.ndarray, expected: Tensor) -> float:
+    """NaN counts as infinitely far from anything."""
+    expected = expected.numpy()
+    largest = max(float(np.abs(expected).max()), 1e-6)
+    return float(np.nan_to_num(np.abs(found - expected).max(), nan=np.inf)) / largest
+
+
+def _prompts_of_every_kind(plans: Plans, rng: np.random.Generator) -> Sequence[PromptBatch]:
+    """Each kind alone, and all in one batch, where some need padding."""
+    window = np.array(plans.window)
+    box = np.stack([window * rng.uniform(0, 0.4, 3), window * rng.uniform(0.6, 1, 3)])
+    label = len(plans.labels) - 1
+    points = {"points": rng.uniform(0, window - 1, (3, 3)), "point_labels": [1, 0, 1]}
+    kinds = [
+        Query(label=label),
+        Query(label=0, box=box),
+        Query(box=box),
+        Query(**points),
+        Query(label=0, points=points["points"][:1], point_labels=[1]),
+        Query(label=label, box=box, **points),
+    ]
+    return [*(batch_queries([query]) for query in kinds), batch_queries(kinds)]

@@ -1,0 +1,111 @@
+"""What a program needs to know to use the ONNX files: the content of `export.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import promptseg
+from promptseg.networks.prompt_encoder import NO_LABEL, NO_POINT
+from promptseg.plans import Plans
+
+EXPORT_FORMAT = 1
+
+_NORMALIZATIONS = {
+    "window": "lower and upper are intensities of the raw image",
+    "percentiles": "lower and upper are percentiles of all voxels of the raw volume",
+    "foreground": "lower and upper are percentiles of the raw volume's voxels above its mean",
+}
+_RESAMPLING = {
+    "image": "to spacing_mm, the same field of view, round(shape * spacing / spacing_mm) voxels; "
+    "cubic (Keys, a = -0.5), widened by the factor where the image shrinks; linear along axes "
+    "more than 3 times as coarse as the finest; rounded to whole numbers in [0, 255]",
+    "logits": "linear, outer faces of both grids aligned (half-pixel centres)",
+}
+_OWN_VOXELS = {
+    "image": "none: the image keeps its own voxels; its foreground, what is brighter than 0 after "
+    "normalization, is resized to the window by nearest neighbours, or a window is cut from it",
+    "logits": "back to what was resized, linear, half-pixel centres",
+}
+
+
+def describe(
+    plans: Plans, encoder_path: Path, decoder_path: Path, origin: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of `export.json`.
+
+    Args:
+        plans: of the model.
+        encoder_path, decoder_path: the files it describes.
+        origin: what is known of where the network comes from.
+    """
+    kinds = sorted({normalization.kind for normalization in plans.normalizations})
+    channels = zip(plans.channel_names, plans.modalities, plans.normalizations, strict=True)
+    return {
+        "format_version": EXPORT_FORMAT,
+        "promptseg_version": promptseg.__version__,
+        "model": {"dataset": plans.dataset_name, "preset": plans.preset, **origin},
+        "axes": ["z", "y", "x"],
+        "preprocessing": {
+            "order": ["normalize", "resample", "cut or pad (with 0) to the window"],
+            "channels": [
+                {"name": name, "modality": modality, "normalization": normalization.to_json()}
+                for name, modality, normalization in channels
+            ],
+            "normalization": "clip to lower and upper, then linear to output_range; 0 where a "
+            "channel is constant",
+            "normalization_kinds": {kind: _NORMALIZATIONS[kind] for kind in kinds},
+            "output_range": [0, 255],
+            "spacing_mm": None if plans.keeps_spacing else plans.spacing,
+            "resampling": (_OWN_VOXELS if plans.keeps_spacing else _RESAMPLING)["image"],
+        },
+        "window": plans.window,
+        "stride": plans.stride,
+        "labels": [
+            {"index": index, "name": name, "value": value}
+            for index, (name, value) in enumerate(plans.labels.items())
+        ],
+        "prompts": {
+            "frame": "voxels of the window after preprocessing, z, y, x",
+            "queries": "one mask each, all about the image whose encoding is given",
+            "labels": {"meaning": "index of the label", "none": NO_LABEL},
+            "boxes": {
+                "meaning": "lower and upper corner, continuous, half-open: voxel i covers "
+                "[i, i + 1)",
+                "none": "has_box false; the corners are ignored, 0 will do",
+            },
+            "points": {
+                "meaning": "voxel indices; the centre of voxel i is i",
+                "point_labels": {"foreground": 1, "background": 0, "padding": NO_POINT},
+                "none": "(queries, 0, 3) and (queries, 0), or padding only",
+            },
+        },
+        "encoder": {"file": encoder_path.name, **_signature(encoder_path)},
+        "decoder": {"file": decoder_path.name, **_signature(decoder_path)},
+        "postprocessing": {
+            "mask_threshold": 0.0,
+            "mask": "logits above mask_threshold; of several labels the largest logit wins",
+            "predicted_iou": "a logit too; 1 / (1 + exp(-predicted_iou)) is the estimate",
+            "resampling": (_OWN_VOXELS if plans.keeps_spacing else _RESAMPLING)["logits"],
+        },
+        "auto_prompts": plans.auto_prompts,
+    }
+
+
+def _signature(path: Path) -> dict[str, Any]:
+    """Inputs and outputs of an ONNX file; a free size is a name."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    return {
+        direction: [
+            {
+                "name": value.name,
+                "type": onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+                "shape": [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim],
+            }
+            for value in values
+        ]
+        for direction, values in (("inputs", graph.input), ("outputs", graph.output))
+    }

@@ -1,0 +1,159 @@
+"""The two halves of a network as ONNX graphs."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from promptseg.networks.encoding import Encoding
+from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
+from promptseg.networks.promptable import PromptableNetwork
+from promptseg.plans import Plans
+
+PROMPTS = ("labels", "boxes", "has_box", "points", "point_labels")  # as in `PromptBatch`
+OUTPUTS = ("logits", "predicted_iou")
+
+
+class EncoderGraph(nn.Module):
+    """Images to the tensors of an `Encoding`."""
+
+    def __init__(self, network: PromptableNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(b, c, z, y, x) in [0, 255] to the embedding and the maps of the pyramid."""
+        encoding = self.network.encode(image)
+        return encoding.embedding, *encoding.pyramid
+
+
+class DecoderGraph(nn.Module):
+    """The encoding of one image, and queries about it, to logits."""
+
+    def __init__(self, network: PromptableNetwork, window: Sequence[int]) -> None:
+        super().__init__()
+        self.network = network
+        self.window = tuple(window)
+
+    def forward(
+        self,
+        encoded: Sequence[Tensor],
+        labels: Tensor,
+        boxes: Tensor,
+        has_box: Tensor,
+        points: Tensor,
+        point_labels: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """(n, z, y, x) mask logits and (n,) predicted IoU logits; see `PromptBatch`."""
+        embedding, *pyramid = encoded
+        return self.network.decode(
+            Encoding(window=self.window, embedding=embedding, pyramid=pyramid),
+            PromptBatch(
+                image_index=torch.zeros_like(labels),
+                labels=labels,
+                boxes=boxes,
+                has_box=has_box,
+                points=points,
+                point_labels=point_labels,
+            ),
+        )
+
+
+def prompt_tensors(prompts: PromptBatch) -> tuple[Tensor, ...]:
+    """The decoder's inputs that tell the prompts, in their order."""
+    return tuple(getattr(prompts, name) for name in PROMPTS)
+
+
+@torch.no_grad()
+def write_encoder(network: PromptableNetwork, plans: Plans, path: Path) -> tuple[Tensor, ...]:
+    """Write the half that looks at images, weights included; returns what it makes of one.
+
+    The number of images is free; the window is the plans'.
+
+    Raises:
+        RuntimeError: if a part of the network has no ONNX form.
+    """
+    graph = EncoderGraph(network.eval())
+    image = torch.zeros(2, len(plans.channel_names), *plans.window)
+    encoded = graph(image[:1])
+    _write(
+        graph,
+        (image,),
+        path,
+        input_names=["image"],
+        output_names=encoding_names(len(encoded)),
+        dynamic_shapes=({0: "images"},),
+    )
+    return encoded
+
+
+@torch.no_grad()
+def write_decoder(
+    network: PromptableNetwork, plans: Plans, encoded: Sequence[Tensor], path: Path
+) -> None:
+    """Write the half that answers queries about what `write_encoder` returned.
+
+    The number of queries and of points is free.
+
+    Raises:
+        RuntimeError: if a part of the network has no ONNX form.
+    """
+    # Sizes 0 and 1 would be taken for constants, so the example has three queries, two points.
+    example = batch_queries([Query(points=[[0, 0, 0]] * 2, point_labels=[0, 1])] * 3)
+    one, two = {0: "queries"}, {0: "queries", 1: "points"}
+    _write(
+        DecoderGraph(network.eval(), plans.window),
+        (tuple(encoded), *prompt_tensors(example)),
+        path,
+        input_names=[*encoding_names(len(encoded)), *PROMPTS],
+        output_names=list(OUTPUTS),
+        dynamic_shapes=(tuple({} for _ in encoded), one, one, one, two, two),
+    )
+
+
+def encoding_names(count: int) -> list[str]:
+    """Names of the tensors between encoder and decoder.
+
+    The exporter names inner values after operators, `embedding` for one, and lets names clash.
+    """
+    return ["image_embedding", *(f"image_pyramid_{level}" for level in range(count - 1))]
+
+
+def _write(graph: nn.Module, example: tuple, path: Path, **names_and_shapes: Any) -> None:
+    try:
+        with _without_chatter():
+            torch.onnx.export(
+                graph.eval(),
+                example,
+                path,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                **names_and_shapes,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise RuntimeError(
+            f"{path.name}: this network has no ONNX form that torch {torch.__version__} can "
+            f"write: {error}"
+        ) from error
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Without the exporter's warnings, which concern its own code and torchvision's operators."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

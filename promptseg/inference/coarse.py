@@ -1,0 +1,209 @@
+"""Zoom-out: where in a volume the answer to each query is looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from promptseg.boxes import enclosing_box, mask_box
+from promptseg.inference.decoder import ASKED_AT_ONCE, ImageDecoder
+from promptseg.inference.queries import region_of, widened, windows_that_meet
+from promptseg.inference.sliding_window import windows_of_regions
+from promptseg.networks.prompt_encoder import Query
+from promptseg.prompts.types import Prompts, make_prompts
+
+AskWhole = Callable[[Sequence[Query]], tuple[Tensor, Tensor]]
+
+
+def locate(
+    queries: Sequence[Query],
+    shape: Sequence[int],
+    window: Sequence[int],
+    ask_whole: AskWhole,
+) -> list[tuple[Query, np.ndarray] | None]:
+    """Give every query a region of the volume.
+
+    Where the volume exceeds one window, a query without box is asked of the whole volume, resized
+    to one window; the box of the answer, with the foreground points in it, becomes its prompt,
+    and the region is a voxel of that coarse answer wider. When the answer is empty, a query with
+    foreground points is looked for round them, without box.
+
+    Args:
+        queries: in preprocessed voxels.
+        shape: of the preprocessed volume, zyx.
+        window: voxels, zyx.
+        ask_whole: see `boxes_in_whole`.
+
+    Returns:
+        For each query itself, with its box, and its region (2, 3); None for one that is found
+        nowhere.
+    """
+    shape, window = np.asarray(shape), np.asarray(window)
+    vague = [query for query in queries if query.box is None]
+    if (shape <= window).all() or not vague:
+        return [(query, region_of(query, shape, window)) for query in queries]
+    coarse_voxel = shape / window
+    boxes = iter(_coarse_boxes(vague, coarse_voxel, ask_whole))
+    return [
+        _placed(query, next(boxes), coarse_voxel, shape)
+        if query.box is None
+        else (query, region_of(query, shape, window))
+        for query in queries
+    ]
+
+
+def boxes_in_whole(
+    queries: Sequence[Query], ask_whole: AskWhole
+) -> list[tuple[np.ndarray | None, float]]:
+    """Boxes of the answers about a whole volume, resized to one window; a few asked at once.
+
+    Args:
+        queries: in voxels of the resized volume.
+        ask_whole: logits (n, *window) and predicted IoU (n,) of queries about that volume.
+
+    Returns:
+        For each query the (2, 3) box of its mask, None for an empty one, and the predicted IoU.
+    """
+    found = []
+    for first in range(0, len(queries), ASKED_AT_ONCE):
+        logits, ious = ask_whole(queries[first : first + ASKED_AT_ONCE])
+        masks = ((answer > 0).cpu().numpy() for answer in logits)
+        found += zip(map(mask_box, masks), ious.tolist(), strict=True)
+    return found
+
+
+def windows_of_queries(
+    queries: Sequence[Query],
+    regions: Sequence[np.ndarray],
+    shape: Sequence[int],
+    window: Sequence[int],
+    step_size: float,
+) -> list[np.ndarray]:
+    """(n, 3) window starts for each query: those of its region that meet its box.
+
+    Args:
+        queries: in preprocessed voxels.
+        regions: (2, 3) of each, from `locate`.
+        shape, window, step_size: see `windows_of_regions`.
+    """
+    of_regions = windows_of_regions(shape, window, regions, step_size)
+    return [windows_that_meet(*of, window) for of in zip(queries, of_regions, strict=True)]
+
+
+def _coarse_boxes(
+    queries: Sequence[Query], coarse_voxel: np.ndarray, ask_whole: AskWhole
+) -> list[np.ndarray | None]:
+    """Boxes, in preprocessed voxels, of what queries find in the whole volume at once."""
+    scaled = []
+    for query in queries:
+        points = np.asarray(query.points, float).reshape(-1, 3)
+        scaled.append(replace(query, points=(points + 0.5) / coarse_voxel - 0.5))
+    boxes = boxes_in_whole(scaled, ask_whole)
+    return [None if box is None else box * coarse_voxel for box, _ in boxes]
+
+
+def _placed(
+    query: Query, box: np.ndarray | None, coarse_voxel: np.ndarray, shape: np.ndarray
+) -> tuple[Query, np.ndarray] | None:
+    """A query with the box that the coarse answer gave it, if any, and its region.
+
+    Where a person clicked there is something, however small it is in the coarse volume.
+    """
+    clicked = _clicked_box(query, shape)
+    if box is None and clicked is None:
+        return None
+    if box is None:
+        return query, widened(clicked, coarse_voxel, shape)
+    if clicked is not None:
+        box = enclosing_box([box, clicked])
+    margin = np.maximum(0.1 * (box[1] - box[0]), coarse_voxel)
+    return replace(query, box=box), widened(box, margin, shape)
+
+
+def _clicked_box(query: Query, shape: np.ndarray) -> np.ndarray | None:
+    """The smallest box round the voxels of the foreground points; None when there are none."""
+    points = np.asarray(query.points, float).reshape(-1, 3)
+    voxels = [(point, point + 1) for point in points[np.asarray(query.point_labels) == 1]]
+    box = enclosing_box(np.array(voxels))
+    return None if box is None else np.clip(box, 0, shape)
+
+
+COARSE = "coarse"  # the box of what the network finds by the label's name in the whole volume
+HYBRID = "hybrid"  # that or the plans' box, whichever the network expects the better mask from
+OWN = (COARSE, HYBRID)
+
+
+@torch.inference_mode()
+def own_prompts(
+    decoder: ImageDecoder,
+    proposals: Mapping[str, Prompts],
+    label_indices: Mapping[str, int],
+    raw_shape: Sequence[int],
+) -> dict[str, Prompts]:
+    """Ask the network by each label's name where it is, and choose between that and a proposal.
+
+    All is asked of the volume resized to one window, which is encoded once.
+
+    Args:
+        decoder: of the image.
+        proposals: for every label to find, another strategy's prompts in raw voxels, empty when
+            there are none (`coarse`).
+        label_indices: of each label in the plans.
+        raw_shape: voxels, zyx.
+
+    Returns:
+        For each label prompts in raw voxels; without box, and why, when nothing was found. Their
+        score is the predicted IoU of the mask that they give in the resized volume.
+    """
+    if not proposals:
+        return {}
+    labels = list(proposals)
+    queries = [Query(label=label_indices[label]) for label in labels]
+    found = {}
+    for label, (box, iou) in zip(labels, boxes_in_whole(queries, decoder.in_whole), strict=True):
+        coarse = _prompts(label, box, decoder.window, raw_shape, iou)
+        found[label] = _better(decoder, coarse, proposals[label], label_indices[label], raw_shape)
+    return found
+
+
+def _prompts(
+    label: str,
+    box: np.ndarray | None,
+    window: np.ndarray,
+    raw_shape: Sequence[int],
+    predicted_iou: float,
+) -> Prompts:
+    """The box of a mask in the resized volume as prompts in raw voxels."""
+    boxes = [] if box is None else [box * (np.asarray(raw_shape) / window)]
+    return make_prompts(
+        boxes=boxes,
+        shape=raw_shape,
+        where=f"{COARSE} for {label!r}",
+        source=COARSE if boxes else "label name",
+        score=predicted_iou if boxes else None,
+        reason="ok" if boxes else "not_found_by_name",
+    )
+
+
+def _better(
+    decoder: ImageDecoder,
+    coarse: Prompts,
+    proposal: Prompts,
+    label_index: int,
+    raw_shape: Sequence[int],
+) -> Prompts:
+    """Of two prompts the one whose mask of the whole volume the network expects more of."""
+    candidates = [prompts for prompts in (coarse, proposal) if len(prompts.boxes)]
+    if len(candidates) < 2:
+        return candidates[0] if candidates else coarse
+    boxes = [p.scaled(raw_shape, tuple(decoder.window)).boxes for p in candidates]
+    queries = [Query(label=label_index, box=box) for of_one in boxes for box in of_one]
+    ious = decoder.in_whole(queries)[1].tolist()
+    # a proposal of several boxes is as good as their mean
+    expected = [float(np.mean(ious[: len(boxes[0])])), float(np.mean(ious[len(boxes[0]) :]))]
+    best = int(np.argmax(expected))
+    return replace(candidates[best], score=min(max(expected[best], 0.0), 1.0))

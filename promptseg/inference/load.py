@@ -1,0 +1,178 @@
+"""The networks of a trained model, from its folder or a zip file of it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from promptseg.files import read_json, write_json
+from promptseg.networks.promptable import PromptableNetwork, build_network
+from promptseg.plans import Plans
+from promptseg.training.checkpoint import load_checkpoint, load_weights
+from promptseg.training.settings import TrainingSettings
+
+log = logging.getLogger(__name__)
+
+COARSE_QUALITY = "coarse_prompts.json"  # in each fold's folder
+MOST_BYTES = 2**36  # that a zip file may unpack to
+_OF_A_MODEL = (".json", ".pth")
+_ENCRYPTED = 1  # bit of a zip member's flags
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
+
+
+@contextmanager
+def opened_model(path: Path, endings: Sequence[str] = _OF_A_MODEL) -> Iterator[Path]:
+    """A model folder as it is, or a zip file of one unpacked for as long as the block runs.
+
+    The zip holds the folder's content, or the folder itself. Only files with these endings are
+    unpacked, and nothing outside the temporary folder; the folder has the zip's name, so that
+    whatever names it names the zip.
+
+    Raises:
+        FileNotFoundError: if there is no such zip file.
+        ValueError: if the zip file is damaged, holds no model, or would unpack to too much.
+    """
+    if path.is_dir() or path.suffix.lower() != ".zip":
+        yield path
+        return
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such model")
+    with tempfile.TemporaryDirectory(prefix="promptseg_model_") as unpacked:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                model = _unpack(archive, path, Path(unpacked) / path.name, tuple(endings))
+        except _DAMAGED as error:
+            raise ValueError(
+                f"{path} cannot be read as a zip file: {error}; copy or zip it again"
+            ) from error
+        yield model
+
+
+def _unpack(archive: zipfile.ZipFile, path: Path, folder: Path, endings: tuple[str, ...]) -> Path:
+    """Unpack the files of a model with these endings into a folder, and return that."""
+    members = {}
+    for member in archive.infolist():
+        name = PurePosixPath(member.filename.replace("\\", "/"))
+        if name.suffix not in _OF_A_MODEL or _of_macos(name):
+            continue
+        if name.is_absolute() or ".." in name.parts or ":" in member.filename:
+            raise ValueError(f"{path} holds {member.filename!r}, which leaves its folder")
+        if member.flag_bits & _ENCRYPTED:
+            raise ValueError(f"{path} is encrypted; unpack it, or zip it without a password")
+        members[name] = member
+    models = sorted({name.parent.parent for name in members if name.match("fold_*/*.pth")})
+    if len(models) != 1:
+        raise ValueError(
+            f"{path} holds {len(models)} models; expected one model folder with fold_*/"
+            f"checkpoint_*.pth in it, as promptseg_train leaves it under results/Dataset*/; "
+            f"copy it again if it should be one"
+        )
+    wanted = {
+        name: member
+        for name, member in members.items()
+        if name.suffix in endings and name.is_relative_to(models[0])
+    }
+    if (total := sum(member.file_size for member in wanted.values())) > MOST_BYTES:
+        raise ValueError(f"{path} would unpack to {total / 2**30:.0f} GB; is it a model?")
+    for name, member in wanted.items():
+        target = folder / name.relative_to(models[0])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with archive.open(member) as source, open(target, "wb") as file:
+            shutil.copyfileobj(source, file)
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _of_macos(name: PurePosixPath) -> bool:
+    """Whether macOS put a file beside another, as it does in every zip that it makes."""
+    return name.parts[0] == "__MACOSX" or name.name.startswith("._")
+
+
+def write_coarse_quality(fold_folder: Path, box_ious: Mapping[str, float]) -> None:
+    """Note, for each label, the mean box IoU of the network's own prompt on validation cases."""
+    write_json(fold_folder / COARSE_QUALITY, {"box_iou": dict(box_ious)})
+
+
+def read_coarse_quality(folder: Path, folds: Sequence[str] | None) -> dict[str, float]:
+    """For each label the mean over the folds that measured it; empty where none has."""
+    names = [f"fold_{fold}" for fold in folds or ()]
+    if folds is None:
+        names = sorted(p.name for p in folder.glob("fold_*"))
+    found: dict[str, list[float]] = {}
+    for name in names:
+        file = folder / name / COARSE_QUALITY
+        if file.is_file():
+            for label, box_iou in _box_ious(file).items():
+                found.setdefault(label, []).append(float(box_iou))
+    return {label: float(np.mean(values)) for label, values in found.items()}
+
+
+def _box_ious(file: Path) -> dict[str, float]:
+    content = read_json(file)
+    box_ious = content.get("box_iou") if isinstance(content, dict) else None
+    if not isinstance(box_ious, dict) or not all(
+        isinstance(iou, (int, float)) and 0 <= iou <= 1 for iou in box_ious.values()
+    ):
+        raise ValueError(
+            f"{file}: expected `box_iou` with a number from 0 to 1 for each label, found "
+            f"{str(content)[:80]}; remove the file, and hybrid is used only where it is asked for"
+        )
+    return box_ious
+
+
+def load_networks(
+    folder: Path, folds: Sequence[str] | None, checkpoint: str
+) -> tuple[list[PromptableNetwork], Plans, TrainingSettings]:
+    """Load one network a fold, and what they were trained with.
+
+    Args:
+        folder: `results/DatasetXXX_Name/TRAINER__PLANS__3d`.
+        folds: `0`, ..., `all`; every fold with that checkpoint when not given.
+        checkpoint: file name in each fold's folder.
+
+    Raises:
+        FileNotFoundError: if the folder or a checkpoint is missing, saying what is there.
+        ValueError: if the folds were trained with different plans, or by a version whose encoder
+            was another.
+    """
+    paths = _checkpoints(folder, folds, checkpoint)
+    contents = [load_checkpoint(path) for path in paths]
+    first = contents[0]
+    for path, content in zip(paths, contents, strict=True):
+        if content["plans"] != first["plans"]:
+            raise ValueError(f"{path} was trained with other plans than {paths[0]}")
+    plans = Plans.from_json(first["plans"], paths[0])
+    networks = []
+    for path, content in zip(paths, contents, strict=True):
+        network = build_network(plans, content["encoder"])
+        load_weights(network, content["network"], path)
+        networks.append(network)
+    log.info("model %s, %s, %s", folder.name, ", ".join(p.parent.name for p in paths), checkpoint)
+    return networks, plans, TrainingSettings.from_json(first["settings"])
+
+
+def _checkpoints(folder: Path, folds: Sequence[str] | None, checkpoint: str) -> list[Path]:
+    """Checkpoint files of a model's folds, or a FileNotFoundError that says what is there."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such model folder")
+    there = sorted(p.parent.name for p in folder.glob(f"fold_*/{checkpoint}"))
+    wanted = there if folds is None else [f"fold_{fold}" for fold in folds]
+    paths = [folder / name / checkpoint for name in wanted]
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        raise FileNotFoundError(
+            f"no {', '.join(missing)}; folds with a {checkpoint}: {', '.join(there) or 'none'}"
+        )
+    if not paths:
+        raise FileNotFoundError(
+            f"{folder} has no fold with a {checkpoint}; was its training finished? Other "
+            f"checkpoints can be named with -chk"
+        )
+    return paths

@@ -1,0 +1,230 @@
+"""A raw dataset in nnU-Net's layout: dataset.json, its labels, its cases and their files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from promptseg.files import is_file_name, read_json
+from promptseg.io.case_files import RawCase, cases_in_folder, training_cases
+from promptseg.io.images import ITK_ENDINGS
+from promptseg.words import some
+
+__all__ = ["RawCase", "RawDataset", "cases_in_folder", "read_raw_dataset"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawDataset:
+    """A folder in nnU-Net's raw format.
+
+    Attributes:
+        folder: the dataset's folder.
+        name: its name, `Dataset004_Hippocampus`.
+        channel_names: as in dataset.json, in channel order.
+        labels: foreground labels by name, ordered by value (1, 2, ...); background is 0.
+        file_ending: `.nii.gz`, as in dataset.json.
+        cases: training cases, sorted by case identifier.
+        content: dataset.json as read.
+    """
+
+    folder: Path
+    name: str
+    channel_names: tuple[str, ...]
+    labels: dict[str, int]
+    file_ending: str
+    cases: tuple[RawCase, ...]
+    content: dict[str, Any]
+
+
+def read_raw_dataset(folder: Path | str) -> RawDataset:
+    """Read dataset.json and list the training cases, without opening any image.
+
+    A case whose images or label are missing is listed too, so that the integrity check can
+    report it.
+
+    Raises:
+        FileNotFoundError: if the folder, dataset.json, imagesTr or labelsTr does not exist.
+        ValueError: naming every problem of dataset.json at once.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such dataset folder")
+    path = folder / "dataset.json"
+    content = read_json(path)
+    if problems := problems_of_content(content):
+        raise ValueError(f"{path} has {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+    ending = content["file_ending"]
+    if "dataset" in content:
+        cases = _cases_in_content(folder, content["dataset"])
+    else:
+        cases = training_cases(folder / "imagesTr", folder / "labelsTr", ending)
+    labels = {name: v for name, v in content["labels"].items() if name != "background"}
+    channel_names = content["channel_names"]
+    return RawDataset(
+        folder=folder,
+        name=folder.resolve().name,
+        channel_names=tuple(channel_names[str(i)] for i in range(len(channel_names))),
+        labels=dict(sorted(labels.items(), key=lambda item: item[1])),
+        file_ending=ending,
+        cases=tuple(sorted(cases, key=lambda case: case.case_id)),
+        content=content,
+    )
+
+
+def _cases_in_content(folder: Path, entries: dict[str, Any]) -> list[RawCase]:
+    """Cases that dataset.json lists itself, with paths relative to its folder or absolute."""
+
+    def locate(text: str) -> Path:
+        return folder / os.path.expandvars(text)
+
+    return [
+        RawCase(
+            case_id=case_id,
+            images=tuple(path for path in map(locate, entry["images"]) if path.exists()),
+            label=locate(entry["label"]) if locate(entry["label"]).exists() else None,
+        )
+        for case_id, entry in entries.items()
+    ]
+
+
+def problems_of_content(content: Any) -> list[str]:
+    """Everything in a dataset.json that must be put right, in words; empty when it is sound.
+
+    Source:
+        nnU-Net v2, documentation/dataset_format.md. Differs: region-based labels and the ignore
+        label are refused; `numTraining` may be missing.
+    """
+    if not isinstance(content, dict):
+        return [f"expected an object {{...}}, found {type(content).__name__}"]
+    problems = _problems_of_channel_names(content) + _problems_of_labels(content.get("labels"))
+    ending = content.get("file_ending")
+    if ending not in ITK_ENDINGS:
+        expected = ", ".join(ITK_ENDINGS)
+        problems.append(f"file_ending: expected one of {expected}, found {ending!r}")
+    if "groups" in content:
+        problems += _problems_of_groups(content["groups"])
+    count = content.get("numTraining")
+    if count is not None and not _is_int(count):
+        problems.append(f"numTraining: expected the number of training cases, found {count!r}")
+    entries = content.get("dataset", {})
+    if not isinstance(entries, dict) or not all(
+        isinstance(e, dict)
+        and isinstance(e.get("label"), str)
+        and isinstance(e.get("images"), list)
+        and all(isinstance(i, str) for i in e["images"])
+        for e in entries.values()
+    ):
+        problems.append('dataset: expected {"CASE": {"images": ["..."], "label": "..."}, ...}')
+        return problems
+    return problems + [
+        f"dataset: {case_id!r} cannot be a case identifier, as files are named after it; expected "
+        f"a name without / \\ : and NUL, and no dot at its start"
+        for case_id in entries
+        if not is_file_name(case_id)
+    ]
+
+
+def case_groups(path: Path, case_ids: Sequence[str]) -> dict[str, str] | None:
+    """The group (the patient, say) of each of these cases, as a dataset.json has it.
+
+    Returns:
+        Case identifier to group name, in the order of `case_ids`; None without a `groups` entry.
+
+    Raises:
+        ValueError: if the entry is malformed, or lists cases that have no group.
+    """
+    content = read_json(path)
+    if "groups" not in content:
+        return None
+    groups = content["groups"]
+    problems = _problems_of_groups(groups)
+    if not problems and (missing := [case_id for case_id in case_ids if case_id not in groups]):
+        problem = (
+            f"groups: {len(missing)} of {len(case_ids)} cases have no group, "
+            f'{some(missing, quoted=True)}; give each one, "CASE": "GROUP"'
+        )
+        if unknown := sorted(set(groups) - set(case_ids)):
+            problem += f", or correct its name: there are no cases {some(unknown, quoted=True)}"
+        problems = [problem]
+    if problems:
+        raise ValueError(f"{path}: " + "; ".join(problems))
+    return {case_id: groups[case_id] for case_id in case_ids}
+
+
+def _problems_of_groups(groups: Any) -> list[str]:
+    if not isinstance(groups, dict) or not groups:
+        return [f'groups: expected {{"CASE": "GROUP", ...}}, found {groups!r}']
+    if all(isinstance(value, list) for value in groups.values()):
+        return [
+            "groups: expected each case with its group, found each group with a list of its "
+            'cases; write "CASE": "GROUP" for every case'
+        ]
+    return [
+        f"groups: expected the name of a group, as text, for {case_id!r}, found {name!r}"
+        for case_id, name in groups.items()
+        if not isinstance(name, str) or not name.strip()
+    ]
+
+
+def _problems_of_channel_names(content: dict[str, Any]) -> list[str]:
+    names = content.get("channel_names")
+    if names is None and "modality" in content:
+        return [
+            "channel_names: missing, but there is `modality`: this is a dataset.json of the "
+            "Medical Segmentation Decathlon or of nnU-Net v1; rename it to channel_names, write "
+            "labels as name: value, add file_ending, and end the images' names in _0000, one file "
+            "a channel (promptseg_convert does all of this)"
+        ]
+    if not isinstance(names, dict) or not names:
+        return [f'channel_names: expected {{"0": "CT", ...}}, found {names!r}']
+    problems = []
+    expected = [str(i) for i in range(len(names))]
+    if sorted(names) != sorted(expected):
+        problems.append(f"channel_names: expected the keys {expected}, found {list(names)}")
+    for key, name in names.items():
+        if not isinstance(name, str) or not name.strip():
+            problems.append(f"channel_names: expected a name for channel {key}, found {name!r}")
+    return problems
+
+
+def _problems_of_labels(labels: Any) -> list[str]:
+    if not isinstance(labels, dict) or not labels:
+        return [f'labels: expected {{"background": 0, "name": 1, ...}}, found {labels!r}']
+    if all(isinstance(value, str) for value in labels.values()):
+        return [
+            f"labels: expected names with their values, found values with their names, {labels}; "
+            f"write name: value, as nnU-Net v2 does"
+        ]
+    problems, values = [], []
+    for name, value in labels.items():
+        if name == "ignore":
+            problems.append(
+                "labels: `ignore` is not supported; remove it and set its voxels to background"
+            )
+        elif isinstance(value, list):
+            problems.append(
+                f"labels: {name!r} is a region of several values, {value}; region-based labels "
+                f"are not supported; give every label one value of its own"
+            )
+        elif not _is_int(value):
+            problems.append(f"labels: expected a whole number for {name!r}, found {value!r}")
+        else:
+            values.append(value)
+    if labels.get("background") != 0:
+        problems.append(
+            f'labels: expected "background": 0, found {labels.get("background", "no background")}'
+        )
+    if not problems and len(labels) < 2:
+        problems.append("labels: expected at least one label besides background")
+    if not problems and sorted(values) != list(range(len(values))):
+        problems.append(
+            f"labels: expected the values 0 to {len(values) - 1}, each once, found {sorted(values)}"
+        )
+    return problems
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,206 @@
+"""Plans: everything that follows from the data, decided once and read by every later stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from promptseg.files import read_json, write_json
+
+PLANS_FORMAT = 1
+DEFAULT_PLANS_NAME = "PromptSegPlans"
+PRESETS = ("none", "segvol")
+NORMALIZATIONS = ("window", "percentiles", "foreground")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalization:
+    """How one channel's intensities become [0, 255]; a piece of the plans.
+
+    Attributes:
+        kind: `window` (CT: HU between two fixed values), `percentiles` (of each volume) or
+            `foreground` (percentiles of each volume's voxels above its mean).
+        lower, upper: HU for `window`, else percentiles; what lies outside is clipped.
+    """
+
+    kind: str
+    lower: float
+    upper: float
+
+    def __post_init__(self) -> None:
+        if self.kind not in NORMALIZATIONS:
+            raise ValueError(
+                f"normalization kind {self.kind!r} is none of {', '.join(NORMALIZATIONS)}"
+            )
+        if not self.lower < self.upper:
+            raise ValueError(f"normalization needs lower < upper, got {self.lower}, {self.upper}")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plans:
+    """What the data asks for. `documentation/plans.md` tells who writes and reads each field.
+
+    Attributes:
+        dataset_name: `Dataset004_Hippocampus`.
+        plans_name: the file's name without `.json`; several plans of one dataset can coexist.
+        size: encoder size, `tiny`, `small` or `base`.
+        preset: `segvol` for the window, stride and network of SegVol's released weights; `none`
+            where the rules decide. Plans written before there were presets have none.
+        channel_names: as in dataset.json.
+        modalities: of each channel: `CT`, `MRI`, `PET`, `US` or `unknown`.
+        normalizations: of each channel, raw intensities to [0, 255].
+        spacing: mm, zyx, that every image is resampled to; with the preset `segvol`, which keeps
+            each image's own voxels, only what is usual among the training images.
+        median_shape: voxels, zyx, of the training images at that spacing.
+        window: voxels, zyx, that the network sees at once.
+        stride: voxels, zyx, of one token of the image embedding.
+        batch_size: windows in one training step.
+        labels: foreground names to values, ordered by value.
+        auto_prompts: for each label the strategies that were tried, what they measured, and the
+            one chosen.
+        reasons: for each rule, why it chose what it chose.
+    """
+
+    format_version: int = PLANS_FORMAT
+    dataset_name: str
+    plans_name: str = DEFAULT_PLANS_NAME
+    size: str
+    preset: str = "none"
+    channel_names: tuple[str, ...]
+    modalities: tuple[str, ...]
+    normalizations: tuple[Normalization, ...]
+    spacing: tuple[float, float, float]
+    median_shape: tuple[int, int, int]
+    window: tuple[int, int, int]
+    stride: tuple[int, int, int]
+    batch_size: int
+    labels: dict[str, int]
+    auto_prompts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def keeps_spacing(self) -> bool:
+        """Whether every image stays on its own voxels instead of being resampled to `spacing`."""
+        return self.preset == "segvol"
+
+    @property
+    def data_identifier(self) -> str:
+        """Name of the folder that holds the cases preprocessed by these plans."""
+        return f"{self.plans_name}_3d"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any], source: Path | str = "plans") -> Plans:
+        """Read plans from a JSON object.
+
+        Raises:
+            ValueError: naming source and field, if fields are missing, unknown or of the wrong
+                form, or if the format is of another version.
+        """
+        if not isinstance(content, dict):
+            raise ValueError(f"{source}: expected a JSON object, found {type(content).__name__}")
+        version = content.get("format_version")
+        if version != PLANS_FORMAT:
+            raise ValueError(
+                f"{source}: plans format {version!r}, this version of promptseg reads "
+                f"{PLANS_FORMAT}; run promptseg_plan again"
+            )
+        content = {"preset": "none", **content}
+        names = {f.name for f in fields(cls)}
+        if missing := sorted(names - set(content)):
+            raise ValueError(f"{source}: missing {', '.join(missing)}; run promptseg_plan again")
+        if unknown := sorted(set(content) - names):
+            raise ValueError(f"{source}: unknown {', '.join(unknown)}; is it a promptseg plan?")
+        values = dict(content)
+        for name, (is_good, expected) in _FORMS.items():
+            if not is_good(content[name]):
+                raise ValueError(f"{source}: {name}: expected {expected}, found {content[name]!r}")
+            if isinstance(content[name], list):
+                values[name] = tuple(content[name])
+        try:
+            values["normalizations"] = tuple(Normalization(**n) for n in content["normalizations"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{source}: normalizations: {error}") from error
+        plans = cls(**values)
+        counts = [len(getattr(plans, name)) for name in _OF_EACH_CHANNEL]
+        if len(set(counts)) > 1:
+            raise ValueError(
+                f"{source}: {', '.join(_OF_EACH_CHANNEL)} must be of as many channels, found "
+                f"{', '.join(map(str, counts))}"
+            )
+        if any(w % s for w, s in zip(plans.window, plans.stride, strict=True)):
+            raise ValueError(
+                f"{source}: window {plans.window} is no multiple of stride {plans.stride} (zyx)"
+            )
+        return plans
+
+
+_OF_EACH_CHANNEL = ("channel_names", "modalities", "normalizations")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_length(value: Any) -> bool:
+    return _is_count(value) or (isinstance(value, float) and 0 < value < math.inf)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _are(is_item: Callable[[Any], bool], value: Any, length: int | None = None) -> bool:
+    """Whether a value is a list (from JSON) or a tuple of such items, and of that length."""
+    is_list = isinstance(value, (list, tuple)) and len(value) > 0
+    return is_list and length in (None, len(value)) and all(map(is_item, value))
+
+
+def _are_labels(value: Any) -> bool:
+    if not isinstance(value, dict) or not value:
+        return False
+    values = list(value.values())
+    return all(map(_is_count, values)) and len(set(values)) == len(values)
+
+
+_THREE_COUNTS = (lambda v: _are(_is_count, v, 3), "3 positive whole numbers, zyx")
+_NAMES = (lambda v: _are(_is_name, v), "a list of names")
+_NAME = (_is_name, "a name")
+_OBJECT = (lambda v: isinstance(v, dict), "an object")
+_FORMS = {  # field: its check, and what to expect in words
+    "dataset_name": _NAME,
+    "plans_name": _NAME,
+    "size": _NAME,
+    "preset": (lambda v: v in PRESETS, f"one of {', '.join(PRESETS)}"),
+    "channel_names": _NAMES,
+    "modalities": _NAMES,
+    "normalizations": (lambda v: isinstance(v, (list, tuple)), "a list of objects"),
+    "spacing": (lambda v: _are(_is_length, v, 3), "3 positive lengths in mm, zyx"),
+    "median_shape": _THREE_COUNTS,
+    "window": _THREE_COUNTS,
+    "stride": _THREE_COUNTS,
+    "batch_size": (_is_count, "a positive whole number"),
+    "labels": (_are_labels, "names with different positive whole numbers"),
+    "auto_prompts": _OBJECT,
+    "reasons": _OBJECT,
+}
+
+
+def save_plans(path: Path, plans: Plans) -> None:
+    """Write plans as JSON, in one step."""
+    write_json(path, plans.to_json())
+
+
+def load_plans(path: Path) -> Plans:
+    """Read plans; the errors name the file, the field and the command that makes it."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no plans there; `promptseg_plan -d ID` writes them")
+    return Plans.from_json(read_json(path), path)

@@ -1,0 +1,144 @@
+"""SegVol's two looks at an image, each asked about by queries in voxels of the foreground crop."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from promptseg.inference.consistency import Agreement, moved_prompts
+from promptseg.inference.decoder import ASKED_AT_ONCE, ImageDecoder
+from promptseg.inference.sliding_window import Blend
+from promptseg.networks.prompt_encoder import Query
+from promptseg.preprocessing.patch import cut_window
+from promptseg.segvol.preprocessing import SegVolImage
+from promptseg.segvol.views import (
+    CoarseMask,
+    grown_to_window,
+    in_region,
+    in_window_of_region,
+    region_starts,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstLook:
+    """What the look at the whole volume says to a query.
+
+    Attributes:
+        query: that was asked.
+        coarse: the mask.
+        region: (2, 3) half-open integer box that the second look is at; None if the mask is empty.
+        predicted_iou: of the mask.
+        agreement: mean IoU with the masks of moved prompts; None when there was none to move.
+    """
+
+    query: Query
+    coarse: CoarseMask
+    region: np.ndarray | None
+    predicted_iou: float
+    agreement: float | None
+
+
+class SegVolDecoder(ImageDecoder):
+    """Answers queries about an image as SegVol sees it: cropped to its foreground."""
+
+    image: SegVolImage
+
+    @property
+    def crop_shape(self) -> np.ndarray:
+        """(3,) voxels of the foreground crop, zyx."""
+        lower, upper = self.image.foreground
+        return upper - lower
+
+    def first_looks(self, queries: Sequence[Query], jitters: int) -> list[FirstLook]:
+        """Ask about the whole crop, resized to one window; a few queries at once.
+
+        Args:
+            queries: in voxels of the crop.
+            jitters: how many moved prompts each answer is compared with. Only here: in several
+                windows of the second look no given box is asked with.
+        """
+        looks = []
+        for first in range(0, len(queries), ASKED_AT_ONCE):
+            looks += self._first_looks(queries[first : first + ASKED_AT_ONCE], jitters)
+        return looks
+
+    def _first_looks(self, queries: Sequence[Query], jitters: int) -> list[FirstLook]:
+        shape, window = self.crop_shape, tuple(self.window.tolist())
+        whole = np.stack([np.zeros(3, int), shape])
+        logits, ious = self.in_whole([in_region(query, whole, window) for query in queries])
+        looks = []
+        for query, answer, iou in zip(queries, logits, ious.tolist(), strict=True):
+            moved = moved_prompts(query, shape, jitters)
+            agreement = Agreement(len(moved))
+            if moved:
+                agreement.add(
+                    answer, self.in_whole([in_region(q, whole, window) for q in moved])[0]
+                )
+            coarse = CoarseMask((answer > 0).cpu().numpy(), shape)
+            box = coarse.box()
+            look = FirstLook(
+                query=query,
+                coarse=coarse,
+                region=None if box is None else grown_to_window(box, window, shape),
+                predicted_iou=iou,
+                agreement=agreement.value(),
+            )
+            looks.append(look)
+        return looks
+
+    def second_looks(
+        self, region: np.ndarray, looks: Sequence[FirstLook], step_size: float
+    ) -> Iterator[tuple[int, Blend, float]]:
+        """Look at a region window by window, each encoded once for all queries about it.
+
+        Windows count alike where they overlap; a few queries are asked at once.
+
+        Args:
+            region: (2, 3) half-open integer box in voxels of the crop, zyx.
+            looks: whose region it is.
+            step_size: distance of neighbouring windows, as a share of the window.
+
+        Yields:
+            The place of a query in `looks`, its logits in the region, and the predicted IoU of
+            its best window so far, every time that slices have become final; they are released
+            when the next is asked for.
+        """
+        shape = region[1] - region[0]
+        starts = region_starts(shape, self.window, step_size)
+        even = torch.ones(tuple(self.window))
+        blends = [Blend(starts, self.window, shape, even) for _ in looks]
+        best = np.zeros(len(looks))
+        alone = len(starts) == 1
+        for start, first in itertools.product(starts, range(0, len(looks), ASKED_AT_ONCE)):
+            queries = [
+                in_window_of_region(look.query, look.coarse, region, start, self.window, alone)
+                for look in looks[first : first + ASKED_AT_ONCE]
+            ]
+            logits, ious = self._in_window_of_region(region, start, queries)
+            for place, answer in enumerate(logits, start=first):
+                best[place] = max(best[place], float(ious[place - first]))
+                blends[place].add(answer, start)
+                if blends[place].is_due:
+                    yield place, blends[place], float(best[place])
+                    blends[place].release()
+
+    def _in_window_of_region(
+        self, region: np.ndarray, start: np.ndarray, queries: Sequence[Query]
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (n, z, y, x) and predicted IoU (n,) in a window of a region.
+
+        Kept: a region smaller than the window is padded with zeros, also where the volume goes
+        on; so was the original at prediction.
+        """
+        part = self.image.part(region + self.image.foreground[0])
+        return self._decode(
+            (*region.ravel().tolist(), *start.tolist()),
+            lambda: cut_window(part, part.shape[1:], start, self.window),
+            queries,
+        )

@@ -1,0 +1,147 @@
+"""SegVol's network behind the interface of `PromptableNetwork`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from promptseg.networks.encoders.vit import SIZES, ViTSize
+from promptseg.networks.encoding import Encoding
+from promptseg.networks.prompt_encoder import PromptBatch
+from promptseg.plans import Plans
+from promptseg.preprocessing.resample import resample_logits
+from promptseg.segvol.image_encoder import SegVolImageEncoder
+from promptseg.segvol.mask_decoder import SegVolMaskDecoder
+from promptseg.segvol.prompt_encoder import LabelText, SegVolPromptEncoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegVolSizes:
+    """Sizes of a SegVol network; the defaults are those of the released weights.
+
+    Attributes:
+        vit: widths of the image encoder (its stem is not used).
+        channels_in: of the image.
+        decoder_layers, decoder_heads, decoder_mlp_channels: of the two-way transformer.
+        mask_tokens: masks the decoder makes; the first is the answer.
+        iou_channels: inside the head that predicts the IoU.
+        text_channels: of a text vector; 512 is CLIP's.
+    """
+
+    vit: ViTSize = SIZES["base"]
+    channels_in: int = 1
+    decoder_layers: int = 2
+    decoder_heads: int = 8
+    decoder_mlp_channels: int = 2048
+    mask_tokens: int = 4
+    iou_channels: int = 256
+    text_channels: int = 512
+
+
+class SegVolNetwork(nn.Module):
+    """Image encoder, prompt encoder and mask decoder of SegVol, for one window.
+
+    Args:
+        sizes: of all parts.
+        window: voxels, zyx; the weights hold for this window alone.
+        stride: voxels, zyx, of one token.
+        label_count: labels that get a learned text embedding.
+    """
+
+    def __init__(
+        self,
+        sizes: SegVolSizes,
+        *,
+        window: Sequence[int],
+        stride: Sequence[int],
+        label_count: int,
+    ) -> None:
+        super().__init__()
+        if any(w % s for w, s in zip(window, stride, strict=True)):
+            raise ValueError(
+                f"window {tuple(window)} is no multiple of stride {tuple(stride)} (zyx)"
+            )
+        channels, heads, inner = sizes.vit.channels, sizes.decoder_heads, sizes.vit.channels // 2
+        if channels % sizes.vit.heads or inner % heads:
+            raise ValueError(
+                f"{channels} channels cannot be split into {sizes.vit.heads} heads of the image "
+                f"encoder, or {inner} of its half into {heads} heads of the decoder; give the "
+                f"numbers of heads that the weights were made with"
+            )
+        self.window = tuple(window)
+        self.stride = tuple(stride)
+        grid = [w // s for w, s in zip(window, stride, strict=True)]
+        self.image_encoder = SegVolImageEncoder(sizes.vit, sizes.channels_in, window, stride)
+        self.prompt_encoder = SegVolPromptEncoder(channels, window, grid)
+        self.label_text = LabelText(label_count, sizes.text_channels, channels)
+        self.mask_decoder = SegVolMaskDecoder(
+            channels,
+            grid,
+            heads=heads,
+            mlp_channels=sizes.decoder_mlp_channels,
+            depth=sizes.decoder_layers,
+            mask_tokens=sizes.mask_tokens,
+            iou_channels=sizes.iou_channels,
+        )
+
+    def encode(self, image: Tensor) -> Encoding:
+        """Encode (b, c, z, y, x) images with intensities in [0, 255].
+
+        Raises:
+            ValueError: for another window than the planned one.
+        """
+        if tuple(image.shape[2:]) != self.window:
+            raise ValueError(
+                f"SegVol's position embeddings and normalization are made for the window "
+                f"{self.window}, the image has {tuple(image.shape[2:])} (both zyx, voxels); cut "
+                f"or resize it to that window"
+            )
+        embedding = self.image_encoder(image.float() / 255)
+        return Encoding(window=self.window, embedding=embedding, pyramid=())
+
+    def decode(self, encoding: Encoding, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
+        """Decode n queries about encoded images.
+
+        Returns:
+            (n, z, y, x) mask logits, of the first mask token as in SegVol, and (n,) predicted IoU
+            logits. SegVol never trained these: after loading its weights they mean nothing.
+        """
+        text, has_text = self.label_text(prompts.labels)
+        tokens, is_own = self.prompt_encoder.embed(prompts, text, has_text)
+        logits, iou = self.mask_decoder(
+            encoding.embedding.index_select(0, prompts.image_index),
+            self.prompt_encoder.dense_positions(),
+            tokens,
+            self.prompt_encoder.dense(),
+            text=text,
+            is_own=is_own,
+            has_text=has_text,
+        )
+        return resample_logits(logits[:, 0].float(), encoding.window), iou[:, 0].float()
+
+    def forward(self, image: Tensor, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
+        """`decode(encode(image), prompts)`."""
+        return self.decode(self.encode(image), prompts)
+
+
+def build_segvol_network(plans: Plans, encoder: str) -> SegVolNetwork:
+    """The network of plans with the preset `segvol`, with random weights.
+
+    Raises:
+        ValueError: for another encoder than `vit`, and for an unknown size.
+    """
+    if encoder != "vit":
+        raise ValueError(
+            f"the preset segvol is SegVol's own network, whose encoder is vit, not {encoder!r}; "
+            f"train it with ViTTrainer, or plan without the preset"
+        )
+    if plans.size not in SIZES:
+        raise ValueError(
+            f"unknown size {plans.size!r} of the encoder vit; it has {', '.join(SIZES)}"
+        )
+    sizes = SegVolSizes(vit=SIZES[plans.size], channels_in=len(plans.channel_names))
+    return SegVolNetwork(
+        sizes, window=plans.window, stride=plans.stride, label_count=len(plans.labels)
+    )

@@ -1,0 +1,145 @@
+"""SegVol's inference: a look at the whole volume, then at the region where it found something."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from promptseg.inference.decoder import OPEN_VOXELS
+from promptseg.inference.label_map import Collector, raw_slabs
+from promptseg.inference.predictor import Predictor
+from promptseg.inference.results import Prediction
+from promptseg.inference.sliding_window import Blend, groups_of_at_most, open_voxels
+from promptseg.networks.prompt_encoder import Query
+from promptseg.plans import Plans
+from promptseg.prompts.types import Prompts
+from promptseg.segvol import SegVolNetwork
+from promptseg.segvol.decoder import FirstLook, SegVolDecoder
+from promptseg.segvol.preprocessing import SegVolImage
+from promptseg.segvol.views import in_region, is_prompt
+
+KEPT_ENCODINGS = 32  # of 6 MB each
+
+
+class SegVolPredictor(Predictor):
+    """`Predictor` for plans with the preset `segvol`.
+
+    Images are neither resampled nor blended with Gaussian weights; the modules `views` and
+    `preprocessing.segvol` name what else is SegVol's own, and why. Labels whose names no training
+    has learned need a box or points.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[SegVolNetwork],
+        plans: Plans,
+        *,
+        measured_coarse: Mapping[str, float] | None = None,
+        **options: Any,
+    ) -> None:
+        """As `Predictor`; `measured_coarse` is not used, since every answer starts coarse here."""
+        super().__init__(networks, plans, **options)
+        of_window = len(self.networks) * len(self.flips)
+        self.most_encodings = max(self.most_encodings, KEPT_ENCODINGS // of_window)
+
+    def _decoder(self, image: np.ndarray, spacing: Sequence[float]) -> SegVolDecoder:
+        return SegVolDecoder(
+            SegVolImage(image, self.plans.normalizations[0]),
+            self.networks,
+            self.plans.window,
+            flips=self.flips,
+            device=self.device,
+            most_encodings=self.most_encodings,
+        )
+
+    @torch.inference_mode()
+    def _segment(
+        self, wanted: Mapping[str, Prompts], queries: Mapping[str, list[Query]]
+    ) -> Prediction:
+        image, values = self._current_image(), self.plans.labels
+        decoder: SegVolDecoder = image.decoder
+        learned, corner = self._learned_labels(), decoder.image.foreground[0]
+        names, asked, reasons = [], [], {}
+        for label, of_label in queries.items():
+            moved = [_moved(query, -corner) for query in of_label]
+            if wanted[label].is_empty:
+                meeting, reason = moved if label in learned else [], "no_box"
+            else:
+                meeting = [query for query in moved if _meets(query, decoder.crop_shape)]
+                reason = "outside_foreground"
+            names += [label] * len(meeting)
+            asked += meeting
+            if not meeting:
+                reasons[label] = reason
+
+        looks = decoder.first_looks(asked, self.jitters)
+        collector = Collector(values, image.raw_shape, self.keep_probabilities)
+        ious = [look.predicted_iou for look in looks]
+        for index, region, blend, iou in self._second_looks(decoder, looks):
+            shape, ious[index] = region[1] - region[0], iou
+            slabs = raw_slabs(blend, shape, shape)
+            offset = region[0] + corner
+            collector.enter(names[index], ((logits, at + offset) for logits, at in slabs))
+        for index, (label, iou) in enumerate(zip(names, ious, strict=True)):
+            # SegVol did not train the IoU; our training did when it taught the names
+            collector.rate(label, index, iou if learned else None, looks[index].agreement)
+        return collector.prediction(
+            {
+                label: _unanswered(prompts, reasons[label]) if label in reasons else prompts
+                for label, prompts in wanted.items()
+            }
+        )
+
+    def _second_looks(
+        self, decoder: SegVolDecoder, looks: Sequence[FirstLook]
+    ) -> Iterator[tuple[int, np.ndarray, Blend, float]]:
+        """Number, region, logits there and predicted IoU of the queries that found something.
+
+        Each comes every time that slices of its region are final; see `blended_answers`.
+
+        Logits of the second look replace the first's in the region. The region holds all of the
+        first's that are above 0; so nothing of the first look is left to enter, and nothing of a
+        query whose first look found nothing.
+        """
+        of_region: dict[tuple, list[int]] = {}
+        for index, look in enumerate(looks):
+            if look.region is not None:
+                of_region.setdefault(tuple(look.region.ravel().tolist()), []).append(index)
+        for numbers, indices in of_region.items():
+            region = np.reshape(numbers, (2, 3))
+            voxels = open_voxels(*region, self.plans.window)
+            for group in groups_of_at_most([voxels] * len(indices), OPEN_VOXELS):
+                here = [indices[place] for place in group]
+                own = [looks[index] for index in here]
+                for place, blend, iou in decoder.second_looks(region, own, self.step_size):
+                    yield here[place], region, blend, iou
+
+    def _learned_labels(self) -> set[str]:
+        """The labels that every network was asked for by name in training."""
+        learned = torch.stack([network.label_text.learned.cpu() for network in self.networks])
+        pairs = zip(self.plans.labels, learned.all(dim=0).tolist(), strict=True)
+        return {label for label, is_learned in pairs if is_learned}
+
+
+def _moved(query: Query, offset: np.ndarray) -> Query:
+    points = np.asarray(query.points, float).reshape(-1, 3)
+    box = None if query.box is None else query.box + offset
+    return replace(query, box=box, points=points + offset)
+
+
+def _meets(query: Query, shape: np.ndarray) -> bool:
+    """Whether a box or point of the query meets a volume of that shape."""
+    return is_prompt(in_region(query, np.stack([np.zeros(3, int), shape]), shape))
+
+
+def _unanswered(prompts: Prompts, reason: str) -> Prompts:
+    """The same prompts with the reason why nothing was looked for, unless they have another."""
+    return replace(
+        prompts,
+        source="none" if prompts.is_empty else prompts.source,
+        reason=reason if prompts.reason == "ok" else prompts.reason,
+    )

@@ -1,0 +1,186 @@
+"""SegVol's two looks at a volume, the whole of it and a region, and prompts in voxels of each.
+
+Everything here is counted in voxels of the foreground crop, zyx, unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from promptseg.boxes import mask_box
+from promptseg.networks.prompt_encoder import Query
+from promptseg.segvol.preprocessing import nearest_indices
+
+# Kept: SegVol was trained with this box, -1 to -1 with inclusive ends, wherever a window holds
+# nothing of the object. Half-open it ends at 0.
+NOTHING_HERE = np.array([(-1.0, -1.0, -1.0), (0.0, 0.0, 0.0)])
+
+
+def is_prompt(query: Query) -> bool:
+    """Whether a query says where to look; one that does not has only its label's name."""
+    return query.box is not None or len(query.points) > 0
+
+
+def in_region(query: Query, region: np.ndarray, size: Sequence[int]) -> Query:
+    """A query in voxels of a region that is resized to `size`: whole voxels, as SegVol's are.
+
+    A box becomes the voxels whose centres lie in it, at least one along each axis; a point the
+    voxel it lies in. What lies outside the region is left out.
+
+    Args:
+        query: about the volume.
+        region: (2, 3) half-open integer box, zyx, in the same voxels as the query.
+        size: voxels, zyx.
+
+    Source:
+        SegVol's demo draws prompts from a ground truth that it resized to the window by nearest
+        neighbours; the same box comes out here.
+    """
+    lower, upper = np.asarray(region)
+    scale, size = np.asarray(size) / (upper - lower), np.asarray(size)
+    points = np.asarray(query.points, float).reshape(-1, 3)
+    points = np.floor((points + 0.5 - lower) * scale)
+    inside = ((points >= 0) & (points < size)).all(axis=1)
+    return replace(
+        query,
+        box=None if query.box is None else _whole_voxels((query.box - lower) * scale, size),
+        points=points[inside],
+        point_labels=np.asarray(query.point_labels)[inside],
+    )
+
+
+def _whole_voxels(box: np.ndarray, size: np.ndarray) -> np.ndarray | None:
+    """The voxels with their centres in a continuous box; None if it lies outside the volume."""
+    box = np.clip(box, 0, size)
+    if not (box[0] < box[1]).all():
+        return None
+    lower, upper = np.ceil(box - 0.5)
+    thin = lower >= upper  # it holds no centre: the voxel of its middle
+    lower = np.where(thin, np.floor(box.mean(axis=0)), lower)
+    return np.stack([lower, np.where(thin, lower + 1, upper)])
+
+
+class CoarseMask:
+    """What the look at the whole volume found, on the volume's own voxels.
+
+    Only the small mask is held; each voxel takes the coarse one that holds its lower face.
+
+    Kept: this is PyTorch's `nearest`, not the `nearest-exact` of the way to the window, so the
+    mask can lie half a coarse voxel off.
+
+    Args:
+        mask: (z, y, x) bool, of the volume resized to one window.
+        shape: of the volume, zyx.
+    """
+
+    def __init__(self, mask: np.ndarray, shape: Sequence[int]) -> None:
+        self.mask = mask
+        self.axes = [
+            nearest_indices(n, m, "nearest") for n, m in zip(mask.shape, shape, strict=True)
+        ]
+
+    def box(self) -> np.ndarray | None:
+        """(2, 3) half-open box of what was found; None when nothing was."""
+        return self.box_in(np.array([(0, 0, 0), [len(axis) for axis in self.axes]]))
+
+    def box_in(self, region: np.ndarray) -> np.ndarray | None:
+        """(2, 3) half-open box of what was found in a (2, 3) region, in voxels of the volume."""
+        axes = [axis[low:high] for axis, low, high in zip(self.axes, *region, strict=True)]
+        used = [np.unique(axis) for axis in axes]  # a smaller volume leaves coarse voxels out
+        box = mask_box(self.mask[np.ix_(*used)])
+        if box is None:
+            return None
+        ends = [
+            (np.searchsorted(axis, cells[low]), np.searchsorted(axis, cells[high - 1], "right"))
+            for axis, cells, low, high in zip(axes, used, *box, strict=True)
+        ]
+        return region[0] + np.transpose(ends)
+
+
+def grown_to_window(box: np.ndarray, window: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+    """The region that the second look is at: the box, grown to a window where it is smaller.
+
+    Kept: both sides grow by half of what is missing, rounded down, so that the region can be one
+    voxel short of a window; and at the volume's border it does not grow to the other side.
+
+    Args:
+        box: (2, 3) half-open integers, zyx.
+        window: voxels, zyx.
+        shape: of the volume, zyx.
+
+    Source:
+        SegVol, utils/monai_inferers_utils.py, logits2roi_coor.
+    """
+    missing = np.maximum(np.asarray(window) - (box[1] - box[0]), 0) // 2
+    return np.stack([np.maximum(box[0] - missing, 0), np.minimum(box[1] + missing, shape)])
+
+
+def region_starts(shape: Sequence[int], window: Sequence[int], step_size: float) -> np.ndarray:
+    """Where windows start in a region; negative where the region lies in the middle of one.
+
+    Steps are whole, and the last window is moved back to end with the region (MONAI's way; the
+    starts of `window_starts` are spread evenly).
+
+    Returns:
+        (n, 3) integer starts in voxels of the region, zyx, in raster order.
+    """
+    axes = []
+    for n, w in zip(shape, window, strict=True):
+        step = max(int(w * step_size), 1)
+        count = int(np.ceil(max(n - w, 0) / step)) + 1
+        axes.append([min(i * step, n - w) for i in range(count)] if n > w else [-((w - n) // 2)])
+    return np.array(np.meshgrid(*axes, indexing="ij")).reshape(3, -1).T
+
+
+def in_window_of_region(
+    query: Query,
+    coarse: CoarseMask,
+    region: np.ndarray,
+    start: np.ndarray,
+    window: Sequence[int],
+    alone: bool,
+) -> Query:
+    """A query in voxels of one window of the region.
+
+    One window that holds the whole region is asked with the given box. Of several each is asked
+    with the box of what the look at the whole volume found in it, since the given box may reach
+    far beyond; so is a query with points alone, beside its points. A label's name is asked for
+    in every window without box.
+
+    Not reproduced: where a region is smaller than the window, SegVol pads the image and not the
+    map that it takes the given box from, so that the box is off by the padding; and it carries a
+    given box through the coarse window and back although its place in the volume is known.
+    Differs: a given box that does not meet the region gives way to the box of what was found;
+    negative points are used here as well; box and points can come together.
+
+    Args:
+        query: about the volume.
+        coarse: what was found in the whole volume.
+        region: (2, 3) half-open integer box, zyx.
+        start: of the window in the region's voxels, zyx.
+        window: voxels, zyx.
+        alone: whether it is the only window.
+
+    Source:
+        SegVol, utils/monai_inferers_utils.py, sliding_window_inference.
+    """
+    if not is_prompt(query):
+        return query
+    size, window = region[1] - region[0], np.asarray(window)
+    inside = in_region(query, region, size)
+    box = inside.box if alone else None
+    if box is None:
+        seen = np.stack([np.maximum(start, 0), np.minimum(start + window, size)])
+        found = coarse.box_in(region[0] + seen)
+        box = None if found is None else found - region[0]
+    points = inside.points - start
+    here = ((points >= 0) & (points < window)).all(axis=1)
+    return replace(
+        query,
+        box=NOTHING_HERE if box is None else box - start,
+        points=points[here],
+        point_labels=inside.point_labels[here],
+    )

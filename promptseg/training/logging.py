@@ -1,0 +1,229 @@
+"""Metrics to TensorBoard and to Weights & Biases: optional packages, used only when asked for."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from promptseg.files import replacing
+from promptseg.training.distributed import is_first
+from promptseg.training.settings import RunOptions
+
+WANDB_RUN = "wandb_run.txt"  # the identifier of a fold's run at W&B, to continue it under
+
+Row = Mapping[str, Any]
+LogRow = Callable[[Row], None]
+
+
+def check_installed(options: RunOptions) -> None:
+    """Import what the run logs with, before slow work starts.
+
+    Raises:
+        ImportError: with the command that installs what is missing.
+    """
+    if options.tensorboard:
+        _tensorboard()
+    if options.wandb is not None:
+        _wandb()
+
+
+@contextmanager
+def metric_loggers(
+    options: RunOptions,
+    folder: Path,
+    rows: Sequence[Row],
+    name: str,
+    settings: Mapping[str, Any],
+) -> Iterator[LogRow]:
+    """Yield a function that hands an epoch's metrics on, to nobody unless `options` say so.
+
+    Of several processes the first one alone hands them on.
+
+    Args:
+        options: of this run.
+        folder: of the fold: the event files and W&B's own files are written into it.
+        rows: the epochs before, of a continued run.
+        name: of the run.
+        settings: shown beside the metrics at W&B.
+    """
+    with ExitStack() as stack:
+        loggers = []
+        if options.tensorboard and is_first():
+            loggers.append(stack.enter_context(_to_tensorboard(folder, rows)))
+        if options.wandb is not None and is_first():
+            opened = _to_wandb(options.wandb, folder, rows, name, settings)
+            loggers.append(stack.enter_context(opened))
+
+        def log_row(row: Row) -> None:
+            for logger in loggers:
+                logger(row)
+
+        yield log_row
+
+
+@contextmanager
+def _to_tensorboard(folder: Path, rows: Sequence[Row]) -> Iterator[LogRow]:
+    # Every run writes all epochs and hides what earlier runs wrote, so that an epoch that was
+    # trained again after a kill, or a fold that was started again, is not shown twice.
+    with _tensorboard().SummaryWriter(str(folder), purge_step=0) as writer:
+
+        def log_row(row: Row) -> None:
+            for metric, value in _numbers(row).items():
+                writer.add_scalar(metric, value, row["step"])
+            writer.flush()
+
+        for row in rows:
+            log_row(row)
+        yield log_row
+
+
+@contextmanager
+def _to_wandb(
+    project: str, folder: Path, rows: Sequence[Row], name: str, settings: Mapping[str, Any]
+) -> Iterator[LogRow]:
+    wandb, file = _wandb(), folder / WANDB_RUN
+    known = file.read_text(encoding="utf-8").strip() if rows and file.is_file() else None
+    try:
+        run = wandb.init(
+            project=project,
+            name=name,
+            dir=str(folder),
+            config=dict(settings),
+            id=known,
+            resume="allow",
+            # paths and case identifiers stand in what is printed: it stays here
+            settings=wandb.Settings(console="off", disable_git=True, save_code=False),
+        )
+    except wandb.Error as error:
+        raise RuntimeError(
+            f"W&B began no run in project {project!r}: {error}; run `wandb login` first, set "
+            f"WANDB_MODE=offline to keep everything here, or leave --wandb out (--c continues)"
+        ) from error
+    with replacing(file) as temporary:
+        temporary.write_text(run.id, encoding="utf-8")
+
+    def log_row(row: Row) -> None:
+        run.log(_numbers(row), step=row["step"])
+
+    failed = True
+    try:
+        for row in rows if known is None else ():
+            log_row(row)
+        yield log_row
+        failed = False
+    finally:  # as a context, the run would print a traceback of its own
+        run.finish(exit_code=int(failed))
+
+
+def _numbers(row: Row) -> dict[str, float]:
+    """The metrics of an epoch that are defined."""
+    return {k: v for k, v in row.items() if k != "step" and v is not None and v == v}
+
+
+def _tensorboard() -> ModuleType:
+    return _import("torch.utils.tensorboard", "tensorboard")
+
+
+def _wandb() -> ModuleType:
+    return _import("wandb", "wandb")
+
+
+def _import(module: str, extra: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"--{extra} needs the package {extra}, which is not installed ({error}): "
+            f'pip install "promptseg[{extra}]"'
+        ) from error
+
+
+COLUMNS = (
+    "epoch",
+    "step",
+    "seconds",
+    "learning_rate",
+    "train_loss",
+    "val_loss",
+    "val_dice_label",
+    "val_dice_box",
+    "val_dice_auto",
+)
+
+log = logging.getLogger(__name__)
+
+
+def score(row: Mapping[str, Any]) -> float:
+    """How good an epoch was: the Dice of automatic prompts on the validation windows.
+
+    Without any, as when the windows are empty, it is the negative training loss; in rows of
+    earlier versions, which had none where the plans had no box, the Dice of names alone.
+    """
+    values = (row["val_dice_auto"], row["val_dice_label"], -row["train_loss"])
+    return next(value for value in values if value is not None and value == value)
+
+
+def epochs_since_best(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Epochs after the one with the best score, of several equal ones the first; 0 for none."""
+    scores = [score(row) for row in rows]
+    return len(scores) - 1 - scores.index(max(scores)) if scores else 0
+
+
+def write_metrics(folder: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
+    """Write `metrics.csv` and `progress.png` of all epochs, and log the last one."""
+    write_metrics_csv(folder / "metrics.csv", rows)
+    draw_progress(folder / "progress.png", rows, title)
+    values = ", ".join(f"{k} {v:.4g}" for k, v in rows[-1].items() if isinstance(v, float))
+    log.info("epoch %d: %s", rows[-1]["epoch"], values)
+
+
+def write_metrics_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """One line an epoch, in one step; an empty cell is an undefined value."""
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(
+            {k: "" if v is None or v != v else v for k, v in row.items()} for row in rows
+        )
+
+
+def draw_progress(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
+    """Loss, validation Dice by kind of prompt, and learning rate over the epochs."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    epochs = [row["epoch"] + 1 for row in rows]
+
+    def column(name: str) -> list[float]:
+        return [float("nan") if row[name] is None else row[name] for row in rows]
+
+    figure = Figure(figsize=(8, 9), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    loss, dice, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1.2))
+    loss.plot(epochs, column("train_loss"), label="training", color="tab:blue")
+    loss.plot(epochs, column("val_loss"), label="validation", color="tab:orange")
+    loss.set_ylabel("loss")
+    loss.legend()
+    for name, label in (
+        ("val_dice_label", "label name alone"),
+        ("val_dice_box", "box from the truth, jittered"),
+        ("val_dice_auto", "the plans' automatic prompt"),
+    ):
+        dice.plot(epochs, column(name), label=label)
+    dice.set_ylabel("Dice on fixed validation windows")
+    dice.set_ylim(0, 1)
+    dice.legend(loc="lower right")
+    rate.plot(epochs, column("learning_rate"), color="tab:gray")
+    rate.set_ylabel("learning rate")
+    rate.set_xlabel("epoch")
+    for axis in (loss, dice, rate):
+        axis.grid(alpha=0.3)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)

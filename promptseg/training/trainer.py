@@ -1,0 +1,346 @@
+"""The training loop. A trainer is a leaf that names an encoder and its default settings."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from abc import ABC
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from promptseg.files import replacing
+from promptseg.networks.promptable import build_network
+from promptseg.plans import Plans
+from promptseg.registry import Registry
+from promptseg.signals import signal_handlers
+from promptseg.training import distributed
+from promptseg.training.batches import batches, deaths_explained
+from promptseg.training.checkpoint import (
+    checkpoint_to_continue,
+    random_state,
+    remove_leftovers,
+    restore_random_state,
+    save_checkpoint,
+)
+from promptseg.training.distillation import Teacher, check_teacher_is_wanted
+from promptseg.training.distributed import is_first
+from promptseg.training.logging import (
+    check_installed,
+    epochs_since_best,
+    metric_loggers,
+    write_metrics,
+)
+from promptseg.training.optimizer import seed_everything
+from promptseg.training.pretrained import load_pretrained
+from promptseg.training.progress import Progress, progress_bar
+from promptseg.training.sampling import AutoBoxes, Batch, TrainingSteps
+from promptseg.training.settings import RECIPES, RunOptions, TrainingSettings, extended
+from promptseg.training.step import Learner
+from promptseg.training.validation import validate, validation_windows
+
+TRAINERS = Registry("trainer")
+
+log = logging.getLogger(__name__)
+
+
+class BaseTrainer(ABC):
+    """Fits a promptable network on one fold and writes its checkpoints.
+
+    Subclasses set `encoder` and may set `default_settings` and `needs_teacher`; they override
+    nothing else.
+
+    Args:
+        plans: of the dataset.
+        preprocessed: folder of the preprocessed cases.
+        folder: where checkpoints, log and pictures go (`.../fold_0`).
+        training_cases, validation_cases: case identifiers; validation may be empty (fold `all`),
+            then the fixed windows come from training cases and say so.
+        auto_boxes: the plans' automatic boxes of each case, in raw voxels.
+        settings: hyperparameters; a resumed run takes them from its checkpoint.
+        options: of this run.
+        extend: settings that change a resumed run (`epochs`, `time_budget`, `early_stopping`,
+            `teacher`), None where not.
+        load_teacher: makes a teacher of the model that `settings.teacher` names.
+    """
+
+    encoder: str
+    default_settings = TrainingSettings()
+    needs_teacher = False
+
+    def __init__(
+        self,
+        *,
+        plans: Plans,
+        preprocessed: Path,
+        folder: Path,
+        training_cases: Sequence[str],
+        validation_cases: Sequence[str],
+        auto_boxes: AutoBoxes,
+        settings: TrainingSettings,
+        options: RunOptions,
+        extend: Mapping[str, Any] | None = None,
+        load_teacher: Callable[[Path], Teacher] | None = None,
+    ) -> None:
+        self.plans = plans
+        self.preprocessed = preprocessed
+        self.folder = folder
+        self.training_cases = list(training_cases)
+        self.validation_cases = list(validation_cases)
+        self.auto_boxes = auto_boxes
+        self.settings = settings
+        self.options = options
+        self.extend = dict(extend or {})
+        self.load_teacher = load_teacher
+        self.progress = Progress()
+        self.patience_before = 0  # early stopping of the run that is continued
+        self.stop_requested = False  # in this process
+        self.stopped = False  # all processes, as one of them was to
+
+    @classmethod
+    def settings_for(cls, recipe: str) -> TrainingSettings:
+        """This trainer's settings under a recipe."""
+        if recipe not in RECIPES:
+            raise ValueError(f"unknown recipe {recipe!r}; there are {', '.join(RECIPES)}")
+        return cls.default_settings.replace(recipe=recipe, **RECIPES[recipe])
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.progress.share(self.settings) >= 1 or self.progress.ended_early(self.settings)
+
+    @property
+    def final_stays(self) -> bool:
+        """Whether `run` ends with the final weights that there were."""
+        patience, best = self.settings.early_stopping, self.folder / "checkpoint_best.pth"
+        same_end = patience == self.patience_before and (not patience or best.is_file())
+        return self.finished and same_end
+
+    def run(self) -> bool:
+        """Train to the end, or until SIGTERM or Ctrl-C; whether the end was reached.
+
+        Call `prepare` first. With early stopping, the final checkpoint is the best one.
+        """
+        windows = validation_windows(
+            self.preprocessed,
+            self.validation_cases or self.training_cases,
+            self.plans,
+            self.auto_boxes,
+            self.settings.seed,
+        )
+        rows, settings = self.progress.rows, _plain(self.settings.to_json())
+        loggers = metric_loggers(self.options, self.folder, rows, self._title(), settings)
+        deaths = deaths_explained(self.options.workers)
+        with signal_handlers(self._request_stop), loggers as self.log_row, deaths:
+            self._train(windows)
+        if self.stopped:
+            log.info("stopped at step %d; the same command with --c continues", self.progress.step)
+            return False
+        if self.progress.ended_early(self.settings):
+            log.info(
+                "ended after %d epochs, %d of them without a better validation score; to go on "
+                "all the same, give --c and a larger --early-stopping, or --early-stopping 0",
+                len(rows),
+                epochs_since_best(rows),
+            )
+        if not is_first():
+            return True
+        best = self.folder / "checkpoint_best.pth"
+        if self.settings.early_stopping and best.is_file():
+            with replacing(self.folder / "checkpoint_final.pth") as temporary:
+                shutil.copyfile(best, temporary)
+            return True
+        if self.settings.early_stopping:
+            log.warning("%s is gone; the final checkpoint is the last epoch's", best)
+        self._save("final")
+        return True
+
+    def prepare(self) -> None:
+        """Build the network, or take it up where it was left.
+
+        With `resume` but nothing to resume the run starts from the beginning, and says so. A run
+        that starts from the beginning removes what an earlier one left.
+
+        Raises:
+            ImportError: if TensorBoard or W&B is asked for and not installed.
+            FileExistsError: if the fold has checkpoints and neither `resume` nor `overwrite` is
+                set, so that no training is lost by a repeated command.
+            ValueError: if what is to be resumed has another trainer, other plans, other cases or
+                another teacher, if a batch has fewer images than there are processes, and as
+                `check_teacher_is_wanted` and `load_teacher` do.
+        """
+        check_installed(self.options)
+        distributed.own_images(self.plans.batch_size)  # refused before anything is removed
+        content = checkpoint_to_continue(
+            self.folder, self.name, self.plans, self._cases(), self.options
+        )
+        if content is not None:
+            kept = TrainingSettings.from_json(content["settings"])
+            self.settings = extended(kept, self.extend)
+            self.patience_before = kept.early_stopping
+        if self.settings.early_stopping and not self.validation_cases:
+            raise ValueError(
+                "early stopping needs validation cases, and this fold has none; train without "
+                "--early-stopping, or one of the folds 0, 1, ... (-f)"
+            )
+        check_teacher_is_wanted(self.name, self.needs_teacher, self.settings.teacher)
+        teacher = self.load_teacher(Path(self.settings.teacher)) if self.needs_teacher else None
+        seed_everything(self.settings.seed)
+        # sums of parallel threads in a fixed order: the same seed gives the same weights
+        torch.use_deterministic_algorithms(self.options.device == "cpu")
+        # filling what is not yet written would take an eighth of a step, and changes no result
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        self.network = build_network(self.plans, self.encoder)
+        if content is None and self.settings.pretrained_weights is not None:
+            load_pretrained(self.network, self.plans, self.settings.pretrained_weights)
+        self.learner = Learner(self.network, self.settings, self.options, teacher)
+        if content is not None:
+            self._restore(content)
+        distributed.start_alike(self.learner.network, self.progress.step)
+        if is_first():
+            remove_leftovers(self.folder, checkpoints=content is None)
+        parameters = sum(p.numel() for p in self.network.parameters())
+        log.info(
+            "%s: %s %s, %.2f M parameters, window %s, stride %s, batch %d, %d training and %d "
+            "validation cases, on %s",
+            type(self).__name__,
+            self.encoder,
+            self.plans.size,
+            parameters / 1e6,
+            self.plans.window,
+            self.plans.stride,
+            self.plans.batch_size,
+            len(self.training_cases),
+            len(self.validation_cases),
+            self.options.device,
+        )
+        log.info("settings: %s", self.settings)
+
+    def _request_stop(self, number: int, frame: object) -> None:
+        """Stop after the step under way."""
+        self.stop_requested = True
+
+    def _train(self, windows: Sequence) -> None:
+        progress, settings, steps = self.progress, self.settings, self._steps()
+        on_cpu = self.options.device == "cpu"
+        before, started = progress.seconds, time.monotonic()
+        saved = started
+        with progress_bar(progress.share(settings), shown=is_first()) as bar:
+            bar.set_description_str(f"training, epoch {progress.epoch(settings)}")
+            for batch in batches(steps, progress.step, self.options.workers, on_cpu=on_cpu):
+                self._agree()
+                if self.finished or self.stopped:
+                    break
+                progress.losses.append(self._optimize(batch))
+                progress.step += 1
+                progress.seconds = before + time.monotonic() - started
+                if progress.step % settings.iterations_per_epoch == 0:
+                    self._finish_epoch(windows)
+                    bar.set_description_str(f"training, epoch {progress.epoch(settings)}")
+                    progress.seconds = before + time.monotonic() - started
+                    self._save("latest")
+                    saved = time.monotonic()
+                elif time.monotonic() - saved > self.options.checkpoint_seconds:
+                    self._save("latest")
+                    saved = time.monotonic()
+                bar.update(min(100 * progress.share(settings), 100) - bar.n)
+                bar.set_postfix_str(f"step {progress.step}, loss {progress.loss:.3f}")
+        if progress.losses and not self.stopped:
+            self._finish_epoch(windows)
+        self._agree()
+        self._save("latest")
+
+    def _agree(self) -> None:
+        """All processes go by the first one's clock, and stop together."""
+        progress = self.progress
+        progress.seconds, self.stopped = distributed.agree(progress.seconds, self.stop_requested)
+
+    def _steps(self) -> TrainingSteps:
+        """This process's images of all batches."""
+        own = distributed.own_images(self.plans.batch_size)
+        return TrainingSteps(
+            self.preprocessed, self.training_cases, self.plans, self.settings, self.auto_boxes, own
+        )
+
+    def _optimize(self, batch: Batch) -> float:
+        batch = batch.to(self.options.device)
+        loss = self.learner.loss_of(batch)
+        loss, value = distributed.share_of_loss(loss, len(batch.prompts))
+        share, epoch = self.progress.share(self.settings), self.progress.epoch(self.settings)
+        try:
+            if not np.isfinite(value):
+                raise FloatingPointError(f"the loss is {value}")
+            self.learner.descend(loss, self.settings.learning_rate(share, epoch))
+        except FloatingPointError as error:
+            raise RuntimeError(
+                f"training came apart at step {self.progress.step}: {error}; start again with a "
+                f"lower learning rate (--overwrite --lr, here {self.settings.initial_lr:g})"
+            ) from error
+        return value
+
+    def _finish_epoch(self, windows: Sequence) -> None:
+        progress, answering, device = self.progress, self.learner.answering, self.options.device
+        measured = distributed.from_first(
+            partial(validate, answering, windows, self.learner.loss, device)
+        )
+        row = {
+            "epoch": len(progress.rows),
+            "step": progress.step,
+            "seconds": round(progress.seconds, 2),
+            "learning_rate": self.learner.learning_rate,
+            "train_loss": progress.loss,
+            **measured,
+        }
+        progress.rows.append(row)
+        progress.losses = []
+        if not is_first():
+            return
+        if epochs_since_best(progress.rows) == 0:
+            self._save("best")
+        self.log_row(row)
+        write_metrics(self.folder, progress.rows, self._title())
+
+    def _title(self) -> str:
+        held_back = "" if self.validation_cases else " (validation windows from training cases)"
+        return f"{self.plans.dataset_name}, {type(self).__name__}, {self.folder.name}{held_back}"
+
+    def _save(self, name: str) -> None:
+        if not is_first():
+            return
+        save_checkpoint(
+            self.folder / f"checkpoint_{name}.pth",
+            {
+                "trainer": self.name,
+                "encoder": self.encoder,
+                "plans": _plain(self.plans.to_json()),
+                "settings": _plain(self.settings.to_json()),
+                **self.learner.state(),
+                **self.progress.state(),
+                **self._cases(),
+                **random_state(self.options.device),
+            },
+        )
+
+    def _cases(self) -> dict[str, list[str]]:
+        return {"training_cases": self.training_cases, "validation_cases": self.validation_cases}
+
+    def _restore(self, content: Mapping[str, Any]) -> None:
+        self.learner.restore(content, self.folder)
+        self.progress = Progress.of_checkpoint(content)
+        # the same ones, in the order that the samples are drawn by
+        self.training_cases = content.get("training_cases", self.training_cases)
+        restore_random_state(content, self.options.device)
+        is_best = self.progress.rows and epochs_since_best(self.progress.rows) == 0
+        if is_best and not (self.folder / "checkpoint_best.pth").exists():
+            self._save("best")
+
+
+def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Tuples as lists, so that plans compare equal after a round trip through a checkpoint."""
+    return json.loads(json.dumps(content))

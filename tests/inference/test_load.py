@@ -1,0 +1,283 @@
+"""Zipped models, and how well the network's own prompts did, as training notes it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import stat
+import tempfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from promptseg.files import read_json, write_json
+from promptseg.inference import load as module
+from promptseg.inference.load import (
+    opened_model,
+    read_coarse_quality,
+    write_coarse_quality,
+)
+from promptseg.inference.predictor import Predictor
+from promptseg.pipeline import train
+from tests.inference.test_predictor import SMALL, SPACING, save_fold
+from tests.small_plans import small_plans
+
+STORED = zipfile.ZIP_STORED  # weights hardly shrink, and deflating them takes long
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A model folder of two folds, with what training leaves beside the checkpoints."""
+    folder = tmp_path_factory.mktemp("results") / "ViTTrainer__PromptSegPlans__3d"
+    for fold in ("0", "1"):
+        (folder / f"fold_{fold}" / "validation").mkdir(parents=True)
+        save_fold(folder, fold, small_plans(), seed=int(fold))
+        (folder / f"fold_{fold}" / "training_log.txt").write_text("long")
+        (folder / f"fold_{fold}" / "validation" / "summary.json").write_text("{}")
+    write_coarse_quality(folder / "fold_0", {"liver": 0.5, "spleen": 0.25})
+    write_coarse_quality(folder / "fold_1", {"liver": 0.75})
+    write_json(folder / "dataset.json", {"labels": {"background": 0, "liver": 1}})
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path, monkeypatch) -> Path:
+    """The folder of temporary folders, where no model is left after any test."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    assert not list(folder.glob("promptseg_model_*"))
+
+
+def zipped(
+    model: Path, path: Path, prefix: str = "", separator: str = "/", compression: int = STORED
+) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for file in sorted(model.rglob("*")):
+            if file.is_file():
+                name = (prefix + file.relative_to(model).as_posix()).replace("/", separator)
+                archive.writestr(name, file.read_bytes())
+    return path
+
+
+def answers(path: Path, **options):
+    image = np.random.default_rng(0).uniform(0, 255, SMALL)
+    predictor = Predictor.from_model_folder(path, **options)
+    predictor.set_image(image, SPACING)
+    found = predictor.predict(boxes={"liver": [[0, 1, 1], [5, 8, 9]]}, labels=["liver", "lesion"])
+    return found, predictor
+
+
+@pytest.mark.parametrize("prefix", ["", "ViTTrainer__PromptSegPlans__3d/", "a b/Dataset001/model/"])
+def test_a_zip_predicts_what_its_folder_does(model, tmp_path, prefix, caplog):
+    archive = zipped(model, tmp_path / "model.ZIP", prefix)
+    caplog.set_level(logging.INFO, logger="promptseg")
+    for options in ({},) if prefix else ({}, {"folds": ["1"]}):
+        expected, from_folder = answers(model, **options)
+        caplog.clear()
+        found, from_zip = answers(archive, **options)
+        assert "model model.ZIP, fold_" in caplog.text
+        np.testing.assert_array_equal(found.segmentation, expected.segmentation)
+        for label, result in expected.labels.items():
+            assert found.labels[label].predicted_iou == result.predicted_iou
+        assert from_zip.proposer.measured_coarse == from_folder.proposer.measured_coarse
+        assert len(from_zip.networks) == len(from_folder.networks)
+    with pytest.raises(FileNotFoundError, match="fold_7.*folds with a .*: fold_0, fold_1"):
+        Predictor.from_model_folder(archive, folds=["7"])
+
+
+def test_a_zip_made_by_shutil_or_on_windows_or_macos_is_read(model, tmp_path):
+    made = shutil.make_archive(str(tmp_path / "made"), "zip", model.parent, model.name)
+    windows = zipped(model, tmp_path / "windows.zip", "model\\", separator="\\")
+    macos = zipped(model, tmp_path / "macos.zip", "model/")
+    with zipfile.ZipFile(macos, "a") as archive:
+        archive.writestr("__MACOSX/model/fold_0/._checkpoint_final.pth", b"Mac OS X")
+        archive.writestr("model/fold_0/._checkpoint_best.pth", b"Mac OS X")
+        archive.writestr("model/.DS_Store", b"Mac OS X")
+    for path in (Path(made), windows, macos):
+        with opened_model(path) as opened:
+            names = {p.relative_to(opened).as_posix() for p in opened.rglob("*") if p.is_file()}
+        assert names == {"dataset.json"} | {
+            f"fold_{fold}/{name}"
+            for fold in (0, 1)
+            for name in ("checkpoint_final.pth", "coarse_prompts.json", "validation/summary.json")
+        }
+
+
+def test_only_what_is_asked_for_is_unpacked_and_removed_also_after_an_error(model, tmp_path):
+    archive = zipped(model, tmp_path / "model.zip")
+    with opened_model(archive, endings=(".json",)) as opened:
+        assert not list(opened.rglob("*.pth")) and (opened / "dataset.json").is_file()
+    assert not opened.exists()
+    with pytest.raises(RuntimeError, match="in the block"), opened_model(archive) as opened:
+        assert (opened / "fold_0" / "checkpoint_final.pth").is_file()
+        raise RuntimeError("in the block")
+    assert not opened.exists()
+    with opened_model(model) as opened:
+        assert opened == model
+    assert model.is_dir()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../out.pth",
+        "model/../../out.json",
+        "model/fold_0/../../../out.pth",
+        "/out.json",
+        "//server/out.json",
+        "C:/out.pth",
+        "C:out.json",
+        "model/C:/out.json",
+        "..\\out.json",
+        "model\\..\\..\\out.pth",
+        "\\out.json",
+        "C:\\out.pth",
+        "out.json:stream.json",
+    ],
+)
+def test_members_that_leave_the_folder_are_refused_before_anything_is_written(
+    model, tmp_path, name
+):
+    archive = zipped(model, tmp_path / "m.zip")
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr(name, b"{}")
+    before = sorted(tmp_path.rglob("*"))
+    message = rf"m\.zip holds {re.escape(repr(name))}, which leaves its folder"
+    with pytest.raises(ValueError, match=message), opened_model(archive):
+        pass
+    assert sorted(tmp_path.rglob("*")) == before and not Path("/out.json").exists()
+
+
+def test_links_in_a_zip_are_not_followed(model, tmp_path):
+    secret = tmp_path / "secret.json"
+    secret.write_text('{"box_iou": {"liver": 1}}')
+    archive = zipped(model, tmp_path / "model.zip")
+    link = zipfile.ZipInfo("fold_2/coarse_prompts.json")
+    link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    folder = zipfile.ZipInfo("fold_3")
+    folder.create_system, folder.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr(link, str(secret))
+        file.writestr(folder, str(tmp_path))
+    with opened_model(archive) as opened:
+        assert not any(path.is_symlink() for path in opened.rglob("*"))
+        assert (opened / "fold_2" / "coarse_prompts.json").read_text() == str(secret)
+        with pytest.raises(ValueError, match="coarse_prompts.json is not valid JSON"):
+            read_coarse_quality(opened, None)
+
+
+def damaged(model: Path, tmp_path: Path, kind: str) -> Path:
+    compression = zipfile.ZIP_DEFLATED if kind == "cut deflated" else STORED
+    path = zipped(model, tmp_path / "model.zip", "one/", compression=compression)
+    whole = path.read_bytes()
+    if kind.startswith("cut"):
+        path.write_bytes(whole[: len(whole) // 2])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("not a zip file")
+    elif kind == "bits":
+        at = whole.index(b"one/fold_0/checkpoint_final.pth") + 2000
+        path.write_bytes(
+            whole[:at] + bytes(b ^ 255 for b in whole[at : at + 50]) + whole[at + 50 :]
+        )
+    elif kind == "two":
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("two/fold_0/checkpoint_final.pth", b"")
+    elif kind == "results":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("notes.json", b"{}")
+            archive.writestr("checkpoint_final.pth", b"")
+    elif kind == "nothing":
+        with zipfile.ZipFile(path, "w"):
+            pass
+    elif kind == "locked":  # the bit of the flags that says so, in both headers of every member
+        content = bytearray(whole)
+        for magic, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+            at = content.find(magic)
+            while at >= 0:
+                content[at + offset] |= 1
+                at = content.find(magic, at + 4)
+        path.write_bytes(bytes(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("cut", "holds 0 models.*copy it again"),  # zipfile takes the last whole member for it
+        ("cut deflated", "cannot be read as a zip file: .*; copy or zip it again"),
+        ("empty", "cannot be read as a zip file"),
+        ("text", "cannot be read as a zip file"),
+        ("bits", "cannot be read as a zip file"),
+        ("two", r"holds 2 models; expected one model folder with fold_\*/"),
+        ("results", "holds 0 models; expected one"),
+        ("nothing", "holds 0 models"),
+        ("locked", "is encrypted; unpack it"),
+    ],
+)
+def test_damaged_and_other_zip_files_are_refused(model, tmp_path, kind, message):
+    path = damaged(model, tmp_path, kind)
+    with pytest.raises(ValueError, match=rf"model\.zip {message}"):
+        Predictor.from_model_folder(path)
+
+
+def test_a_zip_that_unpacks_to_too_much_is_refused(model, tmp_path, monkeypatch):
+    path = zipped(model, tmp_path / "model.zip")
+    monkeypatch.setattr(module, "MOST_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"model\.zip would unpack to 0 GB; is it a model\?"):
+        Predictor.from_model_folder(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("nowhere.zip", r"nowhere\.zip: no such model"), ("nowhere", "nowhere: no such model folder")],
+)
+def test_a_model_that_is_not_there_is_said_to_be_missing(tmp_path, name, message):
+    with pytest.raises(FileNotFoundError, match=message):
+        Predictor.from_model_folder(tmp_path / name)
+
+
+def test_measured_boxes_are_averaged_over_the_folds_in_use(model):
+    # fold 0: liver 0.5, spleen 0.25; fold 1: liver 0.75
+    assert read_coarse_quality(model, None) == {"liver": 0.625, "spleen": 0.25}
+    assert read_coarse_quality(model, ["1"]) == {"liver": 0.75}
+    assert read_coarse_quality(model, ["all"]) == {}
+    of_both = Predictor.from_model_folder(model).proposer.measured_coarse
+    assert of_both == {"liver": 0.625, "spleen": 0.25}
+    of_one = Predictor.from_model_folder(model, folds=["0"]).proposer.measured_coarse
+    assert of_one == {"liver": 0.5, "spleen": 0.25}
+
+
+@pytest.mark.parametrize(
+    "content", [[], {}, {"box_iou": 0.5}, {"box_iou": {"liver": None}}, {"box_iou": {"liver": 1.5}},
+                {"box_iou": {"liver": "0.5"}}, {"liver": 0.5}],
+)  # fmt: skip
+def test_a_damaged_measurement_is_refused_by_name(tmp_path, content):
+    (tmp_path / "fold_0").mkdir()
+    (tmp_path / "fold_0" / "coarse_prompts.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"fold_0.*coarse_prompts\.json: expected `box_iou` with"):
+        read_coarse_quality(tmp_path, None)
+
+
+def test_training_measures_the_networks_own_boxes_for_prediction(planned, tmp_path):
+    folders = replace(planned, results=tmp_path / "results")
+    folder = train(
+        7, folders, fold="1", epochs=1, iterations_per_epoch=1, processes=0, device="cpu"
+    )
+    measured = read_json(folder / "fold_1" / "coarse_prompts.json")["box_iou"]
+    predictor = Predictor.from_model_folder(folder, folds=["1"], device="cpu")
+    assert predictor.proposer.measured_coarse == measured
+    assert set(measured) == set(predictor.plans.labels)  # every case has both
+    assert all(0 <= value <= 1 for value in measured.values())
+    log = (folder / "fold_1" / "training_log.txt").read_text()
+    assert "box IoU of the network's own prompts: " in log
+    found = Predictor.from_model_folder(zipped(folder, tmp_path / "model.zip"), device="cpu")
+    assert found.proposer.measured_coarse == measured

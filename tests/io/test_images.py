@@ -1,0 +1,553 @@
+from __future__ import annotations
+
+import gzip
+import locale
+import logging
+import os
+import shutil
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from promptseg.io.images import (
+    FILE_ENDINGS,
+    WRITABLE_ENDINGS,
+    Geometry,
+    count_channels,
+    file_ending,
+    is_dicom_folder,
+    read_image,
+    read_segmentation,
+    write_image,
+)
+from promptseg.io.itk import _quiet_itk, read_itk
+from tests.real_data import require_real_data
+
+SHAPE = (4, 5, 7)
+GEOMETRY = Geometry(
+    shape=SHAPE,
+    spacing=(2.5, 0.8, 0.7),
+    origin=(-12.5, 30.25, 7.0),
+    direction=(0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0),
+)
+
+
+def random_volume(shape=SHAPE, dtype=np.int16):
+    return np.random.default_rng(7).integers(-900, 2000, shape).astype(dtype)
+
+
+@pytest.mark.parametrize("ending", WRITABLE_ENDINGS)
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32", "float64"])
+def test_values_type_and_geometry_survive_a_round_trip(tmp_path, ending, dtype):
+    volume = random_volume(dtype=dtype)
+
+    write_image(tmp_path / f"a{ending}", volume, GEOMETRY)
+    image, geometry = read_image(tmp_path / f"a{ending}")
+
+    assert image.shape == (1, *SHAPE) and image.dtype == dtype
+    np.testing.assert_array_equal(image[0], volume)
+    assert geometry.differences_from(GEOMETRY, tolerance=1e-6) == []
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
+)
+@given(
+    spacing=st.tuples(*[st.floats(0.05, 20)] * 3),
+    origin=st.tuples(*[st.floats(-2000, 2000)] * 3),
+    turns=st.tuples(*[st.floats(-180, 180)] * 3),
+    ending=st.sampled_from(WRITABLE_ENDINGS),
+)
+def test_any_oblique_geometry_survives_a_round_trip(tmp_path, spacing, origin, turns, ending):
+    matrix = Rotation.from_euler("zyx", turns, degrees=True).as_matrix()
+    geometry = Geometry(
+        shape=SHAPE, spacing=spacing, origin=origin, direction=tuple(matrix.ravel())
+    )
+
+    write_image(tmp_path / f"a{ending}", random_volume(), geometry)
+    _, found = read_image(tmp_path / f"a{ending}")
+
+    # NIfTI keeps float32, and the direction as a matrix and as a quaternion.
+    np.testing.assert_allclose(found.spacing, spacing, rtol=1e-6)
+    np.testing.assert_allclose(found.origin, origin, rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(found.direction, geometry.direction, atol=2e-6)
+    # What was read once and is written again does not drift.
+    write_image(tmp_path / f"b{ending}", random_volume(), found)
+    again = read_image(tmp_path / f"b{ending}")[1]
+    assert again.differences_from(found, tolerance=1e-6) == []
+
+
+def test_axes_are_zyx_as_an_independent_writer_says(tmp_path):
+    # One bright voxel at x=5, y=2, z=1 of a 7x5x4 image, set by SimpleITK itself.
+    itk_image = sitk.Image([7, 5, 4], sitk.sitkInt16)
+    itk_image[5, 2, 1] = 9
+    itk_image.SetSpacing((0.7, 0.8, 2.5))
+    sitk.WriteImage(itk_image, str(tmp_path / "a.nrrd"))
+
+    image, geometry = read_image(tmp_path / "a.nrrd")
+
+    assert np.argwhere(image[0]).tolist() == [[1, 2, 5]]
+    assert geometry.shape == (4, 5, 7)
+    assert geometry.spacing == (2.5, 0.8, 0.7)
+
+
+def test_channels_are_stacked_in_the_order_given(tmp_path):
+    for i, name in enumerate(("b", "a")):
+        write_image(tmp_path / f"{name}.mha", random_volume() + i, GEOMETRY)
+
+    image, _ = read_image([tmp_path / "b.mha", tmp_path / "a.mha"])
+
+    np.testing.assert_array_equal(image, [random_volume(), random_volume() + 1])
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+def test_components_of_one_file_are_channels(tmp_path, ending):
+    parts = [sitk.GetImageFromArray(random_volume() + i) for i in range(3)]
+    sitk.WriteImage(sitk.Compose(parts), str(tmp_path / f"a{ending}"))
+
+    image, _ = read_image(tmp_path / f"a{ending}")
+
+    assert count_channels(tmp_path / f"a{ending}") == 3
+    np.testing.assert_array_equal(image, [random_volume() + i for i in range(3)])
+
+
+def test_an_rgb_nifti_counts_as_whole(tmp_path):
+    # Its header counts the three components within a voxel's bits, unlike a vector's.
+    with gzip.open(tmp_path / "a.nii.gz", "wb") as stream:
+        header = bytearray(352)
+        struct.pack_into("<i", header, 0, 348)
+        struct.pack_into("<8h", header, 40, 3, 7, 5, 4, 1, 1, 1, 1)
+        struct.pack_into("<hh", header, 70, 128, 24)
+        struct.pack_into("<4f", header, 76, 1, 1, 1, 1)
+        struct.pack_into("<f", header, 108, 352)
+        header[344:348] = b"n+1\0"
+        stream.write(bytes(header) + bytes(7 * 5 * 4 * 3))
+
+    assert read_image(tmp_path / "a.nii.gz")[0].shape == (3, 4, 5, 7)
+
+
+def test_channels_on_different_grids_are_refused_by_name(tmp_path):
+    write_image(tmp_path / "a.mha", random_volume(), GEOMETRY)
+    moved = Geometry(shape=SHAPE, spacing=(2.5, 0.8, 0.9), direction=GEOMETRY.direction)
+    write_image(tmp_path / "b.mha", random_volume(), moved)
+
+    with pytest.raises(ValueError, match=r"a\.mha and .*b\.mha are channels .* spacing \(2\.5"):
+        read_image([tmp_path / "a.mha", tmp_path / "b.mha"])
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"shape": (4, 5, 8)}, "shape"),
+        ({"spacing": (2.5, 0.81, 0.7)}, "spacing"),
+        ({"origin": (-12.5, 30.25, 7.2)}, "origin"),
+        ({"direction": (1.0, 0, 0, 0, 1, 0, 0, 0, 1)}, "direction"),
+    ],
+)
+def test_each_field_of_a_geometry_is_compared(change, field):
+    other = Geometry(**{**GEOMETRY.__dict__, **change})
+
+    assert [name for name, _, _ in GEOMETRY.differences_from(other)] == [field]
+    assert GEOMETRY.difference_from(other).startswith(field)
+
+
+def test_rounding_in_headers_is_no_difference():
+    other = Geometry(
+        shape=SHAPE,
+        spacing=(2.5001, 0.80001, 0.7),
+        origin=(-12.49, 30.25, 7.01),  # less than a tenth of a voxel
+        direction=(0.80002, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0),
+    )
+    assert GEOMETRY.difference_from(other) is None
+
+
+# DICOM
+
+
+def write_series(folder, volume, uid="1.2.840.1", skip=()):
+    """A series of CT slices 2.5 mm apart, written by SimpleITK, in shuffled file order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(volume)
+    image.SetSpacing((0.7, 0.8, 2.5))
+    image.SetOrigin((-12.5, 30.25, 7.0))
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for z in range(volume.shape[0]):
+        if z in skip:
+            continue
+        slice_ = image[:, :, z]
+        position = "\\".join(str(v) for v in image.TransformIndexToPhysicalPoint((0, 0, z)))
+        tags = {
+            "0008|0060": "CT",
+            "0008|0018": f"{uid}.{z + 1}",
+            "0020|000d": "1.2.840.99",
+            "0020|000e": uid,
+            "0020|0013": str(z + 1),
+            "0020|0032": position,
+            "0020|0037": "1\\0\\0\\0\\1\\0",
+            "0018|0050": "2.5",
+            "0028|1052": "-1000",
+            "0028|1053": "1",
+        }
+        for tag, value in tags.items():
+            slice_.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{uid}_{(3 * z) % 7}.dcm"))
+        before = locale.setlocale(locale.LC_ALL)
+        writer.Execute(slice_)
+        locale.setlocale(locale.LC_ALL, before)  # GDCM leaves "C": text would be read as ASCII
+
+
+def test_a_dicom_series_is_read_in_spatial_order_and_in_hu(tmp_path):
+    volume = random_volume((6, 5, 7))
+    write_series(tmp_path / "series", volume)
+
+    image, geometry = read_image(tmp_path / "series")
+
+    assert is_dicom_folder(tmp_path / "series") and count_channels(tmp_path / "series") == 1
+    np.testing.assert_array_equal(image[0], volume)
+    assert geometry.shape == (6, 5, 7)
+    np.testing.assert_allclose(geometry.spacing, (2.5, 0.8, 0.7))
+    np.testing.assert_allclose(geometry.origin, (-12.5, 30.25, 7.0))
+
+
+def test_a_dicom_series_without_one_slice_is_refused(tmp_path):
+    write_series(tmp_path / "series", random_volume((6, 5, 7)), skip=(2,))
+
+    with pytest.raises(ValueError, match=r"series: its 5 slices are 2\.5 to 5 mm apart; a slice"):
+        read_image(tmp_path / "series")
+
+
+def test_two_dicom_series_in_a_folder_are_refused_with_advice(tmp_path):
+    write_series(tmp_path / "series", random_volume((6, 5, 7)))
+    write_series(tmp_path / "series", random_volume((4, 5, 7)), uid="1.2.840.2")
+
+    with pytest.raises(ValueError, match="found 2 with .*put each series into a folder of its own"):
+        read_image(tmp_path / "series")
+
+
+def test_a_folder_without_dicom_is_refused(tmp_path):
+    assert not is_dicom_folder(tmp_path)
+    assert not is_dicom_folder(tmp_path / "missing")
+    with pytest.raises(ValueError, match="no DICOM series in it"):
+        read_image(tmp_path)
+
+
+# Segmentations
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "expected"),
+    [
+        ((0, 255), "float32", "uint8"),
+        ((0, 300), "uint16", "int16"),
+        ((0, -3), "float64", "int16"),
+        ((0, 70000), "int64", "int32"),
+    ],
+)
+def test_labels_come_as_the_smallest_integers(tmp_path, values, dtype, expected):
+    volume = np.resize(values, SHAPE).astype(dtype)
+    write_image(tmp_path / "a.nrrd", volume, GEOMETRY)
+
+    segmentation, _ = read_segmentation(tmp_path / "a.nrrd")
+
+    assert segmentation.dtype == expected
+    np.testing.assert_array_equal(segmentation, volume)
+
+
+@pytest.mark.parametrize("odd", [0.5, np.nan, np.inf])
+def test_labels_that_are_no_whole_numbers_are_refused(tmp_path, odd):
+    volume = np.zeros(SHAPE, np.float32)
+    volume[1, 2, 3] = odd
+    write_image(tmp_path / "a.nii.gz", volume, GEOMETRY)
+
+    message = "do not fit" if np.isinf(odd) else "must be whole numbers, found"
+    with pytest.raises(ValueError, match=rf"a\.nii\.gz: .*{message}"):
+        read_segmentation(tmp_path / "a.nii.gz")
+
+
+def test_labels_beyond_32_bits_and_with_channels_are_refused(tmp_path):
+    write_image(tmp_path / "a.nrrd", np.full(SHAPE, 2**40), GEOMETRY)
+    two = sitk.GetImageFromArray(np.zeros((*SHAPE, 2), np.uint8), isVector=True)
+    sitk.WriteImage(two, str(tmp_path / "b.nrrd"))
+
+    with pytest.raises(ValueError, match=r"a\.nrrd: label values .* do not fit into 32 bits"):
+        read_segmentation(tmp_path / "a.nrrd")
+    with pytest.raises(ValueError, match=r"b\.nrrd: a segmentation has one channel, found 2"):
+        read_segmentation(tmp_path / "b.nrrd")
+
+
+def test_masks_are_written_as_0_and_1_and_half_floats_as_float32(tmp_path):
+    mask = random_volume() > 0
+    write_image(tmp_path / "mask.nii.gz", mask, GEOMETRY)
+    write_image(tmp_path / "half.nii.gz", mask.astype(np.float16), GEOMETRY)
+
+    assert read_segmentation(tmp_path / "mask.nii.gz")[0].dtype == np.uint8
+    np.testing.assert_array_equal(read_segmentation(tmp_path / "mask.nii.gz")[0], mask)
+    np.testing.assert_array_equal(read_image(tmp_path / "half.nii.gz")[0][0], mask)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("name", ["a.mhd", "a.nhdr", "a.hdr", "a.gipl", "a.png", "a", "a.nii.bz2"])
+def test_formats_of_two_files_or_without_direction_are_not_written(tmp_path, name):
+    with pytest.raises(ValueError, match=r"images are written as \.nii\.gz"):
+        write_image(tmp_path / name, random_volume(), GEOMETRY)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_array_that_does_not_fit_its_geometry_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match=r"shape \(7, 5, 4\), its geometry \(4, 5, 7\)"):
+        write_image(tmp_path / "a.mha", random_volume().T, GEOMETRY)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
+@pytest.mark.parametrize("damage", ["text", "empty", "header only", "half"])
+def test_a_damaged_file_gives_one_line_that_names_it(tmp_path, ending, damage):
+    path = tmp_path / f"a{ending}"
+    write_image(path, random_volume(), GEOMETRY)
+    whole = path.read_bytes()
+    path.write_bytes(
+        {
+            "text": b"this was a picture once\n" * 40,
+            "empty": b"",
+            "header only": whole[:100],
+            "half": whole[: len(whole) * 2 // 3],
+        }[damage]
+    )
+
+    with pytest.raises(ValueError, match=rf"a{ending}.*(cannot be read|damaged|cut short)") as info:
+        read_image(path)
+    assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".mha", ".nrrd"])
+def test_a_file_whose_compressed_bytes_were_changed_is_refused(tmp_path, ending):
+    # ITK itself returns noise from the changed byte on, and says nothing.
+    path = tmp_path / f"a{ending}"
+    volume = random_volume((60, 70, 80))
+    write_image(path, volume, Geometry(shape=volume.shape, spacing=(2.5, 0.8, 0.7)))
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 20] = bytes(255 - b for b in content[middle : middle + 20])
+    path.write_bytes(content)
+
+    with pytest.raises(ValueError, match=rf"a{ending} (is damaged|cannot be read)"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_an_uncompressed_file_is_read_and_refused_cut_short(tmp_path, ending):
+    path = tmp_path / f"a{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(random_volume()), str(path), useCompression=False)
+    np.testing.assert_array_equal(read_image(path)[0][0], random_volume())
+    path.write_bytes(path.read_bytes()[:-1])
+
+    with pytest.raises(ValueError, match=rf"a{ending} cannot be read"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_checking_compressed_voxels_holds_no_second_copy(tmp_path, ending, compressed):
+    path = tmp_path / f"a{ending}"
+    noise = np.random.default_rng(0).integers(0, 256, (20, 400, 500), np.uint8)  # 4 MB either way
+    sitk.WriteImage(sitk.GetImageFromArray(noise), str(path), useCompression=compressed)
+    tracemalloc.start()
+    read_itk(path)  # ITK's own memory is not traced
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.stat().st_size > 3_900_000 and peak < 2_000_000
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd"])
+def test_a_file_that_lacks_one_byte_is_refused(tmp_path, ending):
+    path = tmp_path / f"a{ending}"
+    write_image(path, random_volume(), GEOMETRY)
+    path.write_bytes(path.read_bytes()[:-1])
+
+    with pytest.raises(ValueError, match=rf"a{ending} is (damaged or )?cut short"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".hdr"])
+@pytest.mark.parametrize("components", [1, 2])
+def test_nan_and_infinite_voxels_are_read_as_they_are(tmp_path, ending, dtype, components):
+    # ITK's own NIfTI reader turns them into 0.
+    volume = np.random.default_rng(1).normal(size=(components, *SHAPE)).astype(dtype)
+    volume[-1, 1, 2, 3] = np.nan
+    volume[0, 3, 0, 6], volume[0, 0, 4, 0] = np.inf, -np.inf
+    parts = [sitk.GetImageFromArray(part) for part in volume]
+    image = sitk.Compose(parts) if components > 1 else parts[0]
+    image.SetSpacing((0.7, 0.8, 2.5))
+    sitk.WriteImage(image, str(tmp_path / f"a{ending}"))
+
+    found, geometry = read_image(tmp_path / f"a{ending}")
+
+    np.testing.assert_array_equal(found, volume)
+    np.testing.assert_allclose(geometry.spacing, (2.5, 0.8, 0.7))
+
+
+def test_nan_is_found_in_a_big_endian_nifti(tmp_path):
+    volume = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
+    volume[1, 2, 3] = np.nan
+    header = bytearray(352)
+    struct.pack_into(">i", header, 0, 348)
+    struct.pack_into(">8h", header, 40, 3, 7, 5, 4, 1, 1, 1, 1)
+    struct.pack_into(">hh", header, 70, 16, 32)
+    struct.pack_into(">4f", header, 76, 1, 1, 1, 1)
+    struct.pack_into(">f", header, 108, 352)
+    header[344:348] = b"n+1\0"
+    (tmp_path / "a.nii").write_bytes(bytes(header) + volume.astype(">f4").tobytes())
+
+    np.testing.assert_array_equal(read_image(tmp_path / "a.nii")[0][0], volume)
+
+
+def test_a_two_file_nifti_is_read_whole_and_refused_cut_short(tmp_path):
+    sitk.WriteImage(sitk.GetImageFromArray(random_volume()), str(tmp_path / "a.hdr"))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.hdr")[0][0], random_volume())
+
+    data = tmp_path / "a.img"
+    data.write_bytes(data.read_bytes()[:-9])
+
+    with pytest.raises(ValueError, match=r"a\.hdr is cut short: its header promises 280 bytes"):
+        read_image(tmp_path / "a.hdr")
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+def test_other_than_three_dimensions_are_refused(tmp_path, ending):
+    image = sitk.GetImageFromArray(random_volume())
+    sitk.WriteImage(sitk.JoinSeries([image, image]), str(tmp_path / f"four{ending}"))
+    sitk.WriteImage(image[:, :, 1], str(tmp_path / f"two{ending}"))
+
+    with pytest.raises(ValueError, match=r"four.*expected three dimensions, found 4.*\(7, 5, 4, 2"):
+        read_image(tmp_path / f"four{ending}")
+    with pytest.raises(ValueError, match=r"two.*expected three dimensions, found 2"):
+        read_image(tmp_path / f"two{ending}")
+
+
+def test_complex_voxels_are_refused(tmp_path):
+    image = sitk.GetImageFromArray(random_volume().astype(np.complex64))
+    sitk.WriteImage(image, str(tmp_path / "a.nrrd"))
+
+    with pytest.raises(ValueError, match="complex numbers; save their magnitude"):
+        read_image(tmp_path / "a.nrrd")
+
+
+def test_missing_files_and_an_empty_list_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.nii\.gz: no such file"):
+        read_image(tmp_path / "gone.nii.gz")
+    with pytest.raises(FileNotFoundError, match=r"gone\.nii\.gz: no such file"):
+        count_channels(tmp_path / "gone.nii.gz")
+    with pytest.raises(ValueError, match="at least one image file"):
+        read_image([])
+
+
+# An sform that is not quite perpendicular
+
+
+def write_sheared(path, shear):
+    """A NIfTI with only an sform, whose second axis leans by `shear` towards the first."""
+    write_image(path, random_volume(), Geometry(shape=SHAPE, spacing=(2.5, 0.8, 0.7)))
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<hh", content, 252, 0, 1)  # qform_code, sform_code
+    rows = [[-0.7, 0.8 * shear, 0, 3], [0, -0.8, 0, 4], [0, 0, 2.5, 5]]
+    content[280:328] = np.array(rows, np.float32).tobytes()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("shear", [1e-5, 1e-3, 0.01, 0.04])
+def test_a_slightly_sheared_nifti_is_read_with_perpendicular_axes(tmp_path, capfd, caplog, shear):
+    write_sheared(tmp_path / "a.nii", shear)
+
+    with caplog.at_level(logging.WARNING):
+        image, geometry = read_image(tmp_path / "a.nii")
+
+    np.testing.assert_array_equal(image[0], random_volume())
+    np.testing.assert_allclose(geometry.spacing, (2.5, 0.8, 0.7), rtol=1e-6)
+    np.testing.assert_allclose(geometry.origin, (-3, -4, 5))
+    direction = np.reshape(geometry.direction, (3, 3))
+    np.testing.assert_allclose(direction @ direction.T, np.eye(3), atol=1e-4)
+    np.testing.assert_allclose(direction, np.eye(3), atol=shear)
+    assert bool(caplog.messages) == (shear >= 1e-3)
+    assert capfd.readouterr().err == ""  # nothing from ITK itself
+    assert count_channels(tmp_path / "a.nii") == 1
+
+
+def test_a_strongly_sheared_nifti_is_refused(tmp_path):
+    write_sheared(tmp_path / "a.nii", 0.2)
+
+    with pytest.raises(ValueError, match=r"a\.nii: its axes are not perpendicular \(cosine 0\.196"):
+        read_image(tmp_path / "a.nii")
+
+
+def test_reading_leaves_itks_settings_as_they_were(tmp_path, monkeypatch):
+    monkeypatch.setenv("ITK_NIFTI_SFORM_PERMISSIVE", "OFF")
+    sitk.ProcessObject.SetGlobalWarningDisplay(True)
+    write_sheared(tmp_path / "a.nii", 0.01)
+    read_image(tmp_path / "a.nii")
+
+    assert os.environ["ITK_NIFTI_SFORM_PERMISSIVE"] == "OFF"
+    assert sitk.ProcessObject.GetGlobalWarningDisplay()
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_threads_that_read_at_once_leave_itks_warnings_as_they_were(shown):
+    display = sitk.ProcessObject.GetGlobalWarningDisplay
+    sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+    try:
+        first, second = _quiet_itk(), _quiet_itk()  # two threads' blocks, which overlap
+        first.__enter__(), second.__enter__()
+        first.__exit__(None, None, None)
+        assert not display()  # the second still reads
+        second.__exit__(None, None, None)
+        assert display() == shown
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(True)
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [("a.nii.gz", ".nii.gz"), ("A.NII", ".nii"), ("x.y.mha", ".mha"), ("a.gz", None), ("a", None)],
+)
+def test_endings_are_found_whatever_their_case(name, ending):
+    assert file_ending(name) == ending
+    assert ending is None or ending in FILE_ENDINGS
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("pyradiomics_brain1_image.nrrd", (25, 256, 256)),
+        ("totalsegmentator_example_ct_sm.nii.gz", None),
+        ("totalsegmentator_example_mr_sm.nii.gz", None),
+    ],
+)
+def test_real_volumes_survive_a_change_of_format(tmp_path, name, shape):
+    source = require_real_data("single") / name
+    image, geometry = read_image(source)
+    for ending in (".nii.gz", ".nrrd", ".mha"):
+        write_image(tmp_path / f"a{ending}", image[0], geometry)
+        again, found = read_image(tmp_path / f"a{ending}")
+        np.testing.assert_array_equal(again, image)
+        assert found.differences_from(geometry, tolerance=1e-5) == []
+    assert shape is None or geometry.shape == shape
+
+
+def test_a_copy_under_another_name_of_the_same_format_is_read(tmp_path):
+    write_image(tmp_path / "a.nii.gz", random_volume(), GEOMETRY)
+    shutil.copy(tmp_path / "a.nii.gz", tmp_path / "B.NII.GZ")
+    np.testing.assert_array_equal(read_image(tmp_path / "B.NII.GZ")[0][0], random_volume())

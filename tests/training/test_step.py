@@ -1,0 +1,152 @@
+from functools import partialmethod
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from promptseg.networks.prompt_encoder import Query, batch_queries
+from promptseg.networks.promptable import build_network
+from promptseg.training.checkpoint import load_checkpoint, save_checkpoint
+from promptseg.training.optimizer import seed_everything
+from promptseg.training.sampling import Batch
+from promptseg.training.settings import RunOptions, TrainingSettings
+from promptseg.training.step import Learner
+from tests.small_plans import small_plans
+
+
+def learner(compile=False, **settings) -> Learner:
+    seed_everything(3)
+    network = build_network(small_plans(), "mobilenet").train()
+    return Learner(network, TrainingSettings(**settings), RunOptions(compile=compile))
+
+
+def batch(seed=0) -> Batch:
+    """Two images with a bright box each, asked for by label and by box."""
+    rng = np.random.default_rng(seed)
+    segmentation = np.zeros((2, 8, 12, 16), np.int16)
+    segmentation[:, 2:6, 3:9, 4:12] = 1
+    image = 200.0 * segmentation[:, None] + rng.uniform(0, 50, (2, 1, 8, 12, 16))
+    box = np.array([[2, 3, 4], [6, 9, 12]])
+    return Batch(
+        image=torch.from_numpy(image.astype(np.float32)),
+        segmentation=torch.from_numpy(segmentation),
+        prompts=batch_queries([Query(image=0, label=0), Query(image=1, box=box)]),
+        values=torch.tensor([1, 1], dtype=torch.int16),
+    )
+
+
+def take_steps(run: Learner, seeds) -> None:
+    for seed in seeds:
+        run.descend(run.loss_of(batch(seed)), 1e-3)
+
+
+def assert_equal_states(one, other):
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        if isinstance(value, dict):
+            assert_equal_states(value, other[key])
+        elif isinstance(value, torch.Tensor):
+            assert torch.equal(value, other[key]), key
+        else:
+            assert value == other[key], key
+
+
+@pytest.mark.parametrize("settings", [{}, {"ema": 0.9, "precision": "fp16"}])
+def test_a_restored_learner_goes_on_as_if_it_had_not_been_stopped(tmp_path, settings):
+    whole = learner(**settings)
+    take_steps(whole, [0, 1])
+    save_checkpoint(tmp_path / "checkpoint_latest.pth", whole.state())
+    take_steps(whole, [2])
+
+    again = learner(**settings)
+    again.restore(load_checkpoint(tmp_path / "checkpoint_latest.pth"))
+    take_steps(again, [2])
+
+    assert_equal_states(again.state(), whole.state())
+
+
+def test_a_checkpoint_from_before_the_optimizer_was_fused_goes_on_fused(tmp_path):
+    whole = learner(precision="fp16")
+    take_steps(whole, [0, 1])
+    older = whole.state()
+    for group in older["optimizer"]["param_groups"]:
+        group["fused"] = None
+    save_checkpoint(tmp_path / "checkpoint_latest.pth", older)
+    whole.optimizer.param_groups[0]["fused"] = whole.optimizer.param_groups[1]["fused"] = True
+    take_steps(whole, [2])
+
+    again = learner(precision="fp16")
+    again.restore(load_checkpoint(tmp_path / "checkpoint_latest.pth"))
+    take_steps(again, [2])
+
+    assert_equal_states(again.state(), whole.state())
+
+
+def test_the_average_answers_and_the_weights_in_training_are_kept_beside_it():
+    plain, averaged = learner(), learner(ema=0.9)
+    take_steps(plain, [0, 1, 2])
+    take_steps(averaged, [0, 1, 2])
+    state = averaged.state()
+    # averaging changes nothing of the training itself
+    assert_equal_states(state["unaveraged"]["network"], plain.state()["network"])
+    assert state["unaveraged"]["updates"] == 3 and plain.state()["unaveraged"] is None
+    name = "mask_decoder.mask_token"
+    assert not torch.equal(state["network"][name], state["unaveraged"]["network"][name])
+    assert averaged.answering.state_dict()[name] is not averaged.network.state_dict()[name]
+    assert plain.answering is plain.network
+
+
+def test_a_checkpoint_from_before_there_were_averages_is_taken_up():
+    run = learner()
+    take_steps(run, [0])
+    state = run.state()
+    old = {name: state[name] for name in ("network", "optimizer")}
+    again = learner()
+    again.restore(old)
+    assert_equal_states(again.state(), state)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_lower_precision_changes_the_loss_a_little_and_its_type_not(precision):
+    full, low = learner().loss_of(batch()), learner(precision=precision).loss_of(batch())
+    assert low.dtype == torch.float32
+    assert low != full
+    torch.testing.assert_close(low, full, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_compiled_network_has_the_same_names(ema):
+    compiled, plain = learner(compile=True, ema=ema), learner(ema=ema)
+    assert_equal_states(compiled.state(), plain.state())
+
+
+def test_a_compiled_network_takes_the_same_steps(monkeypatch):
+    # traced in one piece, but run as it is: compiling needs a C++ compiler and minutes
+    whole = {"backend": "eager", "fullgraph": True}
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, **whole))
+    compiled, plain = learner(compile=True), learner()
+    for run in (compiled, plain):
+        take_steps(run, [0, 1])
+    assert compiled.network._compiled_call_impl is not None
+    for name, value in plain.state()["network"].items():
+        torch.testing.assert_close(compiled.state()["network"][name], value, msg=name)
+
+
+def test_gradients_that_are_not_finite_change_no_weights():
+    run = learner()
+    before = {name: value.clone() for name, value in run.network.state_dict().items()}
+    loss = run.loss_of(batch())
+    with pytest.raises(FloatingPointError, match="the norm of the gradients is (nan|inf)"):
+        run.descend(loss * (loss - loss.detach()).sqrt(), 1e-3)  # 0, with an infinite slope
+    for name, value in run.network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_frozen_encoder_gets_no_optimizer(caplog):
+    run = learner(freeze="encoder", ema=0.9)
+    before = {name: value.clone() for name, value in run.network.state_dict().items()}
+    take_steps(run, [0, 1])
+    for name, value in run.state()["network"].items():
+        if name.startswith("image_encoder."):
+            assert torch.equal(value, before[name]), name
