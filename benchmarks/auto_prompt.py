@@ -2,7 +2,7 @@
 
     python benchmarks/auto_prompt.py --ct totalsegmentator_example_ct.nii.gz
 
-The CT is enlarged to 1, 8 and 52 million voxels, gets noise of 20 HU and the soft tissue window.
+The CT is enlarged to 1, 8 and 52 million voxels, gets noise of 20 HU and the soft tissue patch.
 All three run in one process, one after the other, several times; medians are printed, and the ratio
 of each to promptseg's. CPU seconds add up all threads and hardly depend on what else is running.
 Peak memory is what a fresh process needs beyond the loaded volume (Linux only).

@@ -2,7 +2,7 @@
 
     python benchmarks/auto_prompt_exactness.py --data FOLDER
 
-Each volume is prompted whole and as slabs of 1 to 7 slices, CT in all four windows. Exits with 1
+Each volume is prompted whole and as slabs of 1 to 7 slices, CT in all four patches. Exits with 1
 unless every box equals that of the literal SciPy chain, and counts the voxels in which the closed
 masks differ. For information, it also counts the boxes that change when the literal chain
 accumulates mean and deviation in float32, or smooths in float64.
@@ -50,9 +50,9 @@ def volumes(data: Path, cases: int) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def normalized(name: str, image: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """The volume as float32 and as stored (uint8), if CT in every window."""
+    """The volume as float32 and as stored (uint8), if CT in every patch."""
     if image.min() < -500:
-        normalizations = {window: ct_window(window) for window in CT_WINDOWS}
+        normalizations = {patch_size: ct_window(patch_size) for patch_size in CT_WINDOWS}
     else:
         normalizations = {"percentiles": percentile_clipping()}
     for how, normalization in normalizations.items():

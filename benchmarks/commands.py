@@ -132,7 +132,7 @@ def metrics_rows(metrics: Path | None) -> list[dict[str, str]]:
 
 def _row_line(row: dict[str, str]) -> str:
     dice = row["val_dice_auto"] or row["val_dice_label"]
-    return f"step {row['step']}, {float(row['seconds']):.0f} s, validation windows {dice[:6]}"
+    return f"step {row['step']}, {float(row['seconds']):.0f} s, validation patches {dice[:6]}"
 
 
 def machine() -> str:

@@ -73,7 +73,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "making_a_batch": statistics.median(making),
         "prompts": len(fixed.prompts),
         "batch_size": run.plans.batch_size,
-        "window": run.plans.window,
+        "patch_size": run.plans.patch_size,
         "steps_a_turn": args.steps,
         "processes": args.processes,
         "device": run.options.device,

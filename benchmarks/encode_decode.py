@@ -2,18 +2,18 @@
 
     python benchmarks/encode_decode.py
 
-Four levels for each window and size:
+Four levels for each patch and size:
 
     decode     `network.decode` on one encoding
     decoder    the whole mask decoder on one image embedding, its upscaling included, which
                `network.encode` does once for all labels
-    predict    `Predictor.predict` with a box for each label on an image several windows large,
-               when all its windows are encoded
+    predict    `Predictor.predict` with a box for each label on an image several patches large,
+               when all its patches are encoded
     image      the same from `set_image` on, encoding included
 
 One label and twenty take turns; medians are printed with their ratio. A hook on the image encoder
-counts the windows it encodes. Exits with 1 if the ratio is above 3 at any level but the last, or if
-a window was encoded twice. Random weights: no time depends on them.
+counts the patches it encodes. Exits with 1 if the ratio is above 3 at any level but the last, or if
+a patch was encoded twice. Random weights: no time depends on them.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from promptseg.networks.promptable import PromptableNetwork, build_network
 from promptseg.plans import Plans
 
 LABELS, BAR = 20, 3.0
-WINDOWS = {  # window and stride, zyx: the hippocampus plans, and a CT's
+PATCHES = {  # patch and stride, zyx: the hippocampus plans, and a CT's
     "hippocampus": ((40, 56, 40), (8, 8, 8)),
     "CT": ((48, 64, 64), (8, 8, 8)),
 }
 
 
 class EncodedWindows:
-    """What passed through a network's image encoder: a digest of each window's voxels."""
+    """What passed through a network's image encoder: a digest of each patch's voxels."""
 
     def __init__(self) -> None:
         self.contents: list[bytes] = []
@@ -58,8 +58,8 @@ class EncodedWindows:
         return len(self.contents)
 
     def add(self, module: torch.nn.Module, inputs: tuple, output: object) -> None:
-        for window in inputs[0]:
-            voxels = window.detach().float().cpu().contiguous().numpy()
+        for patch_size in inputs[0]:
+            voxels = patch_size.detach().float().cpu().contiguous().numpy()
             self.contents.append(hashlib.sha256(voxels.tobytes()).digest())
 
 
@@ -99,24 +99,24 @@ def in_turn(one: Callable[[], object], many: Callable[[], object], runs: int, de
     return Turns(one=statistics.median(taken[one]), many=statistics.median(taken[many]))
 
 
-def make_plans(window: Sequence[int], stride: Sequence[int], size: str) -> Plans:
+def make_plans(patch_size: Sequence[int], stride: Sequence[int], size: str) -> Plans:
     labels = {f"label {number}": number for number in range(1, LABELS + 1)}
-    return dataclasses.replace(plans_for_cost(window, stride, size), labels=labels)
+    return dataclasses.replace(plans_for_cost(patch_size, stride, size), labels=labels)
 
 
 def network_levels(
     network: PromptableNetwork, plans: Plans, runs: int, device: str
 ) -> dict[str, tuple[Turns, int, int]]:
-    """One and twenty labels of one window, with and without the upscaling they share.
+    """One and twenty labels of one patch, with and without the upscaling they share.
 
     Returns:
-        For each level the times, how many windows were encoded, and how many there are.
+        For each level the times, how many patches were encoded, and how many there are.
     """
     rng = np.random.default_rng(0)
     queries = [
-        Query(label=label, box=box_in(plans.window, rng, share=0.4)) for label in range(LABELS)
+        Query(label=label, box=box_in(plans.patch_size, rng, share=0.4)) for label in range(LABELS)
     ]
-    image = torch.from_numpy(rng.uniform(0, 255, (1, 1, *plans.window)).astype(np.float32))
+    image = torch.from_numpy(rng.uniform(0, 255, (1, 1, *plans.patch_size)).astype(np.float32))
     one, many = batch_queries(queries[:1]).to(device), batch_queries(queries).to(device)
     with torch.inference_mode(), counted_encodings(network) as encoded:
         encoding = network.encode(image.to(device))
@@ -140,13 +140,13 @@ def network_levels(
 def predictor_levels(
     network: PromptableNetwork, plans: Plans, runs: int, device: str
 ) -> dict[str, tuple[Turns, int, int]]:
-    """Predicting one and twenty labels of one image, all windows encoded before, or none.
+    """Predicting one and twenty labels of one image, all patches encoded before, or none.
 
     Every label's box takes nine tenths of each side, so that one label and twenty meet about the
-    same windows, and the ratio is that of labels. Returns the same as `network_levels`.
+    same patches, and the ratio is that of labels. Returns the same as `network_levels`.
     """
     rng = np.random.default_rng(0)
-    shape = [int(1.5 * w) for w in plans.window]
+    shape = [int(1.5 * w) for w in plans.patch_size]
     image = rng.uniform(0, 255, shape).astype(np.float32)
     predictor = Predictor([network], plans, device=device)
     boxes = {label: box_in(shape, rng, share=0.9) for label in plans.labels}
@@ -158,7 +158,7 @@ def predictor_levels(
 
     with counted_encodings(network) as encoded:
         from_image(boxes)
-        windows = len(set(encoded.contents))
+        patches = len(set(encoded.contents))
         prompted = in_turn(
             lambda: predictor.predict(boxes=first),
             lambda: predictor.predict(boxes=boxes),
@@ -170,7 +170,7 @@ def predictor_levels(
     with counted_encodings(network) as encoded:
         from_image(boxes)
     return {
-        "predict": (prompted, count, windows),
+        "predict": (prompted, count, patches),
         "image": (whole, encoded.count, len(set(encoded.contents))),
     }
 
@@ -194,21 +194,19 @@ def main() -> int:
         f"{device}, {torch.get_num_threads()} threads on {len(os.sched_getaffinity(0))} cores, "
         f"load {os.getloadavg()[0]:.1f}, {args.runs} runs each, torch {torch.__version__}\n"
     )
-    titles = (
-        "window | encoder | level | one label, s | 20 labels, s | ratio | windows encoded | bar"
-    )
+    titles = "patch | encoder | level | one label, s | 20 labels, s | ratio | patches encoded | bar"
     print(f"| {titles} |\n|---|---|---|---|---|---|---|---|")
     missed = 0
-    for name, (window, stride) in WINDOWS.items():
+    for name, (patch_size, stride) in PATCHES.items():
         for encoder in args.encoders:
             ENCODERS.get(encoder)
             for size in args.sizes:
-                plans = make_plans(window, stride, size)
+                plans = make_plans(patch_size, stride, size)
                 network = build_network(plans, encoder).to(
                     device, memory_format=torch.channels_last_3d
                 )
                 network.eval()
-                title = f"| {name} {'x'.join(map(str, window))} | {encoder} {size}"
+                title = f"| {name} {'x'.join(map(str, patch_size))} | {encoder} {size}"
                 levels = {
                     **network_levels(network, plans, args.runs, device),
                     **predictor_levels(network, plans, args.runs, device),
@@ -218,12 +216,12 @@ def main() -> int:
     return int(missed > 0)
 
 
-def print_row(title: str, turns: Turns, encoded: int, windows: int, has_bar: bool) -> bool:
+def print_row(title: str, turns: Turns, encoded: int, patches: int, has_bar: bool) -> bool:
     """Print a row; whether it misses the bar."""
-    missed = (has_bar and turns.ratio > BAR) or encoded != windows
+    missed = (has_bar and turns.ratio > BAR) or encoded != patches
     print(
         f"{title} | {turns.one:.4f} | {turns.many:.4f} | {turns.ratio:.2f} "
-        f"| {encoded} of {windows} | {'missed' if missed else 'met' if has_bar else ''} |",
+        f"| {encoded} of {patches} | {'missed' if missed else 'met' if has_bar else ''} |",
         flush=True,
     )
     return missed

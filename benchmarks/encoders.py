@@ -3,7 +3,7 @@
     python benchmarks/encoders.py --work FOLDER --raw RAW_ROOT -d 4 --time-budget 20m
 
 One after the other, each trainer gets `promptseg_train` in a process of its own; then the cases
-held back are segmented as a user would, by `promptseg_predict --auto-prompt`, and evaluated. The
+held out are segmented as a user would, by `promptseg_predict --auto-prompt`, and evaluated. The
 dataset is planned first when it is not. After each trainer everything measured is in one JSON
 file; the same command goes on after a stop, where it was stopped. `--report` prints the table.
 
@@ -92,7 +92,7 @@ def measure_alone(trainer: str, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "encoder": run.encoder,
         "size": plans.size,
-        "window": plans.window,
+        "patch_size": plans.patch_size,
         "stride": plans.stride,
         "batch_size": plans.batch_size,
         **vars(network_cost(plans, run.encoder)),

@@ -118,9 +118,9 @@ class Training:
         """`promptseg_predict` on the held-back cases' raw images, with these flags.
 
         With `--auto-prompt` the automatic prompts are those of the plans, which are fitted on all
-        training cases of the dataset, those held back from this fold too.
+        training cases of the dataset, those held out from this fold too.
         """
-        images, truth = link_held_back(self.source, self.plans_name, self.fold, scratch)
+        images, truth = link_held_out(self.source, self.plans_name, self.fold, scratch)
         command = [HERE / "promptseg_predict", "-m", self.model, "-f", self.fold, *prompts]
         command += import_flags(self.imports)
         return predict_and_evaluate(runner, log, command, images, truth, scratch / "predictions")
@@ -130,7 +130,7 @@ def import_flags(imports: Sequence[str]) -> list[str]:
     return [word for module in imports for word in ("--import", module)]
 
 
-def link_held_back(source: Path, plans_name: str, fold: int, scratch: Path) -> tuple[Path, Path]:
+def link_held_out(source: Path, plans_name: str, fold: int, scratch: Path) -> tuple[Path, Path]:
     """Fresh folders with links to the raw images and to the truth of a fold's held-back cases."""
     shutil.rmtree(scratch, ignore_errors=True)
     images, truth = scratch / "images", scratch / "truth"

@@ -20,8 +20,8 @@ def scipy_mask(image: np.ndarray, moments=np.float64, smoothing=np.float32) -> n
 
     Args:
         image: (z, y, x) in [0, 255].
-        moments: number type in which mean and deviation are accumulated.
-        smoothing: number type of the smoothed volume.
+        moments: dtype in which mean and deviation are accumulated.
+        smoothing: dtype of the smoothed volume.
     """
     smoothed = ndimage.gaussian_filter(image.astype(smoothing), 2.0, mode="reflect", truncate=4.0)
     mean, deviation = np.mean(smoothed, dtype=moments), np.std(smoothed, dtype=moments)

@@ -3,7 +3,7 @@
     python benchmarks/predict_memory.py --ct totalsegmentator_example_ct.nii.gz
 
 The CT is enlarged to 400x512x512 voxels (zyx), with noise of 20 HU, and written as .nii.gz and as
-.nii; `crop` is the part of it that the windows of the prompt can see. The network is the light ViT
+.nii; `crop` is the part of it that the patches of the prompt can see. The network is the light ViT
 as planned for that volume. It is untrained: about half of the voxels that it sees become
 foreground, more than of any organ. Every line is a new process that reads the file, answers the
 prompts and writes the segmentation, with the settings of `promptseg_predict`, so also two moved
@@ -65,7 +65,9 @@ def main() -> None:
             "whole .nii, 20 labels in 20 places": ("whole.nii", boxes["whole"]),
             "whole .nii, 1 label by name": ("whole.nii", [None]),
         }
-        print(f"{SHAPE} voxels zyx, window {plans['window']} at {plans['spacing']} mm, {args.size}")
+        print(
+            f"{SHAPE} voxels zyx, patch {plans['patch_size']} at {plans['spacing']} mm, {args.size}"
+        )
         rows: dict[str, list[dict[str, float]]] = {name: [] for name in jobs}
         for _ in range(args.runs):
             for name, (image, prompts) in jobs.items():
@@ -111,7 +113,7 @@ def measured(folder: str, image: str, boxes: list) -> dict[str, float]:
         Path(folder) / "model",
         device="cpu",
         most_encodings=KEPT_ENCODINGS,
-        jitters=inspect.signature(predict_files).parameters["jitters"].default,
+        n_perturbations=inspect.signature(predict_files).parameters["n_perturbations"].default,
     )
     names = list(predictor.plans.labels)
     times = [time.perf_counter()]
@@ -151,8 +153,8 @@ def prepare(ct: Path, folder: Path, size: str, spacing: tuple[float, ...]) -> tu
     write_image(folder / "whole.nii.gz", volume, whole)
     write_image(folder / "whole.nii", volume, whole)
     boxes = places(voxel_mm)
-    # The part of the volume that the windows of the first box can see.
-    margin = np.array(plans["window"]) * plans["spacing"] / voxel_mm / 2
+    # The part of the volume that the patches of the first box can see.
+    margin = np.array(plans["patch_size"]) * plans["spacing"] / voxel_mm / 2
     lower = np.maximum(np.floor(boxes[0][0] - margin), 0).astype(int)
     upper = np.minimum(np.ceil(boxes[0][1] + margin), SHAPE).astype(int)
     part = volume[tuple(slice(a, b) for a, b in zip(lower, upper, strict=True))]
@@ -182,7 +184,7 @@ def write_model(folder: Path, size: str, spacing: tuple[float, ...], voxel_mm: n
     from promptseg.training.settings import TrainingSettings
 
     shape = resampled_shape(SHAPE, voxel_mm, spacing)
-    window, stride, _ = rules.window_and_stride(shape, spacing, rules.BUDGETS[size])
+    patch_size, stride, _ = rules.patch_and_stride(shape, spacing, rules.BUDGETS[size])
     plans = Plans(
         dataset_name="Dataset001_LargeCT",
         size=size,
@@ -191,7 +193,7 @@ def write_model(folder: Path, size: str, spacing: tuple[float, ...], voxel_mm: n
         normalizations=(ct_window("soft tissue"),),
         spacing=tuple(spacing),
         median_shape=shape,
-        window=window,
+        patch_size=patch_size,
         stride=stride,
         batch_size=2,
         labels={f"label {value}": value for value in range(1, LABELS + 1)},
@@ -205,7 +207,7 @@ def write_model(folder: Path, size: str, spacing: tuple[float, ...], voxel_mm: n
     }
     (folder / "fold_0").mkdir(parents=True)
     save_checkpoint(folder / "fold_0" / "checkpoint_final.pth", content)
-    return {"window": list(window), "spacing": list(spacing)}
+    return {"patch_size": list(patch_size), "spacing": list(spacing)}
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from commands import Runner, Stopped, load_results
-from fold import Training, import_flags, link_held_back, plan_if_missing, predict_and_evaluate
+from fold import Training, import_flags, link_held_out, plan_if_missing, predict_and_evaluate
 from manual_boxes import write_manual_boxes
 from nnunet import NNUNet
 from train_tables import report, summary_line
@@ -139,7 +139,7 @@ class Benchmark:
         predictions = entry.setdefault("predictions", {})
         if "no prompts" not in predictions:
             scratch = self._scratch(log, "no prompts")
-            images, truth = link_held_back(self.source, args.plans_name, args.fold, scratch)
+            images, truth = link_held_out(self.source, args.plans_name, args.fold, scratch)
             command, output = nnunet.predict_command(args.fold), scratch / "predictions"
             predictions["no prompts"] = predict_and_evaluate(
                 self.runner, log, command, images, truth, output, nnunet.environment
@@ -152,7 +152,7 @@ class Benchmark:
         args, path = self.args, self.args.work / "manual_boxes.json"
         if not path.is_file():
             scratch = self._scratch("truth", "")
-            truth = link_held_back(self.source, args.plans_name, args.fold, scratch)[1]
+            truth = link_held_out(self.source, args.plans_name, args.fold, scratch)[1]
             write_manual_boxes(path, truth, self.results["labels"])
         return path
 

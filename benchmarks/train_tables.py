@@ -49,7 +49,7 @@ def training_table(results: dict[str, Any]) -> str:
         if (predicted := main_dice(entry)) is None:
             continue
         by_label = predicted["predict_dice_by_label"]
-        held_back = entry.get("validation_dice")
+        held_out = entry.get("validation_dice")
         train, predict = entry["train_command"], predicted["predict_command"]
         rows.append(
             [
@@ -59,7 +59,7 @@ def training_table(results: dict[str, Any]) -> str:
                 f"{entry['seconds_a_step_mean']:.3f}",
                 *(dice(by_label.get(str(value))) for value in labels.values()),
                 dice(predicted["predict_dice"]),
-                dice(held_back),
+                dice(held_out),
                 *(f"{train[key]:.0f}" for key in ("wall_seconds", "cpu_seconds")),
                 *(f"{predict[key]:.1f}" for key in ("wall_seconds", "cpu_seconds")),
             ]
@@ -67,7 +67,7 @@ def training_table(results: dict[str, Any]) -> str:
     if not rows:
         return ""
     columns = ["tool", "budget, s", "steps", "s a step", *(f"Dice, {name}" for name in labels)]
-    columns += ["Dice", "Dice, boxes held back", "training, s", "training, CPU s"]
+    columns += ["Dice", "Dice, boxes held out", "training, s", "training, CPU s"]
     text = table([*columns, "prediction, s", "prediction, CPU s"], rows)
     if "nnunet" in results:
         text += (
@@ -96,8 +96,8 @@ def prompts_table(results: dict[str, Any]) -> str:
                 f"{entry['validation_dice'] - by_kind[1]:+.4f}",
             ]
         )
-    columns = ["tool", "budget, s", *PROMPTS, "automatic, boxes held back"]
-    return table([*columns, "automatic - manual", "held back - manual"], rows) if rows else ""
+    columns = ["tool", "budget, s", *PROMPTS, "automatic, boxes held out"]
+    return table([*columns, "automatic - manual", "held out - manual"], rows) if rows else ""
 
 
 def pipeline_table(results: dict[str, Any]) -> str:

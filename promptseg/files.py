@@ -68,7 +68,7 @@ def replacing_folder(path: Path | str, overwrite: bool = False) -> Iterator[Path
 
 
 def write_json(path: Path | str, content: Any) -> None:
-    """Write `content` as JSON for people to read, in one step; NaN becomes null.
+    """Write `content` as JSON for people to read, atomically; NaN becomes null.
 
     Objects are indented; whatever fits on a line (a box, a shape) stays on one.
 

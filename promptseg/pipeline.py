@@ -32,7 +32,7 @@ from promptseg.prompts.given import case_from_json
 from promptseg.signals import interrupt, signal_handlers
 from promptseg.training.checkpoint import check_untrained
 from promptseg.training.distillation import Teacher, check_teacher_fits
-from promptseg.training.distributed import from_first, is_first, join
+from promptseg.training.distributed import is_rank_zero, join, run_on_rank_zero
 from promptseg.training.sampling import AutoBoxes
 from promptseg.training.settings import RunOptions
 from promptseg.training.splits import cases_of_fold
@@ -178,12 +178,12 @@ def train(
             load_teacher, plans=plans, fold=fold, validation_cases=validation_cases
         ),
     )
-    with _log_file(fold_folder / "training_log.txt") if is_first() else nullcontext():
+    with _log_file(fold_folder / "training_log.txt") if is_rank_zero() else nullcontext():
         run.prepare()
         ignored = [flag for flag, value in kept.items() if value is not None]
         if run.progress.step and ignored:
             log.warning("%s ignored: a continued run keeps its own", ", ".join(ignored))
-        if is_first():
+        if is_rank_zero():
             _keep_beside_model(source, model_folder, plans)
             if not run.final_stays:
                 _remove_validation(fold_folder)
@@ -204,7 +204,7 @@ def train(
                     )
 
         try:
-            from_first(validate)
+            run_on_rank_zero(validate)
         except KeyboardInterrupt:
             log.info("stopped; training is finished, and --c validates the whole cases again")
             return None
@@ -273,7 +273,7 @@ def validate_fold(
         cases.append(RawCase(case_id=case_id, images=files, label=None))
         prompts[case_id] = {label: {"source": "label name"} for label in plans.labels}
         for label, boxes in auto_boxes.get(case_id, {}).items():
-            source = f"{plans.auto_prompts[label]['strategy']}, case held back"
+            source = f"{plans.auto_prompts[label]['strategy']}, case held out"
             prompts[case_id][label] = {"boxes": boxes, "source": source}
     if missing := [str(f) for case in cases for f in case.images if not f.exists()]:
         raise RuntimeError(
@@ -341,18 +341,18 @@ def load_teacher(
         has_fold = (folder / f"fold_{fold}" / TEACHING).is_file()
         networks, of_teacher, _ = load_networks(folder, [fold] if has_fold else None, TEACHING)
         summary = folder / f"fold_{fold}" / "validation" / "summary.json"
-        held_back: set[str] = set()
+        held_out: set[str] = set()
         if has_fold:  # one that was never validated is taken to be split as this one
             rows = read_json(summary)["metric_per_case"] if summary.is_file() else None
-            held_back = set(validation_cases if rows is None else (row["case"] for row in rows))
+            held_out = set(validation_cases if rows is None else (row["case"] for row in rows))
     check_teacher_fits(of_teacher, plans, path)
     log.info("teacher: %s, %s", path, f"fold {fold}" if has_fold else "all folds that it has")
-    if seen := [case_id for case_id in validation_cases if case_id not in held_back]:
+    if seen := [case_id for case_id in validation_cases if case_id not in held_out]:
         log.warning(
             "%s %s: it may have been trained on the validation cases %s, whose Dice then looks "
             "better than it is",
             path,
-            "held back other cases" if has_fold else f"has no finished fold {fold}",
+            "held out other cases" if has_fold else f"has no finished fold {fold}",
             some(seen, quoted=True),
         )
     return Teacher(networks, path)

@@ -23,7 +23,7 @@ class Normalization:
     Attributes:
         kind: `window` (CT: HU between two fixed values), `percentiles` (of each volume) or
             `foreground` (percentiles of each volume's voxels above its mean).
-        lower, upper: HU for `window`, else percentiles; what lies outside is clipped.
+        lower, upper: HU for `patch`, else percentiles; what lies outside is clipped.
     """
 
     kind: str
@@ -50,7 +50,7 @@ class Plans:
         dataset_name: `Dataset004_Hippocampus`.
         plans_name: the file's name without `.json`; several plans of one dataset can coexist.
         size: encoder size, `tiny`, `small` or `base`.
-        preset: `segvol` for the window, stride and network of SegVol's released weights; `none`
+        preset: `segvol` for the patch, stride and network of SegVol's released weights; `none`
             where the rules decide. Plans written before there were presets have none.
         channel_names: as in dataset.json.
         modalities: of each channel: `CT`, `MRI`, `PET`, `US` or `unknown`.
@@ -58,9 +58,9 @@ class Plans:
         spacing: mm, zyx, that every image is resampled to; with the preset `segvol`, which keeps
             each image's own voxels, only what is usual among the training images.
         median_shape: voxels, zyx, of the training images at that spacing.
-        window: voxels, zyx, that the network sees at once.
+        patch: voxels, zyx, that the network sees at once.
         stride: voxels, zyx, of one token of the image embedding.
-        batch_size: windows in one training step.
+        batch_size: patches in one training step.
         labels: foreground names to values, ordered by value.
         auto_prompts: for each label the strategies that were tried, what they measured, and the
             one chosen.
@@ -77,7 +77,7 @@ class Plans:
     normalizations: tuple[Normalization, ...]
     spacing: tuple[float, float, float]
     median_shape: tuple[int, int, int]
-    window: tuple[int, int, int]
+    patch_size: tuple[int, int, int]
     stride: tuple[int, int, int]
     batch_size: int
     labels: dict[str, int]
@@ -113,6 +113,7 @@ class Plans:
                 f"{source}: plans format {version!r}, this version of promptseg reads "
                 f"{PLANS_FORMAT}; run promptseg_plan again"
             )
+        content = {_FORMER_NAMES.get(name, name): value for name, value in content.items()}
         content = {"preset": "none", **content}
         names = {f.name for f in fields(cls)}
         if missing := sorted(names - set(content)):
@@ -136,13 +137,14 @@ class Plans:
                 f"{source}: {', '.join(_OF_EACH_CHANNEL)} must be of as many channels, found "
                 f"{', '.join(map(str, counts))}"
             )
-        if any(w % s for w, s in zip(plans.window, plans.stride, strict=True)):
+        if any(w % s for w, s in zip(plans.patch_size, plans.stride, strict=True)):
             raise ValueError(
-                f"{source}: window {plans.window} is no multiple of stride {plans.stride} (zyx)"
+                f"{source}: patch {plans.patch_size} is no multiple of stride {plans.stride} (zyx)"
             )
         return plans
 
 
+_FORMER_NAMES = {"window": "patch_size"}  # of fields, in plans of version 0.1.0
 _OF_EACH_CHANNEL = ("channel_names", "modalities", "normalizations")
 
 
@@ -185,7 +187,7 @@ _FORMS = {  # field: its check, and what to expect in words
     "normalizations": (lambda v: isinstance(v, (list, tuple)), "a list of objects"),
     "spacing": (lambda v: _are(_is_length, v, 3), "3 positive lengths in mm, zyx"),
     "median_shape": _THREE_COUNTS,
-    "window": _THREE_COUNTS,
+    "patch_size": _THREE_COUNTS,
     "stride": _THREE_COUNTS,
     "batch_size": (_is_count, "a positive whole number"),
     "labels": (_are_labels, "names with different positive whole numbers"),
@@ -195,7 +197,7 @@ _FORMS = {  # field: its check, and what to expect in words
 
 
 def save_plans(path: Path, plans: Plans) -> None:
-    """Write plans as JSON, in one step."""
+    """Write plans as JSON, atomically."""
     write_json(path, plans.to_json())
 
 

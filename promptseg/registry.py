@@ -23,7 +23,9 @@ class Registry:
 
         def add(cls: type) -> type:
             if name in self._classes:
-                raise ValueError(f"{self.kind} {name!r} is taken by {self._classes[name].__name__}")
+                raise ValueError(
+                    f"{self.kind} {name!r} already exists: {self._classes[name].__name__}"
+                )
             self._classes[name] = cls
             cls.name = name
             return cls

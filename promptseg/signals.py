@@ -33,7 +33,7 @@ def interrupt(*_: Any) -> None:
 
 
 @contextmanager
-def signals_held_back() -> Iterator[None]:
+def signals_held_out() -> Iterator[None]:
     """Processes started in the block never get SIGINT and SIGTERM; this one gets them later.
 
     It waits until the block ends, or until another of its threads takes the signal. Ignoring

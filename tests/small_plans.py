@@ -1,4 +1,4 @@
-"""Plans of a small window, built directly, for tests that need no dataset."""
+"""Plans of a small patch, built directly, for tests that need no dataset."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ IDENTITY = Normalization(kind="window", lower=0.0, upper=255.0)  # [0, 255] stay
 
 
 def small_plans(**changes: Any) -> Plans:
-    """Plans with a window of 8x12x16 voxels, three labels and unchanged intensities."""
+    """Plans with a patch of 8x12x16 voxels, three labels and unchanged intensities."""
     values = {
         "dataset_name": "Dataset001_Small",
         "size": "tiny",
@@ -19,7 +19,7 @@ def small_plans(**changes: Any) -> Plans:
         "normalizations": (IDENTITY,),
         "spacing": (2.5, 1.0, 0.75),
         "median_shape": (8, 12, 16),
-        "window": (8, 12, 16),
+        "patch_size": (8, 12, 16),
         "stride": (2, 4, 4),
         "batch_size": 2,
         "labels": {"liver": 1, "spleen": 2, "lesion": 5},

@@ -47,7 +47,7 @@ def first_losses(roots, results, *processes, steps=20):
     results.mkdir()
     flags = ("-d", "4", "-tr", "ViTTrainer", "-f", "all", "-np", "0", "-device", "cpu")
     process = start(
-        roots / "preprocessed", results, "-m", "promptseg.train", *processes,
+        roots / "preprocessed", results, "-m", "promptseg", "train", *processes,
         flags=(*flags, "--epochs", "1000", "--iterations", str(steps)),
     )  # fmt: skip
     files = [results / f"{rank}.txt" for rank in range(2 if processes else 1)]

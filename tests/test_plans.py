@@ -32,7 +32,7 @@ def test_plans_survive_their_file(tmp_path):
     save_plans(path, PLANS)
     read = load_plans(path)
     assert read == PLANS
-    assert isinstance(read.window, tuple) and isinstance(read.channel_names, tuple)
+    assert isinstance(read.patch_size, tuple) and isinstance(read.channel_names, tuple)
     assert list(read.labels) == ["liver", "spleen", "lesion"]
     assert read.data_identifier == "PromptSegPlans_3d"
 
@@ -60,10 +60,10 @@ BAD = [
     ({"spacing": [1, 1, float("inf")]}, "spacing: expected 3 positive lengths"),
     ({"spacing": ["1", "1", "1"]}, "spacing: expected 3 positive lengths"),
     ({"spacing": 1.0}, "spacing: expected 3 positive lengths"),
-    ({"window": [8, 12.5, 16]}, "window: expected 3 positive whole numbers, zyx"),
-    ({"window": [8, 12, 16, 16]}, "window: expected 3 positive whole numbers"),
-    ({"window": [8, 12, True]}, "window: expected 3 positive whole numbers"),
-    ({"window": [8, 13, 16]}, r"window \(8, 13, 16\) is no multiple of stride \(2, 4, 4\)"),
+    ({"patch_size": [8, 12.5, 16]}, "patch: expected 3 positive whole numbers, zyx"),
+    ({"patch_size": [8, 12, 16, 16]}, "patch: expected 3 positive whole numbers"),
+    ({"patch_size": [8, 12, True]}, "patch: expected 3 positive whole numbers"),
+    ({"patch_size": [8, 13, 16]}, r"patch \(8, 13, 16\) is no multiple of stride \(2, 4, 4\)"),
     ({"stride": [2, 0, 4]}, "stride: expected 3 positive whole numbers"),
     ({"median_shape": "8x12x16"}, "median_shape: expected 3 positive whole numbers"),
     ({"batch_size": "2"}, "batch_size: expected a positive whole number, found '2'"),
@@ -133,4 +133,4 @@ def test_the_documentation_names_every_field_and_its_example_is_read():
     for field in {*entry, *(key for of in entry["candidates"].values() for key in of)}:
         assert f"`{field}`" in first_column
     example = text.split("```json\n")[1].split("```")[0]
-    assert Plans.from_json(json.loads(example)).window == (40, 56, 40)
+    assert Plans.from_json(json.loads(example)).patch_size == (40, 56, 40)

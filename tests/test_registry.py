@@ -30,7 +30,7 @@ def test_taken_and_unknown_names_are_refused_with_what_there_is():
     with pytest.raises(ValueError, match="unknown shape 'ball'; registered: none"):
         shapes.get("ball")
     shapes.register("ball")(type("Ball", (), {}))
-    with pytest.raises(ValueError, match="shape 'ball' is taken by Ball"):
+    with pytest.raises(ValueError, match="shape 'ball' already exists: Ball"):
         shapes.register("ball")(type("Other", (), {}))
     with pytest.raises(ValueError, match="unknown shape 'Ball'; registered: ball"):
         shapes.get("Ball")

@@ -10,14 +10,14 @@ import threading
 
 import pytest
 
-from promptseg.signals import STOPPING, signal_handlers, signals_held_back
+from promptseg.signals import STOPPING, signal_handlers, signals_held_out
 
 
 @pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_in_the_block_is_not_lost(number):
     seen = []
     with signal_handlers(lambda came, frame: seen.append(came)):
-        with signals_held_back():
+        with signals_held_out():
             os.kill(os.getpid(), number)  # another thread of this process may take it at once
         assert seen == [number]
 
@@ -25,14 +25,14 @@ def test_a_signal_in_the_block_is_not_lost(number):
 def test_a_thread_is_not_interrupted_in_the_block():
     seen = []
     with signal_handlers(lambda came, frame: seen.append(came)):
-        with signals_held_back():
+        with signals_held_out():
             signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
             assert seen == []
         assert seen == [signal.SIGTERM]
 
 
 def test_a_process_started_in_the_block_outlives_the_signal():
-    with signals_held_back():
+    with signals_held_out():
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     child.send_signal(signal.SIGTERM)
     child.communicate(b"go on\n", timeout=60)

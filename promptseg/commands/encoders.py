@@ -1,4 +1,4 @@
-"""promptseg_encoders: what each encoder costs: parameters, operations and memory for a window."""
+"""promptseg_encoders: what each encoder costs: parameters, operations and memory for a patch."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-p", "--plans-name", default="PromptSegPlans", help="name of the plans")
     axes = ("Z", "Y", "X")
     parser.add_argument(
+        "--patch-size",
         "--window",
         nargs=3,
         type=int,
@@ -55,7 +56,7 @@ def _run(args: argparse.Namespace) -> int:
     from promptseg.plans import load_plans
     from promptseg.training.trainers import TRAINERS
 
-    own = {name: getattr(args, name) for name in ("window", "stride", "size")}
+    own = {name: getattr(args, name) for name in ("patch_size", "stride", "size")}
     own = {name: value for name, value in own.items() if value is not None}
     if args.dataset is None:
         plans = plans_for_cost(**own)

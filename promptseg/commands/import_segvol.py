@@ -32,14 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--size", choices=("tiny", "small", "base"), default="base", help="of reduced weights"
     )
-    for name, default in (("window", (32, 256, 256)), ("stride", (4, 16, 16))):
+    for names, default in (
+        (("--patch-size", "--window"), (32, 256, 256)),
+        (("--stride",), (4, 16, 16)),
+    ):
         parser.add_argument(
-            f"--{name}",
+            *names,
             nargs=3,
             type=count,
             default=default,
             metavar=("Z", "Y", "X"),
-            help=f"{name} in voxels of weights other than the released; {default} by default",
+            help=f"voxels, zyx, for weights other than the released ones; {default} by default",
         )
     return run_command(parser, arguments, _run)
 
@@ -52,7 +55,7 @@ def _run(args: argparse.Namespace) -> int:
         args.output,
         labels=args.labels,
         size=args.size,
-        window=args.window,
+        patch_size=args.patch_size,
         stride=args.stride,
         overwrite=args.overwrite,
     )

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--preset",
         choices=("none", "segvol"),
         default="none",
-        help="segvol: window, patches and normalization of SegVol's released weights",
+        help="segvol: patch, patches and normalization of SegVol's released weights",
     )
     parser.add_argument("-p", "--plans-name", default="PromptSegPlans", help="name of the plans")
     parser.add_argument("-np", "--processes", type=count, default=2, help="worker processes")
@@ -71,7 +71,7 @@ def _planned(dataset: str, args: argparse.Namespace, workers: Workers) -> int:
     plans = result.plans
     print(f"\n{plans.dataset_name}: {result.folder / (plans.plans_name + '.json')}")
     print(f"  spacing {_short(plans.spacing)} mm, median shape {plans.median_shape} (zyx)")
-    print(f"  window {plans.window}, stride {plans.stride}, batch size {plans.batch_size}")
+    print(f"  patch {plans.patch_size}, stride {plans.stride}, batch size {plans.batch_size}")
     for rule, reason in plans.reasons.items():
         print(f"  {rule}: {reason}")
     print(result.auto_prompt_table)

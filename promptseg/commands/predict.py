@@ -73,10 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="have the workers of a Dask cluster do the cases; tcp://HOST:PORT",
     )
     parser.add_argument(
+        "--perturbations",
         "--jitters",
+        dest="n_perturbations",
+        metavar="N",
         type=count,
         default=2,
-        help="moved copies of each prompt whose masks are compared (agreement); 0 for none",
+        help="perturbed copies of each prompt whose masks are compared; 0 for none",
     )
     parser.add_argument(
         "--save_probabilities", action="store_true", help="write probabilities/CASE.npz too"
@@ -119,7 +122,7 @@ def _run(args: argparse.Namespace) -> int:
             writers=args.nps,
             dask=args.dask,
             imports=args.imports,
-            jitters=args.jitters,
+            n_perturbations=args.n_perturbations,
             save_probabilities=args.save_probabilities,
             review_list=args.review_list,
         )

@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.list_trainers:
         return _list_trainers()
-    from promptseg.training.distributed import is_first, processes_to_start, start_processes
+    from promptseg.training.distributed import is_rank_zero, processes_to_start, start_processes
 
     if count := processes_to_start(args.num_gpus):
         return start_processes(count, args.device, args.typed)
@@ -161,12 +161,12 @@ def _run(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
         )
         if model is None:
-            if is_first():
+            if is_rank_zero():
                 print(
                     "stopped before the end; the same command with --c continues", file=sys.stderr
                 )
             return 1
-        if is_first():
+        if is_rank_zero():
             print(f"trained: {model / f'fold_{fold}'}; look at progress.png there")
     return 0
 

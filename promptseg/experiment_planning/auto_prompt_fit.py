@@ -84,7 +84,7 @@ class AutoPromptFit:
                 lines.append(
                     f"{label:<{width}} {mark} {name:<18} {c['iou_mean']:>5.3f} +- "
                     f"{c['iou_std']:.3f} {cropped:>8} {c['recall_mean']:>7.2f} "
-                    f"{c['empty_share']:>6.0%} {c['whole_share']:>6.0%} {rank:>11}"
+                    f"{c['empty_fraction']:>6.0%} {c['whole_fraction']:>6.0%} {rank:>11}"
                 )
             lines.append(f"{label:<{width}} -> {entry['strategy']}: {entry['reason']}")
         return "\n".join(lines)

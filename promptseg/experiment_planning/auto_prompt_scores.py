@@ -81,8 +81,8 @@ def figures(proposals: Sequence[Proposal], cases: Sequence[FitCase], label: str)
         "iou_mean": float(ious.mean()),
         "iou_std": float(ious.std()),
         "recall_mean": float(np.mean([_recall(p, c.truths[label]) for p, c in pairs])),
-        "empty_share": float(np.mean([p.box is None for p in proposals])),
-        "whole_share": float(np.mean(whole)),
+        "empty_fraction": float(np.mean([p.box is None for p in proposals])),
+        "whole_fraction": float(np.mean(whole)),
     }
 
 

@@ -119,7 +119,7 @@ def check_label(
     Args:
         case_id: for the report.
         path: for the report.
-        segmentation: (1, z, y, x) values of any number type, as read.
+        segmentation: (1, z, y, x) values of any dtype, as read.
         labels: foreground labels of the dataset, name to value.
     """
     if segmentation.shape[0] != 1:

@@ -23,11 +23,11 @@ from promptseg.experiment_planning.fingerprint import (
 from promptseg.experiment_planning.integrity import Problem, report
 from promptseg.experiment_planning.rules import (
     BUDGETS,
+    SEGVOL_PATCH_SIZE,
     SEGVOL_STRIDE,
-    SEGVOL_WINDOW,
     choose_ct_window,
+    patch_size_and_stride,
     target_spacing,
-    window_and_stride,
 )
 from promptseg.files import replacing, write_json
 from promptseg.folders import Folders, find_dataset_folder
@@ -96,7 +96,7 @@ def plan_dataset(
         dataset: number or full name of a folder under `folders.raw`.
         folders: the three roots.
         size: encoder size: `tiny` (the default), `small` or `base`.
-        preset: `segvol` for the window, stride, normalization and network of SegVol's released
+        preset: `segvol` for the patch size, stride, normalization and network of SegVol's released
             weights, which have size `base`; `none` to follow the rules.
         plans_name: name of the plans file; choose another to keep plans side by side.
         processes: worker processes, or `Workers` that several plannings share; 0 does everything
@@ -235,10 +235,12 @@ def make_plans(
     median_shape = tuple(int(n) for n in np.median(resampled, axis=0).round())
     if own_voxels:
         spacing_reason += "; preset segvol: only for the record, every image keeps its own voxels"
-        window, stride = SEGVOL_WINDOW, SEGVOL_STRIDE
-        window_reason = "preset segvol: what the released weights were trained with"
+        patch_size, stride = SEGVOL_PATCH_SIZE, SEGVOL_STRIDE
+        patch_reason = "preset segvol: what the released weights were trained with"
     else:
-        window, stride, window_reason = window_and_stride(median_shape, spacing, BUDGETS[size])
+        patch_size, stride, patch_reason = patch_size_and_stride(
+            median_shape, spacing, BUDGETS[size]
+        )
     return Plans(
         dataset_name=raw.name,
         plans_name=plans_name,
@@ -249,7 +251,7 @@ def make_plans(
         normalizations=normalizations,
         spacing=spacing,
         median_shape=median_shape,
-        window=window,
+        patch_size=patch_size,
         stride=stride,
         batch_size=BUDGETS[size].batch_size,
         labels=raw.labels,
@@ -258,7 +260,7 @@ def make_plans(
             "modality": "; ".join(fingerprint.modality_sources),
             "normalization": normalization_reason,
             "spacing": spacing_reason,
-            "window": window_reason,
+            "patch_size": patch_reason,
         },
     )
 

@@ -17,25 +17,25 @@ class Budget:
     """What one encoder size may cost.
 
     Attributes:
-        window_voxels: most voxels in a window.
+        patch_voxels: most voxels in a patch.
         tokens: most tokens of the image embedding.
-        batch_size: windows in one training step.
+        batch_size: patches in one training step.
     """
 
-    window_voxels: int
+    patch_voxels: int
     tokens: int
     batch_size: int
 
 
 BUDGETS = {
-    # `base` is the number of voxels and tokens of SegVol's 32x256x256 window with 4x16x16 patches;
+    # `base` is the number of voxels and tokens of SegVol's 32x256x256 patch with 4x16x16 tokens;
     # `tiny` trains on two CPU cores in minutes.
-    "tiny": Budget(window_voxels=48 * 64 * 64, tokens=512, batch_size=2),
-    "small": Budget(window_voxels=96 * 96 * 96, tokens=1024, batch_size=2),
-    "base": Budget(window_voxels=32 * 256 * 256, tokens=2048, batch_size=2),
+    "tiny": Budget(patch_voxels=48 * 64 * 64, tokens=512, batch_size=2),
+    "small": Budget(patch_voxels=96 * 96 * 96, tokens=1024, batch_size=2),
+    "base": Budget(patch_voxels=32 * 256 * 256, tokens=2048, batch_size=2),
 }
 
-SEGVOL_WINDOW, SEGVOL_STRIDE = (32, 256, 256), (4, 16, 16)  # of the released weights, zyx
+SEGVOL_PATCH_SIZE, SEGVOL_STRIDE = (32, 256, 256), (4, 16, 16)  # of the released weights, zyx
 ANISOTROPY = 3.0  # nnU-Net's threshold for calling a spacing anisotropic
 
 
@@ -67,15 +67,15 @@ def target_spacing(spacings: np.ndarray, shapes: np.ndarray) -> tuple[tuple[floa
     return tuple(float(s) for s in target), "median over the training images"
 
 
-def window_and_stride(
+def patch_size_and_stride(
     median_shape: Sequence[int], spacing: Sequence[float], budget: Budget
 ) -> tuple[Triple, Triple, str]:
     """The block a network sees at once, and the voxels one token of its embedding stands for.
 
-    The window starts from the median image and shrinks along its physically longest axis until
+    The patch starts from the median image and shrinks along its physically longest axis until
     it is within the voxel budget. The stride starts from one voxel and doubles, always along the
     axes where a token is physically smallest, until the tokens are within their budget: the
-    finest near-isotropic stride that fits. The window is then rounded to a multiple of it.
+    finest near-isotropic stride that fits. The patch is then rounded to a multiple of it.
 
     Args:
         median_shape: voxels, zyx, at `spacing`.
@@ -83,32 +83,32 @@ def window_and_stride(
         budget: of the encoder size.
 
     Returns:
-        window and stride in voxels, zyx, and the reason.
+        patch size and stride in voxels, zyx, and the reason.
     """
     spacing = np.asarray(spacing, float)
-    window = np.maximum(np.asarray(median_shape, int), 1)
-    while window.prod() > budget.window_voxels:
-        axis = int(np.argmax(np.where(window > 1, window * spacing, 0)))
-        window[axis] = int(window[axis] * 0.95)
-    stride = _finest_stride(window, spacing, budget.tokens)
-    rounded = _round_to_multiple(window, stride, budget.window_voxels)
+    patch_size = np.maximum(np.asarray(median_shape, int), 1)
+    while patch_size.prod() > budget.patch_voxels:
+        axis = int(np.argmax(np.where(patch_size > 1, patch_size * spacing, 0)))
+        patch_size[axis] = int(patch_size[axis] * 0.95)
+    stride = _finest_stride(patch_size, spacing, budget.tokens)
+    rounded = _round_to_multiple(patch_size, stride, budget.patch_voxels)
     tokens = int((rounded // stride).prod())
     covers = "covers the median image" if (rounded >= median_shape).all() else "smaller than it"
     reason = (
-        f"median image {tuple(int(n) for n in median_shape)}, at most {budget.window_voxels} "
+        f"median image {tuple(int(n) for n in median_shape)}, at most {budget.patch_voxels} "
         f"voxels and {budget.tokens} tokens: {covers}, {tokens} tokens"
     )
     return tuple(int(n) for n in rounded), tuple(int(n) for n in stride), reason
 
 
-def _finest_stride(window: np.ndarray, spacing: np.ndarray, max_tokens: int) -> np.ndarray:
+def _finest_stride(patch_size: np.ndarray, spacing: np.ndarray, max_tokens: int) -> np.ndarray:
     """Double the physically finest axis, or those that are equally fine, until the tokens fit.
 
     An axis stops at a stride that leaves it two tokens; when none is left, so does the rule.
     """
     stride = np.ones(3, int)
-    while np.ceil(window / stride).prod() > max_tokens:
-        can_double = np.ceil(window / (2 * stride)) >= 2
+    while np.ceil(patch_size / stride).prod() > max_tokens:
+        can_double = np.ceil(patch_size / (2 * stride)) >= 2
         if not can_double.any():
             break
         token_mm = np.where(can_double, stride * spacing, np.inf)
@@ -116,12 +116,12 @@ def _finest_stride(window: np.ndarray, spacing: np.ndarray, max_tokens: int) -> 
     return stride
 
 
-def _round_to_multiple(window: np.ndarray, stride: np.ndarray, max_voxels: int) -> np.ndarray:
+def _round_to_multiple(patch_size: np.ndarray, stride: np.ndarray, max_voxels: int) -> np.ndarray:
     """Round up to a multiple of the stride, as long as that stays within 1.5 times the budget."""
-    up = np.ceil(window / stride).astype(int) * stride
+    up = np.ceil(patch_size / stride).astype(int) * stride
     if up.prod() <= 1.5 * max_voxels:
         return up
-    return np.maximum(window // stride, 1) * stride
+    return np.maximum(patch_size // stride, 1) * stride
 
 
 def choose_ct_window(

@@ -67,9 +67,9 @@ def largest_difference(
     encode = onnxruntime.InferenceSession(encoder_path, options, providers)
     decode = onnxruntime.InferenceSession(decoder_path, options, providers)
     encoder = EncoderGraph(network).eval()
-    decoder = DecoderGraph(network, plans.window).eval()
+    decoder = DecoderGraph(network, plans.patch_size).eval()
     rng = np.random.default_rng(0)
-    shape = (2, len(plans.channel_names), *plans.window)
+    shape = (2, len(plans.channel_names), *plans.patch_size)
     images = torch.from_numpy(rng.uniform(0, 255, shape).astype(np.float32))
     images[1] = images[1] / 5 + torch.linspace(0, 200, shape[-1])  # less noise, and a slope
 
@@ -102,10 +102,10 @@ def _difference(found: np.ndarray, expected: Tensor) -> float:
 
 def _prompts_of_every_kind(plans: Plans, rng: np.random.Generator) -> Sequence[PromptBatch]:
     """Each kind alone, and all in one batch, where some need padding."""
-    window = np.array(plans.window)
-    box = np.stack([window * rng.uniform(0, 0.4, 3), window * rng.uniform(0.6, 1, 3)])
+    patch_size = np.array(plans.patch_size)
+    box = np.stack([patch_size * rng.uniform(0, 0.4, 3), patch_size * rng.uniform(0.6, 1, 3)])
     label = len(plans.labels) - 1
-    points = {"points": rng.uniform(0, window - 1, (3, 3)), "point_labels": [1, 0, 1]}
+    points = {"points": rng.uniform(0, patch_size - 1, (3, 3)), "point_labels": [1, 0, 1]}
     kinds = [
         Query(label=label),
         Query(label=0, box=box),

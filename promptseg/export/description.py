@@ -25,7 +25,7 @@ _RESAMPLING = {
 }
 _OWN_VOXELS = {
     "image": "none: the image keeps its own voxels; its foreground, what is brighter than 0 after "
-    "normalization, is resized to the window by nearest neighbours, or a window is cut from it",
+    "normalization, is resized to the patch by nearest neighbours, or a patch is cut from it",
     "logits": "back to what was resized, linear, half-pixel centres",
 }
 
@@ -48,7 +48,7 @@ def describe(
         "model": {"dataset": plans.dataset_name, "preset": plans.preset, **origin},
         "axes": ["z", "y", "x"],
         "preprocessing": {
-            "order": ["normalize", "resample", "cut or pad (with 0) to the window"],
+            "order": ["normalize", "resample", "cut or pad (with 0) to the patch"],
             "channels": [
                 {"name": name, "modality": modality, "normalization": normalization.to_json()}
                 for name, modality, normalization in channels
@@ -60,14 +60,14 @@ def describe(
             "spacing_mm": None if plans.keeps_spacing else plans.spacing,
             "resampling": (_OWN_VOXELS if plans.keeps_spacing else _RESAMPLING)["image"],
         },
-        "window": plans.window,
+        "patch_size": plans.patch_size,
         "stride": plans.stride,
         "labels": [
             {"index": index, "name": name, "value": value}
             for index, (name, value) in enumerate(plans.labels.items())
         ],
         "prompts": {
-            "frame": "voxels of the window after preprocessing, z, y, x",
+            "frame": "voxels of the patch after preprocessing, z, y, x",
             "queries": "one mask each, all about the image whose encoding is given",
             "labels": {"meaning": "index of the label", "none": NO_LABEL},
             "boxes": {

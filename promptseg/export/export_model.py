@@ -26,7 +26,7 @@ def export_model(
     """Write one fold's network as ONNX files, and what is needed to use them.
 
     The files are written beside those they replace, checked against the network on random
-    windows, and moved into place; if anything fails, nothing has changed.
+    patches, and moved into place; if anything fails, nothing has changed.
 
     Args:
         model: folder of a trained model, or a zip file of it.

@@ -37,10 +37,10 @@ class EncoderGraph(nn.Module):
 class DecoderGraph(nn.Module):
     """The encoding of one image, and queries about it, to logits."""
 
-    def __init__(self, network: PromptableNetwork, window: Sequence[int]) -> None:
+    def __init__(self, network: PromptableNetwork, patch_size: Sequence[int]) -> None:
         super().__init__()
         self.network = network
-        self.window = tuple(window)
+        self.patch_size = tuple(patch_size)
 
     def forward(
         self,
@@ -54,7 +54,7 @@ class DecoderGraph(nn.Module):
         """(n, z, y, x) mask logits and (n,) predicted IoU logits; see `PromptBatch`."""
         embedding, *pyramid = encoded
         return self.network.decode(
-            Encoding(window=self.window, embedding=embedding, pyramid=pyramid),
+            Encoding(patch_size=self.patch_size, embedding=embedding, pyramid=pyramid),
             PromptBatch(
                 image_index=torch.zeros_like(labels),
                 labels=labels,
@@ -75,13 +75,13 @@ def prompt_tensors(prompts: PromptBatch) -> tuple[Tensor, ...]:
 def write_encoder(network: PromptableNetwork, plans: Plans, path: Path) -> tuple[Tensor, ...]:
     """Write the half that looks at images, weights included; returns what it makes of one.
 
-    The number of images is free; the window is the plans'.
+    The number of images is free; the patch is the plans'.
 
     Raises:
         RuntimeError: if a part of the network has no ONNX form.
     """
     graph = EncoderGraph(network.eval())
-    image = torch.zeros(2, len(plans.channel_names), *plans.window)
+    image = torch.zeros(2, len(plans.channel_names), *plans.patch_size)
     encoded = graph(image[:1])
     _write(
         graph,
@@ -109,7 +109,7 @@ def write_decoder(
     example = batch_queries([Query(points=[[0, 0, 0]] * 2, point_labels=[0, 1])] * 3)
     one, two = {0: "queries"}, {0: "queries", 1: "points"}
     _write(
-        DecoderGraph(network.eval(), plans.window),
+        DecoderGraph(network.eval(), plans.patch_size),
         (tuple(encoded), *prompt_tensors(example)),
         path,
         input_names=[*encoding_names(len(encoded)), *PROMPTS],

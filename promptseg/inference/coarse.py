@@ -11,8 +11,8 @@ from torch import Tensor
 
 from promptseg.boxes import enclosing_box, mask_box
 from promptseg.inference.decoder import ASKED_AT_ONCE, ImageDecoder
-from promptseg.inference.queries import region_of, widened, windows_that_meet
-from promptseg.inference.sliding_window import windows_of_regions
+from promptseg.inference.queries import patches_that_meet, region_of, widened
+from promptseg.inference.sliding_window import patches_of_regions
 from promptseg.networks.prompt_encoder import Query
 from promptseg.prompts.types import Prompts, make_prompts
 
@@ -22,36 +22,36 @@ AskWhole = Callable[[Sequence[Query]], tuple[Tensor, Tensor]]
 def locate(
     queries: Sequence[Query],
     shape: Sequence[int],
-    window: Sequence[int],
+    patch_size: Sequence[int],
     ask_whole: AskWhole,
 ) -> list[tuple[Query, np.ndarray] | None]:
     """Give every query a region of the volume.
 
-    Where the volume exceeds one window, a query without box is asked of the whole volume, resized
-    to one window; the box of the answer, with the foreground points in it, becomes its prompt,
+    Where the volume exceeds one patch, a query without box is asked of the whole volume, resized
+    to one patch; the box of the answer, with the foreground points in it, becomes its prompt,
     and the region is a voxel of that coarse answer wider. When the answer is empty, a query with
     foreground points is looked for round them, without box.
 
     Args:
         queries: in preprocessed voxels.
         shape: of the preprocessed volume, zyx.
-        window: voxels, zyx.
+        patch: voxels, zyx.
         ask_whole: see `boxes_in_whole`.
 
     Returns:
         For each query itself, with its box, and its region (2, 3); None for one that is found
         nowhere.
     """
-    shape, window = np.asarray(shape), np.asarray(window)
+    shape, patch_size = np.asarray(shape), np.asarray(patch_size)
     vague = [query for query in queries if query.box is None]
-    if (shape <= window).all() or not vague:
-        return [(query, region_of(query, shape, window)) for query in queries]
-    coarse_voxel = shape / window
+    if (shape <= patch_size).all() or not vague:
+        return [(query, region_of(query, shape, patch_size)) for query in queries]
+    coarse_voxel = shape / patch_size
     boxes = iter(_coarse_boxes(vague, coarse_voxel, ask_whole))
     return [
         _placed(query, next(boxes), coarse_voxel, shape)
         if query.box is None
-        else (query, region_of(query, shape, window))
+        else (query, region_of(query, shape, patch_size))
         for query in queries
     ]
 
@@ -59,11 +59,11 @@ def locate(
 def boxes_in_whole(
     queries: Sequence[Query], ask_whole: AskWhole
 ) -> list[tuple[np.ndarray | None, float]]:
-    """Boxes of the answers about a whole volume, resized to one window; a few asked at once.
+    """Boxes of the answers about a whole volume, resized to one patch; a few asked at once.
 
     Args:
         queries: in voxels of the resized volume.
-        ask_whole: logits (n, *window) and predicted IoU (n,) of queries about that volume.
+        ask_whole: logits (n, *patch) and predicted IoU (n,) of queries about that volume.
 
     Returns:
         For each query the (2, 3) box of its mask, None for an empty one, and the predicted IoU.
@@ -76,22 +76,22 @@ def boxes_in_whole(
     return found
 
 
-def windows_of_queries(
+def patches_of_queries(
     queries: Sequence[Query],
     regions: Sequence[np.ndarray],
     shape: Sequence[int],
-    window: Sequence[int],
+    patch_size: Sequence[int],
     step_size: float,
 ) -> list[np.ndarray]:
-    """(n, 3) window starts for each query: those of its region that meet its box.
+    """(n, 3) patch starts for each query: those of its region that meet its box.
 
     Args:
         queries: in preprocessed voxels.
         regions: (2, 3) of each, from `locate`.
-        shape, window, step_size: see `windows_of_regions`.
+        shape, patch, step_size: see `patches_of_regions`.
     """
-    of_regions = windows_of_regions(shape, window, regions, step_size)
-    return [windows_that_meet(*of, window) for of in zip(queries, of_regions, strict=True)]
+    of_regions = patches_of_regions(shape, patch_size, regions, step_size)
+    return [patches_that_meet(*of, patch_size) for of in zip(queries, of_regions, strict=True)]
 
 
 def _coarse_boxes(
@@ -146,7 +146,7 @@ def own_prompts(
 ) -> dict[str, Prompts]:
     """Ask the network by each label's name where it is, and choose between that and a proposal.
 
-    All is asked of the volume resized to one window, which is encoded once.
+    All is asked of the volume resized to one patch, which is encoded once.
 
     Args:
         decoder: of the image.
@@ -165,7 +165,7 @@ def own_prompts(
     queries = [Query(label=label_indices[label]) for label in labels]
     found = {}
     for label, (box, iou) in zip(labels, boxes_in_whole(queries, decoder.in_whole), strict=True):
-        coarse = _prompts(label, box, decoder.window, raw_shape, iou)
+        coarse = _prompts(label, box, decoder.patch_size, raw_shape, iou)
         found[label] = _better(decoder, coarse, proposals[label], label_indices[label], raw_shape)
     return found
 
@@ -173,12 +173,12 @@ def own_prompts(
 def _prompts(
     label: str,
     box: np.ndarray | None,
-    window: np.ndarray,
+    patch_size: np.ndarray,
     raw_shape: Sequence[int],
     predicted_iou: float,
 ) -> Prompts:
     """The box of a mask in the resized volume as prompts in raw voxels."""
-    boxes = [] if box is None else [box * (np.asarray(raw_shape) / window)]
+    boxes = [] if box is None else [box * (np.asarray(raw_shape) / patch_size)]
     return make_prompts(
         boxes=boxes,
         shape=raw_shape,
@@ -200,7 +200,7 @@ def _better(
     candidates = [prompts for prompts in (coarse, proposal) if len(prompts.boxes)]
     if len(candidates) < 2:
         return candidates[0] if candidates else coarse
-    boxes = [p.scaled(raw_shape, tuple(decoder.window)).boxes for p in candidates]
+    boxes = [p.scaled(raw_shape, tuple(decoder.patch_size)).boxes for p in candidates]
     queries = [Query(label=label_index, box=box) for of_one in boxes for box in of_one]
     ious = decoder.in_whole(queries)[1].tolist()
     # a proposal of several boxes is as good as their mean

@@ -14,7 +14,7 @@ from promptseg.prompts.simulated import jitter_box
 POINT_JITTER = 1.0  # voxels
 
 
-def moved_prompts(query: Query, shape: Sequence[int], count: int, seed: int = 0) -> list[Query]:
+def perturbed_prompts(query: Query, shape: Sequence[int], count: int, seed: int = 0) -> list[Query]:
     """The same query with its box and points moved a little, as another person would set them.
 
     Box faces move by up to a tenth of their side, as in training; points by up to a voxel along
@@ -24,7 +24,7 @@ def moved_prompts(query: Query, shape: Sequence[int], count: int, seed: int = 0)
         query: in voxels of an image, zyx.
         shape: of the image, voxels, zyx; prompts stay inside.
         count: how many.
-        seed: of the noise: the same image and prompts give the same agreement.
+        seed: of the noise: the same image and prompts give the same prompt_consistency.
 
     Returns:
         `count` queries, or none when there is nothing to move.
@@ -42,10 +42,10 @@ def moved_prompts(query: Query, shape: Sequence[int], count: int, seed: int = 0)
     return moved
 
 
-class Agreement:
-    """Mean IoU of a query's mask with those of its moved prompts, over all windows it uses.
+class PromptConsistency:
+    """Mean IoU of a query's mask with those of its moved prompts, over all patches it uses.
 
-    Voxels are counted window by window: where windows overlap as often as they are looked at,
+    Voxels are counted patch by patch: where patches overlap as often as they are looked at,
     with the answers of each.
     """
 
@@ -54,7 +54,7 @@ class Agreement:
         self._either = np.zeros(count)
 
     def add(self, answer: Tensor, moved: Sequence[Tensor | None]) -> None:
-        """Enter a window, or the part of it that lies in the volume.
+        """Enter a patch, or the part of it that lies in the volume.
 
         Args:
             answer: (z, y, x) logits of the query.

@@ -168,10 +168,10 @@ class Collector:
                 self.probabilities.add(label, logits, lower)
 
     def rate(
-        self, label: str, number: int, predicted_iou: float | None, agreement: float | None
+        self, label: str, number: int, predicted_iou: float | None, prompt_consistency: float | None
     ) -> None:
         """Take what is told of one object of a label, in place of what was told before."""
-        self._told.setdefault(label, {})[number] = predicted_iou, agreement
+        self._told.setdefault(label, {})[number] = predicted_iou, prompt_consistency
 
     def prediction(self, wanted: Mapping[str, Prompts]) -> Prediction:
         """All that was entered, with a result for each label that prompts were wanted for."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from promptseg.inference.batch.iterate import predict_each
-from promptseg.inference.coarse import locate, windows_of_queries
+from promptseg.inference.coarse import locate, patches_of_queries
 from promptseg.inference.decoder import ImageDecoder, blended_answers
 from promptseg.inference.label_map import Collector, raw_slabs
 from promptseg.inference.load import load_networks, opened_model, read_coarse_quality
@@ -31,14 +31,14 @@ from promptseg.prompts.types import Prompts, make_prompts
 __all__ = ["LabelResult", "Prediction", "Predictor", "PreparedImage"]
 log = logging.getLogger(__name__)
 
-KEPT_VOXELS = 2**23  # of windows, once for each encoding of them that is kept
+KEPT_VOXELS = 2**23  # of patches, once for each encoding of them that is kept
 
 
 class Predictor:
     """Segments images with one or several networks of the same plans.
 
     Prompts are in voxels of the raw image, zyx. Answers to further prompts on the same image
-    reuse the encodings of its windows.
+    reuse the encodings of its patches.
 
     Example:
         >>> predictor = Predictor.from_model_folder("results/.../ViTTrainer__PromptSegPlans__3d")
@@ -55,7 +55,7 @@ class Predictor:
         step_size: float = 0.5,
         mirror_axes: Sequence[int] = (),
         most_encodings: int | None = None,
-        jitters: int = 0,
+        n_perturbations: int = 0,
         keep_probabilities: bool = False,
         measured_coarse: Mapping[str, float] | None = None,
     ) -> None:
@@ -65,14 +65,14 @@ class Predictor:
             networks: their logits are averaged.
             plans: what they were trained with.
             device: where they run.
-            step_size: largest distance of neighbouring windows, as a share of the window.
+            step_size: largest distance of neighbouring patches, as a share of the patch.
             mirror_axes: axes 0, 1, 2 of z, y, x for test-time mirroring; logits are averaged
                 over all combinations.
-            most_encodings: windows whose encodings are kept for further prompts. Those of all
+            most_encodings: patches whose encodings are kept for further prompts. Those of all
                 networks and mirrorings count together 8 million voxels at most, of the order
-                of 1 GB; but one window's are always kept.
-            jitters: moved copies of each prompt whose answers are compared (`agreement`); each
-                costs another decoding, not another encoding.
+                of 1 GB; but one patch's are always kept.
+            n_perturbations: perturbed copies of each prompt whose masks are compared
+                (`PromptConsistency`); each costs another decoding, not another encoding.
             keep_probabilities: give them with each prediction.
             measured_coarse: see `Proposer`.
         """
@@ -85,13 +85,13 @@ class Predictor:
         self.device = device
         self.step_size = step_size
         self.flips = flips(mirror_axes)
-        of_window = int(np.prod(plans.window)) * len(self.networks) * len(self.flips)
-        windows = max(1, KEPT_VOXELS // of_window)
-        self.most_encodings = min(most_encodings or windows, windows)
-        self.jitters = jitters
+        of_patch = int(np.prod(plans.patch_size)) * len(self.networks) * len(self.flips)
+        patches = max(1, KEPT_VOXELS // of_patch)
+        self.most_encodings = min(most_encodings or patches, patches)
+        self.n_perturbations = n_perturbations
         self.keep_probabilities = keep_probabilities
         self.proposer = Proposer(plans, measured_coarse or {})
-        self._weights = gaussian_weights(plans.window)
+        self._weights = gaussian_weights(plans.patch_size)
         self._image: PreparedImage | None = None
 
     @classmethod
@@ -105,7 +105,7 @@ class Predictor:
         step_size: float = 0.5,
         tta: bool = True,
         most_encodings: int | None = None,
-        jitters: int = 0,
+        n_perturbations: int = 0,
         keep_probabilities: bool = False,
     ) -> Predictor:
         """Load the networks of a trained model.
@@ -115,7 +115,7 @@ class Predictor:
             folds: `0`, ..., `all`; every fold with that checkpoint when not given.
             checkpoint: file name in each fold's folder.
             device: where the networks run; a GPU if there is one, when not given.
-            step_size, most_encodings, jitters, keep_probabilities: see `Predictor`.
+            step_size, most_encodings, n_perturbations, keep_probabilities: see `Predictor`.
             tta: mirror at test time on the axes that training mirrored.
 
         Raises:
@@ -139,7 +139,7 @@ class Predictor:
             step_size=step_size,
             mirror_axes=settings.mirror_axes if tta else (),
             most_encodings=most_encodings,
-            jitters=jitters,
+            n_perturbations=n_perturbations,
             keep_probabilities=keep_probabilities,
             measured_coarse=measured,
         )
@@ -180,7 +180,7 @@ class Predictor:
         return ImageDecoder(
             lazy,
             self.networks,
-            self.plans.window,
+            self.plans.patch_size,
             flips=self.flips,
             device=self.device,
             most_encodings=self.most_encodings,
@@ -289,18 +289,20 @@ class Predictor:
     def _segment(
         self, wanted: Mapping[str, Prompts], queries: Mapping[str, list[Query]]
     ) -> Prediction:
-        image, window = self._current_image(), self.plans.window
+        image, patch_size = self._current_image(), self.plans.patch_size
         asked = [(label, query) for label, of_label in queries.items() for query in of_label]
-        places = locate([query for _, query in asked], image.shape, window, image.decoder.in_whole)
+        places = locate(
+            [query for _, query in asked], image.shape, patch_size, image.decoder.in_whole
+        )
         found = [(label, *place) for (label, _), place in zip(asked, places, strict=True) if place]
         names, located, regions = zip(*found, strict=True) if found else ((), (), ())
-        starts = windows_of_queries(located, regions, image.shape, window, self.step_size)
+        starts = patches_of_queries(located, regions, image.shape, patch_size, self.step_size)
         collector = Collector(self.plans.labels, image.raw_shape, self.keep_probabilities)
         for answer in blended_answers(
-            image.decoder, located, starts, self._weights, jitters=self.jitters
+            image.decoder, located, starts, self._weights, n_perturbations=self.n_perturbations
         ):
             label, grids = names[answer.index], (image.shape, image.raw_shape)
             positive_only = not self.keep_probabilities
             collector.enter(label, raw_slabs(answer.blend, *grids, positive_only=positive_only))
-            collector.rate(label, answer.index, answer.predicted_iou, answer.agreement)
+            collector.rate(label, answer.index, answer.predicted_iou, answer.prompt_consistency)
         return collector.prediction(wanted)

@@ -1,4 +1,4 @@
-"""Prompts of a raw image as queries about windows of the preprocessed one."""
+"""Prompts of a raw image as queries about patches of the preprocessed one."""
 
 from __future__ import annotations
 
@@ -28,19 +28,21 @@ def as_queries(
     return [Query(label=label, box=box, **points) for box in scaled.boxes]
 
 
-def region_of(query: Query, shape: Sequence[int], window: Sequence[int]) -> np.ndarray:
+def region_of(query: Query, shape: Sequence[int], patch_size: Sequence[int]) -> np.ndarray:
     """Where a query's answer is looked for: its box and a little more, or the whole volume.
 
     A box may be off by a tenth of its side, as in training, and is widened by so much, but by no
-    more than a quarter of the window; one that fits into a window is not made to need two by that.
+    more than a quarter of the patch; one that fits into a patch is not made to need two by that.
 
     Returns:
         (2, 3) continuous box inside the volume, zyx.
     """
     if query.box is None:
         return np.array([(0, 0, 0), shape], float)
-    side, window = query.box[1] - query.box[0], np.asarray(window)
-    most = np.where(side <= window, np.minimum((window - side) / 2, window / 4), window / 4)
+    side, patch_size = query.box[1] - query.box[0], np.asarray(patch_size)
+    most = np.where(
+        side <= patch_size, np.minimum((patch_size - side) / 2, patch_size / 4), patch_size / 4
+    )
     return widened(query.box, np.minimum(0.1 * side, most), shape)
 
 
@@ -49,22 +51,22 @@ def widened(box: np.ndarray, margin: np.ndarray, shape: Sequence[int]) -> np.nda
     return np.clip(np.stack([box[0] - margin, box[1] + margin]), 0, shape)
 
 
-def windows_that_meet(query: Query, starts: np.ndarray, window: Sequence[int]) -> np.ndarray:
-    """Those of (n, 3) window starts whose windows meet the query's box; all when it has none.
+def patches_that_meet(query: Query, starts: np.ndarray, patch_size: Sequence[int]) -> np.ndarray:
+    """Those of (n, 3) patch starts whose patches meet the query's box; all when it has none.
 
     A box that is clipped to nothing is a prompt that training never makes.
     """
     if query.box is None:
         return starts
-    lower, upper = np.maximum(starts, query.box[0]), np.minimum(starts + window, query.box[1])
+    lower, upper = np.maximum(starts, query.box[0]), np.minimum(starts + patch_size, query.box[1])
     return starts[(lower < upper).all(axis=1)]
 
 
-def in_window(query: Query, start: np.ndarray, window: np.ndarray) -> Query:
-    """A query in a window's own voxels; the box is clipped to it, points outside are left out."""
-    box = None if query.box is None else np.clip(query.box - start, 0, window)
+def in_patch(query: Query, start: np.ndarray, patch_size: np.ndarray) -> Query:
+    """A query in a patch's own voxels; the box is clipped to it, points outside are left out."""
+    box = None if query.box is None else np.clip(query.box - start, 0, patch_size)
     points = np.asarray(query.points, float).reshape(-1, 3) - start
-    inside = ((points > -0.5) & (points < window - 0.5)).all(axis=1)
+    inside = ((points > -0.5) & (points < patch_size - 0.5)).all(axis=1)
     return replace(
         query, box=box, points=points[inside], point_labels=np.asarray(query.point_labels)[inside]
     )
@@ -78,11 +80,11 @@ def flips(axes: Sequence[int]) -> list[tuple[int, ...]]:
     return subsets
 
 
-def flipped(query: Query, axes: Sequence[int], window: Sequence[int]) -> Query:
-    """A query about the mirrored window."""
+def flipped(query: Query, axes: Sequence[int], patch_size: Sequence[int]) -> Query:
+    """A query about the mirrored patch."""
     if not axes:
         return query
-    axes, size = list(axes), np.asarray(window, float)
+    axes, size = list(axes), np.asarray(patch_size, float)
     box = None
     if query.box is not None:
         box = np.array(query.box, float)

@@ -27,9 +27,9 @@ class LabelResult:
     Attributes:
         prompts: used, in raw voxels.
         predicted_iou: the network's own estimate, in [0, 1]; None when nothing was decoded.
-        agreement: mean IoU with the masks that the same prompts give when they are moved a little,
-            in [0, 1]; None when that was not asked for, or when there was no box or point to move.
-            Where a volume exceeds a window, a label asked for by name has a box to move, too: the
+        prompt_consistency: mean IoU with the masks of slightly perturbed prompts, in [0, 1]; None
+            when that was not asked for, or when there was no box or point to perturb.
+            Where a volume exceeds a patch, a label asked for by name has a box to move, too: the
             one found in the whole volume.
         voxels: of the label in the result.
         flags: codes for what a person should look at.
@@ -37,7 +37,7 @@ class LabelResult:
 
     prompts: Prompts
     predicted_iou: float | None
-    agreement: float | None
+    prompt_consistency: float | None
     voxels: int
     flags: tuple[str, ...]
 
@@ -45,7 +45,7 @@ class LabelResult:
         return {
             **self.prompts.to_json(),
             "predicted_iou": self.predicted_iou,
-            "agreement": self.agreement,
+            "prompt_consistency": self.prompt_consistency,
             "voxels": self.voxels,
             "flags": list(self.flags),
         }
@@ -68,7 +68,7 @@ def label_result(
     predicted_iou: float | None,
     voxels: int,
     shape: Sequence[int],
-    agreement: float | None = None,
+    prompt_consistency: float | None = None,
 ) -> LabelResult:
     """The result of a label in an image of a raw shape, with its flags."""
     flags = []
@@ -80,14 +80,14 @@ def label_result(
         flags.append("box_is_whole_volume")
     if predicted_iou is not None and predicted_iou < LOW_QUALITY:
         flags.append("low_predicted_quality")
-    if agreement is not None and agreement < LOW_AGREEMENT:
+    if prompt_consistency is not None and prompt_consistency < LOW_AGREEMENT:
         flags.append("disagreement")
     if not voxels:
         flags.append("empty")
     return LabelResult(
         prompts=prompts,
         predicted_iou=predicted_iou,
-        agreement=agreement,
+        prompt_consistency=prompt_consistency,
         voxels=voxels,
         flags=tuple(dict.fromkeys(flags)),
     )

@@ -1,4 +1,4 @@
-"""Window positions, weights and blending; knows no network."""
+"""Patch positions, weights and blending; knows no network."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 
-def window_starts(
+def patch_starts(
     shape: Sequence[int],
-    window: Sequence[int],
+    patch_size: Sequence[int],
     region: np.ndarray,
     step_size: float = 0.5,
 ) -> np.ndarray:
-    """Where windows start that together cover a region of a volume.
+    """Where patches start that together cover a region of a volume.
 
-    Along each axis a region that fits is covered by one window, centred on it and moved into the
-    volume as far as that goes; a longer one by evenly spaced windows, at most `step_size` windows
-    apart, as in nnU-Net. A volume shorter than the window lies in its middle: the start is then
+    Along each axis a region that fits is covered by one patch, centred on it and moved into the
+    volume as far as that goes; a longer one by evenly spaced patches, at most `step_size` patches
+    apart, as in nnU-Net. A volume shorter than the patch lies in its middle: the start is then
     negative.
 
     Args:
         shape: of the volume, voxels, zyx.
-        window: voxels, zyx.
+        patch: voxels, zyx.
         region: (2, 3) integer half-open box inside the volume, zyx.
-        step_size: largest distance of neighbouring windows, as a share of the window.
+        step_size: largest distance of neighbouring patches, as a share of the patch.
 
     Returns:
         (n, 3) integer starts, zyx, in raster order.
     """
     axes = []
-    for n, w, lower, upper in zip(shape, window, *np.asarray(region, int), strict=True):
+    for n, w, lower, upper in zip(shape, patch_size, *np.asarray(region, int), strict=True):
         if n <= w:
             axes.append([-((w - n) // 2)])
         elif upper - lower <= w:
@@ -45,28 +45,28 @@ def window_starts(
     return np.array(np.meshgrid(*axes, indexing="ij")).reshape(3, -1).T
 
 
-def windows_of_regions(
+def patches_of_regions(
     shape: Sequence[int],
-    window: Sequence[int],
+    patch_size: Sequence[int],
     regions: Sequence[np.ndarray],
     step_size: float = 0.5,
 ) -> list[np.ndarray]:
-    """The windows in which each region is looked at; regions share a window where one holds both.
+    """The patches in which each region is looked at; regions share a patch where one holds both.
 
-    The larger regions choose first. A region that lies inside a window which is there already
-    needs no other; any other region gets its own from `window_starts`. So only windows that meet
+    The larger regions choose first. A region that lies inside a patch which is there already
+    needs no other; any other region gets its own from `patch_starts`. So only patches that meet
     a region are computed, and each is encoded once for all regions that use it.
 
     Args:
         shape: of the volume, voxels, zyx.
-        window: voxels, zyx.
+        patch: voxels, zyx.
         regions: (2, 3) boxes inside the volume, zyx, half-open, continuous.
-        step_size: see `window_starts`.
+        step_size: see `patch_starts`.
 
     Returns:
         For each region (n, 3) integer starts, zyx.
     """
-    size = np.asarray(window)
+    size = np.asarray(patch_size)
     boxes = [np.stack([np.floor(r[0]), np.ceil(r[1])]).astype(int) for r in regions]
     order = sorted(range(len(boxes)), key=lambda i: -int(np.prod(boxes[i][1] - boxes[i][0])))
     chosen: dict[int, np.ndarray] = {}
@@ -78,19 +78,19 @@ def windows_of_regions(
             offsets = [np.abs(2 * s + size - lower - upper).max() for s in holding]
             chosen[index] = holding[int(np.argmin(offsets))][None]
         else:
-            chosen[index] = window_starts(shape, window, boxes[index], step_size)
+            chosen[index] = patch_starts(shape, patch_size, boxes[index], step_size)
             there.extend(chosen[index])
     return [chosen[index] for index in range(len(boxes))]
 
 
-def gaussian_weights(window: Sequence[int], sigma_share: float = 1 / 8) -> Tensor:
+def gaussian_weights(patch_size: Sequence[int], sigma_share: float = 1 / 8) -> Tensor:
     """(z, y, x) float32 weights, 1 in the middle, smallest (never 0) at the corners.
 
     Source:
-        nnU-Net: a Gaussian with a standard deviation of an eighth of the window.
+        nnU-Net: a Gaussian with a standard deviation of an eighth of the patch.
     """
     weights = torch.ones(())
-    for axis, n in enumerate(window):
+    for axis, n in enumerate(patch_size):
         impulse = np.zeros(n)
         impulse[n // 2] = 1
         line = gaussian_filter1d(impulse, n * sigma_share, mode="constant")
@@ -100,26 +100,26 @@ def gaussian_weights(window: Sequence[int], sigma_share: float = 1 / 8) -> Tenso
 
 
 def spanned(
-    starts: np.ndarray, window: Sequence[int], shape: Sequence[int]
+    starts: np.ndarray, patch_size: Sequence[int], shape: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper corner, inside the volume, of the region that (n, 3) windows span."""
-    return np.maximum(starts.min(axis=0), 0), np.minimum(starts.max(axis=0) + window, shape)
+    """Lower and upper corner, inside the volume, of the region that (n, 3) patches span."""
+    return np.maximum(starts.min(axis=0), 0), np.minimum(starts.max(axis=0) + patch_size, shape)
 
 
 class Blend:
-    """Weighted mean of the windows that were computed for one query, inside their region.
+    """Weighted mean of the patches that were computed for one query, inside their region.
 
-    A slice is final once no window that meets it is missing. Final slices can be released, so
-    that, with windows in raster order, memory is a float32 for each voxel of about one window's
+    A slice is final once no patch that meets it is missing. Final slices can be released, so
+    that, with patches in raster order, memory is a float32 for each voxel of about one patch's
     thickness of the region, whatever their number.
 
     Slices are counted from the region's first.
 
     Args:
-        starts: (n, 3) starts of all windows that will be added, zyx; may be negative.
-        window: voxels, zyx.
+        starts: (n, 3) starts of all patches that will be added, zyx; may be negative.
+        patch: voxels, zyx.
         shape: of the volume, zyx.
-        weights: (z, y, x) of a window.
+        weights: (z, y, x) of a patch.
 
     Attributes:
         lower, upper: (3,) corners of the region, zyx.
@@ -128,20 +128,20 @@ class Blend:
     """
 
     def __init__(
-        self, starts: np.ndarray, window: Sequence[int], shape: Sequence[int], weights: Tensor
+        self, starts: np.ndarray, patch_size: Sequence[int], shape: Sequence[int], weights: Tensor
     ) -> None:
         self.starts = starts
-        self.window = np.asarray(window)
-        self.lower, self.upper = spanned(starts, self.window, shape)
+        self.patch_size = np.asarray(patch_size)
+        self.lower, self.upper = spanned(starts, self.patch_size, shape)
         self.weights = weights.cpu()
         self.first = self.final = 0
         self._missing = sorted(self._common(start)[1][0].start for start in starts)
         self._slices, *self._plane = (self.upper - self.lower).tolist()
-        self._sum = torch.zeros([min(self._slices, int(self.window[0]) + 1), *self._plane])
+        self._sum = torch.zeros([min(self._slices, int(self.patch_size[0]) + 1), *self._plane])
 
     @property
     def is_complete(self) -> bool:
-        """Whether all windows are there."""
+        """Whether all patches are there."""
         return not self._missing
 
     @property
@@ -150,7 +150,7 @@ class Blend:
         return self.is_complete or self.final > self.first + 1
 
     def add(self, logits: Tensor, start: np.ndarray) -> None:
-        """Add a window's (z, y, x) logits; what lies outside the volume is left out."""
+        """Add a patch's (z, y, x) logits; what lies outside the volume is left out."""
         here, (z, *in_plane) = self._common(start)
         if (new := z.stop - self.first - len(self._sum)) > 0:  # nothing was released
             self._sum = torch.cat([self._sum, torch.zeros([new, *self._plane])])
@@ -169,13 +169,13 @@ class Blend:
             self.first = first
 
     def inside(self, start: np.ndarray) -> tuple[slice, ...]:
-        """The part of a window, in its own voxels, that lies in the volume."""
+        """The part of a patch, in its own voxels, that lies in the volume."""
         return self._common(start)[0]
 
     def result(
         self, first: int | None = None, last: int | None = None, outside: float = -20.0
     ) -> Tensor:
-        """(z, y, x) mean logits of slices that are held; `outside` where no window reached.
+        """(z, y, x) mean logits of slices that are held; `outside` where no patch reached.
 
         Args:
             first, last: slices, the last one exclusive; all that are held when not given.
@@ -195,9 +195,9 @@ class Blend:
         return torch.where(weight_sum > 0, logits / weight_sum, outside)
 
     def _common(self, start: np.ndarray) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        """What a window and the region have in common, as slices of each."""
+        """What a patch and the region have in common, as slices of each."""
         first = np.maximum(start, self.lower)
-        last = np.minimum(start + self.window, self.upper)
+        last = np.minimum(start + self.patch_size, self.upper)
         here, there = (
             tuple(slice(int(a), int(b)) for a, b in zip(first - o, last - o, strict=True))
             for o in (start, self.lower)
@@ -205,9 +205,9 @@ class Blend:
         return here, there
 
 
-def open_voxels(lower: np.ndarray, upper: np.ndarray, window: Sequence[int]) -> int:
+def open_voxels(lower: np.ndarray, upper: np.ndarray, patch_size: Sequence[int]) -> int:
     """The most voxels that a `Blend` of a region holds when it is released as slices are due."""
-    return int(np.prod(np.minimum(upper - lower, (window[0] + 1, *(upper - lower)[1:]))))
+    return int(np.prod(np.minimum(upper - lower, (patch_size[0] + 1, *(upper - lower)[1:]))))
 
 
 def groups_of_at_most(sizes: Sequence[int], most: int) -> list[list[int]]:

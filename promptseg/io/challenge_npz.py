@@ -34,7 +34,7 @@ def read_npz_volume(
         spacing_order: of `spacing` in the file, see `spacing_zyx`.
 
     Returns:
-        (z, y, x) array of the file's number type; spacing in mm, zyx, 1 where the file has none.
+        (z, y, x) array of the file's dtype; spacing in mm, zyx, 1 where the file has none.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -106,7 +106,7 @@ def spacing_zyx(
 def write_npz_labels(
     path: Path | str, labels: np.ndarray, spacing: Sequence[float] | None = None
 ) -> None:
-    """Write a segmentation in the challenge's layout, in one step.
+    """Write a segmentation in the challenge's layout, atomically.
 
     The array is `segs`, uint8 where the values fit and uint16 else; beside it `spacing` (x, y, z)
     and `spacing_order`, which other readers ignore.

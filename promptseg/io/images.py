@@ -92,7 +92,7 @@ def read_image(paths: Path | str | Sequence[Path | str]) -> tuple[np.ndarray, Ge
     """Read one case: a file or DICOM folder, or one file for each channel.
 
     Returns:
-        (c, z, y, x) array in the files' own number type, and its geometry. A file with several
+        (c, z, y, x) array in the files' own dtype, and its geometry. A file with several
         components a voxel gives as many channels; of an .npz file `imgs` is read.
 
     Raises:
@@ -152,13 +152,13 @@ def as_labels(array: np.ndarray) -> np.ndarray:
 
 
 def write_image(path: Path | str, array: np.ndarray, geometry: Geometry) -> None:
-    """Write a (z, y, x) array with its geometry, in one step; the ending gives the format.
+    """Write a (z, y, x) array with its geometry, atomically; the ending gives the format.
 
     An .npz file is written in the challenge's layout and takes labels only.
 
     Raises:
         ValueError: if the shapes disagree, or the format needs two files (they could not be
-            replaced in one step) or drops the direction.
+            replaced atomically) or drops the direction.
     """
     if not str(path).lower().endswith(SEGMENTATION_ENDINGS):
         raise ValueError(

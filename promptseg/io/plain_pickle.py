@@ -189,7 +189,7 @@ def _nested(values: list, shape: tuple[int, ...]) -> Any:
 
 
 def _dtype(node: Any) -> np.dtype:
-    """The number type that a noted numpy.dtype stands for."""
+    """The dtype that a noted numpy.dtype stands for."""
     if type(node) is not _Noted or node.name != "dtype" or not node.arguments:
         raise _RefusedError("a type that is no numpy.dtype")
     code, state = node.arguments[0], node.state

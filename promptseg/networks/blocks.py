@@ -31,7 +31,7 @@ def stride_ladder(stride: Sequence[int]) -> list[tuple[int, int, int]]:
 class ChannelNorm(nn.LayerNorm):
     """Layer normalization over the channels of each voxel.
 
-    Unlike instance normalization nothing is averaged over the window, so that on coarse grids of
+    Unlike instance normalization nothing is averaged over the patch, so that on coarse grids of
     a few tokens a change in one place is not a change everywhere.
     """
 

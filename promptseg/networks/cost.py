@@ -29,11 +29,11 @@ class NetworkCost:
     Attributes:
         encoder_parameters: of the image encoder alone.
         parameters: of the whole network.
-        encode_flops: floating-point operations of encoding one window.
-        decode_flops: of decoding one query, a label with a box, about an encoded window.
+        encode_flops: floating-point operations of encoding one patch.
+        decode_flops: of decoding one query, a label with a box, about an encoded patch.
         training_bytes: peak of one training step with the plans' batch size, weights, gradients
             and optimizer state included.
-        prediction_bytes: peak of encoding one window and decoding one query, weights included.
+        prediction_bytes: peak of encoding one patch and decoding one query, weights included.
     """
 
     encoder_parameters: int
@@ -45,14 +45,16 @@ class NetworkCost:
 
 
 def network_cost(plans: Plans, encoder: str, device: str | torch.device = "cpu") -> NetworkCost:
-    """Build the network of plans and an encoder, and count what it takes for the plans' window.
+    """Build the network of plans and an encoder, and count what it takes for the plans' patch.
 
     Raises:
         ValueError: for an unknown encoder, or a size that it does not have.
     """
     network = build_network(plans, encoder).to(device, memory_format=torch.channels_last_3d)
-    image = torch.zeros(plans.batch_size, len(plans.channel_names), *plans.window, device=device)
-    image += torch.linspace(0, 255, plans.window[2], device=device)
+    image = torch.zeros(
+        plans.batch_size, len(plans.channel_names), *plans.patch_size, device=device
+    )
+    image += torch.linspace(0, 255, plans.patch_size[2], device=device)
     query = _queries(plans, images=1, each=1).to(device)
     network.eval()
     encode_flops = count_flops(lambda: network.encode(image[:1]))
@@ -167,9 +169,9 @@ def _training_step(network: PromptableNetwork, image: Tensor, prompts: PromptBat
 
 
 def _queries(plans: Plans, *, images: int, each: int) -> PromptBatch:
-    """`each` queries about each image: a label and a box of the window's middle half."""
-    window = np.asarray(plans.window, float)
-    box = np.stack([window / 4, window * 3 / 4])
+    """`each` queries about each image: a label and a box of the patch's middle half."""
+    patch_size = np.asarray(plans.patch_size, float)
+    box = np.stack([patch_size / 4, patch_size * 3 / 4])
     return batch_queries(
         [
             Query(image=image, label=number % len(plans.labels), box=box)

@@ -11,23 +11,23 @@ from promptseg.networks.encoders import ENCODERS
 from promptseg.networks.promptable import build_network
 from promptseg.plans import Normalization, Plans
 
-DEFAULT_WINDOW, DEFAULT_STRIDE = (40, 56, 40), (8, 8, 8)  # as planned for hippocampus MR
+DEFAULT_PATCH, DEFAULT_STRIDE = (40, 56, 40), (8, 8, 8)  # as planned for hippocampus MR
 
 _NOTES = """
-M: million parameters. GFLOP: convolutions and matrix products of encoding one window and of
+M: million parameters. GFLOP: convolutions and matrix products of encoding one patch and of
 decoding one query; a multiplication and an addition are two. MB: most memory of tensors at once,
-in one training step of a whole batch with AdamW's state, and in predicting one window."""
+in one training step of a whole batch with AdamW's state, and in predicting one patch."""
 
 
 def plans_for_cost(
-    window: Sequence[int] = DEFAULT_WINDOW,
+    patch_size: Sequence[int] = DEFAULT_PATCH,
     stride: Sequence[int] = DEFAULT_STRIDE,
     size: str = "tiny",
 ) -> Plans:
-    """Plans of one CT channel, two labels and two windows a batch, for when there is no dataset.
+    """Plans of one CT channel, two labels and two patches a batch, for when there is no dataset.
 
     Raises:
-        ValueError: if window and stride are no positive numbers, or do not divide.
+        ValueError: if patch and stride are no positive numbers, or do not divide.
     """
     plans = Plans(
         dataset_name="none",
@@ -36,8 +36,8 @@ def plans_for_cost(
         modalities=("CT",),
         normalizations=(Normalization(kind="window", lower=0.0, upper=255.0),),
         spacing=(1.0, 1.0, 1.0),
-        median_shape=tuple(window),
-        window=tuple(window),
+        median_shape=tuple(patch_size),
+        patch_size=tuple(patch_size),
         stride=tuple(stride),
         batch_size=2,
         labels={"first": 1, "second": 2},
@@ -51,7 +51,7 @@ def cost_table(
     """What every registered encoder costs under some plans.
 
     Args:
-        plans: whose window, stride, size and batch size count.
+        plans: whose patch, stride, size and batch size count.
         trainers: the encoder of each trainer, by name.
         device: where memory is measured.
     """
@@ -87,7 +87,7 @@ def trainer_table(plans: Plans, trainers: Mapping[str, str]) -> str:
 def _cost_cells(plans: Plans, encoder: str, device: str | torch.device) -> list[str]:
     try:
         cost = network_cost(plans, encoder, device)
-    except ValueError as error:  # an encoder may not have this size, or not fit this window
+    except ValueError as error:  # an encoder may not have this size, or not fit this patch
         return [*["-"] * 6, str(error)]
     return [
         f"{cost.encoder_parameters / 1e6:.2f}",
@@ -107,7 +107,7 @@ def _first_sentence(encoder: str) -> str:
 
 def _described(plans: Plans) -> str:
     return (
-        f"size {plans.size}, window {plans.window}, stride {plans.stride} (zyx), "
+        f"size {plans.size}, patch {plans.patch_size}, stride {plans.stride} (zyx), "
         f"{len(plans.channel_names)} channel(s), batch size {plans.batch_size}"
     )
 

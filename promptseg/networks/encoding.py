@@ -13,11 +13,11 @@ class Encoding:
     """Everything about images that does not depend on prompts.
 
     Attributes:
-        window: voxels, zyx.
+        patch: voxels, zyx.
         embedding: (b, c, z', y', x').
         pyramid: maps up to full resolution, finest first.
     """
 
-    window: tuple[int, int, int]
+    patch_size: tuple[int, int, int]
     embedding: Tensor
     pyramid: Sequence[Tensor]

@@ -78,7 +78,7 @@ class MaskDecoder(nn.Module):
         pyramid: Sequence[Tensor],
         positions: Tensor,
         tokens: Tensor,
-        is_own: Tensor,
+        token_mask: Tensor,
         regions: Tensor,
         image_index: Tensor,
     ) -> tuple[Tensor, Tensor]:
@@ -89,7 +89,7 @@ class MaskDecoder(nn.Module):
             pyramid: shared maps (b, c_l, z_l, y_l, x_l), finest first, from `self.pyramid`.
             positions: (c, z', y', x') encodings of the grid.
             tokens: (n, t, c) prompt tokens, padded to the longest query.
-            is_own: (n, t) bool, False for the padding.
+            token_mask: (n, t) bool, False for the padding.
             regions: (n, c, z', y', x') region maps.
             image_index: (n,) image of each query.
 
@@ -99,8 +99,8 @@ class MaskDecoder(nn.Module):
         n = tokens.shape[0]  # not len, which torch.export would take for a constant
         own = torch.stack([self.iou_token, self.mask_token]).expand(n, 2, -1)
         source = embedding.index_select(0, image_index) + regions
-        tokens, is_own = torch.cat([own, tokens], dim=1), F.pad(is_own, (2, 0), value=True)
-        hidden, cells = self.transformer(source, positions, tokens, is_own)
+        tokens, token_mask = torch.cat([own, tokens], dim=1), F.pad(token_mask, (2, 0), value=True)
+        hidden, cells = self.transformer(source, positions, tokens, token_mask)
         iou_token, mask_token = hidden[:, 0], hidden[:, 1]
         answers = cells.transpose(1, 2).unflatten(2, source.shape[2:])
         coarse, *finer = [response(mask_token) for response in self.responses]

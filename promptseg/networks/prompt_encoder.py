@@ -22,8 +22,8 @@ class Query:
     Attributes:
         image: index of the image in the batch.
         label: index of the label in the plans, from 0, or `NO_LABEL`.
-        box: (2, 3) half-open, continuous voxel coordinates of the window, zyx, or None.
-        points: (k, 3) voxel indices in the window, zyx.
+        box: (2, 3) half-open, continuous voxel coordinates of the patch, zyx, or None.
+        points: (k, 3) voxel indices in the patch, zyx.
         point_labels: (k,) 1 foreground, 0 background.
     """
 
@@ -117,7 +117,7 @@ class PromptEncoder(nn.Module):
 
     The tokens are the label, the two corners of the box, and the k points; a learned "none"
     embedding stands for a label or box that a query does not have. The map tells for each grid
-    cell how much of it lies in the box. Coordinates are relative to the window, each axis by its
+    cell how much of it lies in the box. Coordinates are relative to the patch, each axis by its
     own length.
 
     Differs from SAM and SegVol: a label token in place of a text embedding (SegVol), the region
@@ -136,20 +136,20 @@ class PromptEncoder(nn.Module):
             nn.init.normal_(embedding.weight, std=0.1)
 
     def forward(
-        self, prompts: PromptBatch, window: Sequence[int], grid: Sequence[int]
+        self, prompts: PromptBatch, patch_size: Sequence[int], grid: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Embed prompts.
 
         Args:
             prompts: n queries.
-            window: voxels, zyx, of the window the coordinates are in.
+            patch: voxels, zyx, of the patch the coordinates are in.
             grid: shape, zyx, of the image embedding.
 
         Returns:
             (n, 3 + k, channels) tokens, padded to the most points; (n, 3 + k) bool, False for
             the padding; and (n, channels, *grid) region maps.
         """
-        size = prompts.boxes.new_tensor(list(window))
+        size = prompts.boxes.new_tensor(list(patch_size))
         last = self.label_tokens.num_embeddings - 1
         label_index = prompts.labels.where(prompts.labels != NO_LABEL, last)
         corners = self.positions(prompts.boxes / size) + self.corners.weight
@@ -158,17 +158,17 @@ class PromptEncoder(nn.Module):
         if prompts.points.shape[1]:
             located = self.positions((prompts.points + 0.5) / size)
             tokens.append(located + self.point_kinds(prompts.point_labels.clamp(min=0)))
-        is_own = F.pad(prompts.point_labels != NO_POINT, (3, 0), value=True)
-        return torch.cat(tokens, dim=1), is_own, self._regions(prompts, size, grid)
+        token_mask = F.pad(prompts.point_labels != NO_POINT, (3, 0), value=True)
+        return torch.cat(tokens, dim=1), token_mask, self._regions(prompts, size, grid)
 
     def _regions(self, prompts: PromptBatch, size: Tensor, grid: Sequence[int]) -> Tensor:
-        share = share_of_cells_in_boxes(prompts.boxes / size, grid)[:, None]
+        share = fraction_of_cells_in_boxes(prompts.boxes / size, grid)[:, None]
         outside, inside, none = (w[:, None, None, None] for w in self.region.weight)
         region = outside + share * (inside - outside)
         return torch.where(prompts.has_box[:, None, None, None, None], region, none)
 
 
-def share_of_cells_in_boxes(boxes: Tensor, grid: Sequence[int]) -> Tensor:
+def fraction_of_cells_in_boxes(boxes: Tensor, grid: Sequence[int]) -> Tensor:
     """How much of each grid cell lies in a box.
 
     Args:

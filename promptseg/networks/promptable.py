@@ -29,7 +29,9 @@ class PromptableNetwork(nn.Module):
         """Encode (b, c, z, y, x) images with intensities in [0, 255]."""
         encoded = self.image_encoder(image.float() / 127.5 - 1.0)
         pyramid = self.mask_decoder.pyramid(encoded.embedding, encoded.features)
-        return Encoding(window=tuple(image.shape[2:]), embedding=encoded.embedding, pyramid=pyramid)
+        return Encoding(
+            patch_size=tuple(image.shape[2:]), embedding=encoded.embedding, pyramid=pyramid
+        )
 
     def decode(self, encoding: Encoding, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
         """Decode n queries about encoded images.
@@ -38,17 +40,17 @@ class PromptableNetwork(nn.Module):
             (n, z, y, x) mask logits and (n,) predicted IoU logits.
         """
         grid = encoding.embedding.shape[2:]
-        tokens, is_own, regions = self.prompt_encoder(prompts, encoding.window, grid)
+        tokens, token_mask, regions = self.prompt_encoder(prompts, encoding.patch_size, grid)
         logits, iou = self.mask_decoder(
             encoding.embedding,
             encoding.pyramid,
             self.prompt_encoder.positions.grid(grid),
             tokens,
-            is_own,
+            token_mask,
             regions,
             prompts.image_index,
         )
-        return resample_logits(logits, encoding.window), iou  # the finest map may be coarser
+        return resample_logits(logits, encoding.patch_size), iou  # the finest map may be coarser
 
     def forward(self, image: Tensor, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
         """`decode(encode(image), prompts)`."""
@@ -81,7 +83,7 @@ def build_network(plans: Plans, encoder: str) -> PromptableNetwork | SegVolNetwo
         return build_segvol_network(plans, encoder)
     image_encoder = ENCODERS.get(encoder)(
         channels_in=len(plans.channel_names),
-        window=plans.window,
+        patch_size=plans.patch_size,
         stride=plans.stride,
         size=plans.size,
     )

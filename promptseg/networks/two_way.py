@@ -27,7 +27,7 @@ class TwoWayTransformer(nn.Module):
         self.norm_final_attn = nn.LayerNorm(channels)
 
     def forward(
-        self, source: Tensor, places: Tensor, tokens: Tensor, is_own: Tensor
+        self, source: Tensor, places: Tensor, tokens: Tensor, token_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Run all layers.
 
@@ -35,12 +35,12 @@ class TwoWayTransformer(nn.Module):
             source: (n, c, z', y', x') what each query sees of its image.
             places: (c, z', y', x') encodings of the grid.
             tokens: (n, t, c) of the queries.
-            is_own: (n, t) bool, False for padding; at least one of each query is its own.
+            token_mask: (n, t) bool, False for padding; at least one of each query is its own.
 
         Returns:
             (n, t, c) tokens, meaningless where they are padding, and (n, cells, c) image cells.
         """
-        mask = is_own[:, None, None]
+        mask = token_mask[:, None, None]
         places = places.flatten(1).transpose(0, 1)
         hidden, cells = tokens, source.flatten(2).transpose(1, 2)
         for layer in self.layers:

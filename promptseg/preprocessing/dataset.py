@@ -21,7 +21,7 @@ import numpy as np
 from promptseg.files import read_json, replacing
 
 # Windows are read by decompressing the blocks they meet: blocks of 64 KiB (uint8) fit the
-# processor's cache and few voxels of them lie outside a window.
+# processor's cache and few voxels of them lie outside a patch.
 _CHUNK = (64, 128, 128)
 _BLOCK = (16, 64, 64)
 _COMPRESSION = {  # read in 40 % of the time of ZSTD, from files 18 % larger

@@ -39,7 +39,7 @@ class LazyImage:
     intensities, is measured at the start. Beside input and result a few slices are held.
 
     What was made of a small image is kept: once the regions asked for add up to the whole image,
-    and the image is not larger than `MOST_KEPT`, it is made whole. So many overlapping windows
+    and the image is not larger than `MOST_KEPT`, it is made whole. So many overlapping patches
     cost little more than the whole image, and a single one nothing but itself.
 
     It slices like a (c, z', y', x') uint8 array, in steps of 1.

@@ -78,7 +78,7 @@ def normalize(image: np.ndarray, normalization: Normalization) -> np.ndarray:
     """Clip and scale one channel to [0, 255].
 
     Args:
-        image: (z, y, x) finite raw intensities of any number type.
+        image: (z, y, x) finite raw intensities of any dtype.
         normalization: how.
 
     Returns:
@@ -94,7 +94,7 @@ def rescale(image: np.ndarray, lower: float, upper: float) -> np.ndarray:
     """Map `lower` to 0 and `upper` to 255 linearly and clip; `normalize` with the range known.
 
     Args:
-        image: (z, y, x) finite raw intensities of any number type.
+        image: (z, y, x) finite raw intensities of any dtype.
         lower, upper: raw intensities.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Percentiles of volumes of any size and number type, without a sorted copy of them."""
+"""Percentiles of volumes of any size and dtype, without a sorted copy of them."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1  # raise it when the same plans give other files
-MAX_LOCATIONS = 1000  # a label and case: many more than the windows drawn from a case
+MAX_LOCATIONS = 1000  # a label and case: many more than the patches drawn from a case
 
 
 class PreprocessingPlans(Protocol):

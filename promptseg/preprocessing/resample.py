@@ -75,7 +75,7 @@ def resample_image(
         image: (c, z, y, x) uint8 or float.
         new_shape: voxels, zyx.
         linear_axes: axes (0 is z) interpolated linearly instead of cubically; see `coarse_axes`.
-        dtype: number type of the result, uint8 or float32; as `image` by default. A cubic kernel
+        dtype: dtype of the result, uint8 or float32; as `image` by default. A cubic kernel
             can overshoot: uint8 is rounded and clipped to [0, 255], float32 is left as it is.
 
     Returns:

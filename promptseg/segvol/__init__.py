@@ -4,7 +4,7 @@ From a file to logits, part by part:
 
 ```python
 state = read_segvol_state("SegVol_v1.pth")  # or any state dict under SegVol's own names
-network = segvol_network(state, window=(32, 256, 256), stride=(4, 16, 16), heads=12)
+network = segvol_network(state, patch=(32, 256, 256), stride=(4, 16, 16), heads=12)
 
 embedding = network.image_encoder(image)  # (b, 1, 32, 256, 256) in [0, 1] -> (b, 768, 8, 16, 16)
 text = network.label_text.align(clip_vectors)  # (n, 512) -> (n, 768), SegVol's text embedding

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from promptseg.inference.consistency import Agreement, moved_prompts
+from promptseg.inference.consistency import PromptConsistency, perturbed_prompts
 from promptseg.inference.decoder import ASKED_AT_ONCE, ImageDecoder
 from promptseg.inference.sliding_window import Blend
 from promptseg.networks.prompt_encoder import Query
-from promptseg.preprocessing.patch import cut_window
+from promptseg.preprocessing.patch import cut_patch
 from promptseg.segvol.preprocessing import SegVolImage
 from promptseg.segvol.views import (
     CoarseMask,
-    grown_to_window,
+    grown_to_patch,
+    in_patch_of_region,
     in_region,
-    in_window_of_region,
     region_starts,
 )
 
@@ -34,14 +34,15 @@ class FirstLook:
         coarse: the mask.
         region: (2, 3) half-open integer box that the second look is at; None if the mask is empty.
         predicted_iou: of the mask.
-        agreement: mean IoU with the masks of moved prompts; None when there was none to move.
+        prompt_consistency: mean IoU with the masks of perturbed prompts; None when there were
+            none.
     """
 
     query: Query
     coarse: CoarseMask
     region: np.ndarray | None
     predicted_iou: float
-    agreement: float | None
+    prompt_consistency: float | None
 
 
 class SegVolDecoder(ImageDecoder):
@@ -55,39 +56,39 @@ class SegVolDecoder(ImageDecoder):
         lower, upper = self.image.foreground
         return upper - lower
 
-    def first_looks(self, queries: Sequence[Query], jitters: int) -> list[FirstLook]:
-        """Ask about the whole crop, resized to one window; a few queries at once.
+    def first_looks(self, queries: Sequence[Query], n_perturbations: int) -> list[FirstLook]:
+        """Ask about the whole crop, resized to one patch; a few queries at once.
 
         Args:
             queries: in voxels of the crop.
-            jitters: how many moved prompts each answer is compared with. Only here: in several
-                windows of the second look no given box is asked with.
+            n_perturbations: how many perturbed prompts each answer is compared with. Only here:
+                in several patches of the second look no given box is asked with.
         """
         looks = []
         for first in range(0, len(queries), ASKED_AT_ONCE):
-            looks += self._first_looks(queries[first : first + ASKED_AT_ONCE], jitters)
+            looks += self._first_looks(queries[first : first + ASKED_AT_ONCE], n_perturbations)
         return looks
 
-    def _first_looks(self, queries: Sequence[Query], jitters: int) -> list[FirstLook]:
-        shape, window = self.crop_shape, tuple(self.window.tolist())
+    def _first_looks(self, queries: Sequence[Query], n_perturbations: int) -> list[FirstLook]:
+        shape, patch_size = self.crop_shape, tuple(self.patch_size.tolist())
         whole = np.stack([np.zeros(3, int), shape])
-        logits, ious = self.in_whole([in_region(query, whole, window) for query in queries])
+        logits, ious = self.in_whole([in_region(query, whole, patch_size) for query in queries])
         looks = []
         for query, answer, iou in zip(queries, logits, ious.tolist(), strict=True):
-            moved = moved_prompts(query, shape, jitters)
-            agreement = Agreement(len(moved))
+            moved = perturbed_prompts(query, shape, n_perturbations)
+            prompt_consistency = PromptConsistency(len(moved))
             if moved:
-                agreement.add(
-                    answer, self.in_whole([in_region(q, whole, window) for q in moved])[0]
+                prompt_consistency.add(
+                    answer, self.in_whole([in_region(q, whole, patch_size) for q in moved])[0]
                 )
             coarse = CoarseMask((answer > 0).cpu().numpy(), shape)
             box = coarse.box()
             look = FirstLook(
                 query=query,
                 coarse=coarse,
-                region=None if box is None else grown_to_window(box, window, shape),
+                region=None if box is None else grown_to_patch(box, patch_size, shape),
                 predicted_iou=iou,
-                agreement=agreement.value(),
+                prompt_consistency=prompt_consistency.value(),
             )
             looks.append(look)
         return looks
@@ -95,32 +96,32 @@ class SegVolDecoder(ImageDecoder):
     def second_looks(
         self, region: np.ndarray, looks: Sequence[FirstLook], step_size: float
     ) -> Iterator[tuple[int, Blend, float]]:
-        """Look at a region window by window, each encoded once for all queries about it.
+        """Look at a region patch by patch, each encoded once for all queries about it.
 
         Windows count alike where they overlap; a few queries are asked at once.
 
         Args:
             region: (2, 3) half-open integer box in voxels of the crop, zyx.
             looks: whose region it is.
-            step_size: distance of neighbouring windows, as a share of the window.
+            step_size: distance of neighbouring patches, as a share of the patch.
 
         Yields:
             The place of a query in `looks`, its logits in the region, and the predicted IoU of
-            its best window so far, every time that slices have become final; they are released
+            its best patch so far, every time that slices have become final; they are released
             when the next is asked for.
         """
         shape = region[1] - region[0]
-        starts = region_starts(shape, self.window, step_size)
-        even = torch.ones(tuple(self.window))
-        blends = [Blend(starts, self.window, shape, even) for _ in looks]
+        starts = region_starts(shape, self.patch_size, step_size)
+        even = torch.ones(tuple(self.patch_size))
+        blends = [Blend(starts, self.patch_size, shape, even) for _ in looks]
         best = np.zeros(len(looks))
         alone = len(starts) == 1
         for start, first in itertools.product(starts, range(0, len(looks), ASKED_AT_ONCE)):
             queries = [
-                in_window_of_region(look.query, look.coarse, region, start, self.window, alone)
+                in_patch_of_region(look.query, look.coarse, region, start, self.patch_size, alone)
                 for look in looks[first : first + ASKED_AT_ONCE]
             ]
-            logits, ious = self._in_window_of_region(region, start, queries)
+            logits, ious = self._in_patch_of_region(region, start, queries)
             for place, answer in enumerate(logits, start=first):
                 best[place] = max(best[place], float(ious[place - first]))
                 blends[place].add(answer, start)
@@ -128,17 +129,17 @@ class SegVolDecoder(ImageDecoder):
                     yield place, blends[place], float(best[place])
                     blends[place].release()
 
-    def _in_window_of_region(
+    def _in_patch_of_region(
         self, region: np.ndarray, start: np.ndarray, queries: Sequence[Query]
     ) -> tuple[Tensor, Tensor]:
-        """Logits (n, z, y, x) and predicted IoU (n,) in a window of a region.
+        """Logits (n, z, y, x) and predicted IoU (n,) in a patch of a region.
 
-        Kept: a region smaller than the window is padded with zeros, also where the volume goes
+        Kept: a region smaller than the patch is padded with zeros, also where the volume goes
         on; so was the original at prediction.
         """
         part = self.image.part(region + self.image.foreground[0])
         return self._decode(
             (*region.ravel().tolist(), *start.tolist()),
-            lambda: cut_window(part, part.shape[1:], start, self.window),
+            lambda: cut_patch(part, part.shape[1:], start, self.patch_size),
             queries,
         )

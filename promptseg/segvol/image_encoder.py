@@ -14,17 +14,17 @@ class SegVolImageEncoder(nn.Module):
     """A pre-norm vision transformer; its blocks are those of the encoder `vit`.
 
     One linear map a patch in place of a stem, so there are no high-resolution features, and one
-    position embedding a token, so there is one window.
+    position embedding a token, so there is one patch.
 
     Source:
         MONAI's `ViT` as SegVol builds it (perceptron patch embedding, no class token).
     """
 
     def __init__(
-        self, size: ViTSize, channels_in: int, window: Sequence[int], stride: Sequence[int]
+        self, size: ViTSize, channels_in: int, patch_size: Sequence[int], stride: Sequence[int]
     ) -> None:
         super().__init__()
-        grid = [w // s for w, s in zip(window, stride, strict=True)]
+        grid = [w // s for w, s in zip(patch_size, stride, strict=True)]
         self.patches = nn.Conv3d(
             channels_in, size.channels, kernel_size=tuple(stride), stride=tuple(stride)
         )

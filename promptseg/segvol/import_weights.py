@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from promptseg.experiment_planning.rules import BUDGETS, SEGVOL_STRIDE, SEGVOL_WINDOW
+from promptseg.experiment_planning.rules import BUDGETS, SEGVOL_PATCH_SIZE, SEGVOL_STRIDE
 from promptseg.files import WRITING, write_json
 from promptseg.io.dataset import problems_of_content
 from promptseg.networks.pretrained_report import PretrainedReport
@@ -29,7 +29,7 @@ def import_segvol(
     *,
     labels: Sequence[str] = ("object",),
     size: str = "base",
-    window: Sequence[int] = SEGVOL_WINDOW,
+    patch_size: Sequence[int] = SEGVOL_PATCH_SIZE,
     stride: Sequence[int] = SEGVOL_STRIDE,
     overwrite: bool = False,
 ) -> PretrainedReport:
@@ -43,7 +43,7 @@ def import_segvol(
         labels: names for what is segmented, values 1, 2, ...; SegVol answers boxes and points,
             so that a name says nothing to it.
         size: widths of the image encoder, of weights of other sizes than the released.
-        window, stride: voxels, zyx, that such weights were trained with.
+        patch, stride: voxels, zyx, that such weights were trained with.
         overwrite: replace what an earlier import made there.
 
     Returns:
@@ -65,7 +65,7 @@ def import_segvol(
     }
     if problems := problems_of_content(dataset) + _problems_of_names(labels):
         raise ValueError(f"labels {list(labels)} cannot be used: {'; '.join(problems)}")
-    plans = segvol_plans(labels, size=size, window=window, stride=stride)
+    plans = segvol_plans(labels, size=size, patch_size=patch_size, stride=stride)
     network = build_network(plans, "vit")
     report = load_segvol(network, read_segvol_state(weights), source=str(weights))
 
@@ -97,7 +97,7 @@ def segvol_plans(
     labels: Sequence[str],
     *,
     size: str = "base",
-    window: Sequence[int] = SEGVOL_WINDOW,
+    patch_size: Sequence[int] = SEGVOL_PATCH_SIZE,
     stride: Sequence[int] = SEGVOL_STRIDE,
 ) -> Plans:
     """Plans for weights that were trained elsewhere, checked as if they were read from a file.
@@ -116,12 +116,15 @@ def segvol_plans(
         normalizations=(foreground_clipping(),),
         spacing=(1.0, 1.0, 1.0),
         median_shape=(1, 1, 1),
-        window=tuple(window),
+        patch_size=tuple(patch_size),
         stride=tuple(stride),
         batch_size=BUDGETS["base"].batch_size,
         labels={name: i for i, name in enumerate(labels, start=1)},
         auto_prompts={name: intensity for name in labels},
-        reasons={"window": "preset segvol: what the weights were trained with", "spacing": reason},
+        reasons={
+            "patch_size": "preset segvol: what the weights were trained with",
+            "spacing": reason,
+        },
     )
     return Plans.from_json(json.loads(json.dumps(plans.to_json())), "plans for SegVol's weights")
 

@@ -80,7 +80,7 @@ class SegVolMaskDecoder(nn.Module):
         dense: Tensor,
         *,
         text: Tensor | None = None,
-        is_own: Tensor | None = None,
+        token_mask: Tensor | None = None,
         has_text: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Decode n queries.
@@ -91,7 +91,7 @@ class SegVolMaskDecoder(nn.Module):
             sparse: (n, t, c) prompt tokens, or (1, t, c) for all images.
             dense: (n, c, z', y', x'), or (1, ...).
             text: (n, c) text embeddings, which are also among the tokens.
-            is_own: (n, t) bool, which tokens a query has; all, when not given.
+            token_mask: (n, t) bool, which tokens a query has; all, when not given.
             has_text: (n,) bool, which queries have a text; all, when not given.
 
         Returns:
@@ -99,13 +99,13 @@ class SegVolMaskDecoder(nn.Module):
         """
         n = max(len(sparse), len(embedding))
         sparse = sparse.expand(n, -1, -1)
-        if is_own is None:
-            is_own = sparse.new_ones(sparse.shape[:2], dtype=torch.bool)
+        if token_mask is None:
+            token_mask = sparse.new_ones(sparse.shape[:2], dtype=torch.bool)
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([own.expand(n, -1, -1), sparse], dim=1)
-        is_own = F.pad(is_own, (len(own), 0), value=True)
+        token_mask = F.pad(token_mask, (len(own), 0), value=True)
         source = (embedding + dense).expand(n, -1, -1, -1, -1)
-        hidden, cells = self.transformer(source, positions, tokens, is_own)
+        hidden, cells = self.transformer(source, positions, tokens, token_mask)
         upscaled = self.upscaling(cells.transpose(1, 2).unflatten(2, source.shape[2:]))
         weights = torch.stack(
             [respond(hidden[:, 1 + i]) for i, respond in enumerate(self.responses)], dim=1

@@ -41,11 +41,11 @@ class SegVolSizes:
 
 
 class SegVolNetwork(nn.Module):
-    """Image encoder, prompt encoder and mask decoder of SegVol, for one window.
+    """Image encoder, prompt encoder and mask decoder of SegVol, for one patch.
 
     Args:
         sizes: of all parts.
-        window: voxels, zyx; the weights hold for this window alone.
+        patch: voxels, zyx; the weights hold for this patch alone.
         stride: voxels, zyx, of one token.
         label_count: labels that get a learned text embedding.
     """
@@ -54,14 +54,14 @@ class SegVolNetwork(nn.Module):
         self,
         sizes: SegVolSizes,
         *,
-        window: Sequence[int],
+        patch_size: Sequence[int],
         stride: Sequence[int],
         label_count: int,
     ) -> None:
         super().__init__()
-        if any(w % s for w, s in zip(window, stride, strict=True)):
+        if any(w % s for w, s in zip(patch_size, stride, strict=True)):
             raise ValueError(
-                f"window {tuple(window)} is no multiple of stride {tuple(stride)} (zyx)"
+                f"patch {tuple(patch_size)} is no multiple of stride {tuple(stride)} (zyx)"
             )
         channels, heads, inner = sizes.vit.channels, sizes.decoder_heads, sizes.vit.channels // 2
         if channels % sizes.vit.heads or inner % heads:
@@ -70,11 +70,11 @@ class SegVolNetwork(nn.Module):
                 f"encoder, or {inner} of its half into {heads} heads of the decoder; give the "
                 f"numbers of heads that the weights were made with"
             )
-        self.window = tuple(window)
+        self.patch_size = tuple(patch_size)
         self.stride = tuple(stride)
-        grid = [w // s for w, s in zip(window, stride, strict=True)]
-        self.image_encoder = SegVolImageEncoder(sizes.vit, sizes.channels_in, window, stride)
-        self.prompt_encoder = SegVolPromptEncoder(channels, window, grid)
+        grid = [w // s for w, s in zip(patch_size, stride, strict=True)]
+        self.image_encoder = SegVolImageEncoder(sizes.vit, sizes.channels_in, patch_size, stride)
+        self.prompt_encoder = SegVolPromptEncoder(channels, patch_size, grid)
         self.label_text = LabelText(label_count, sizes.text_channels, channels)
         self.mask_decoder = SegVolMaskDecoder(
             channels,
@@ -90,16 +90,16 @@ class SegVolNetwork(nn.Module):
         """Encode (b, c, z, y, x) images with intensities in [0, 255].
 
         Raises:
-            ValueError: for another window than the planned one.
+            ValueError: for another patch than the planned one.
         """
-        if tuple(image.shape[2:]) != self.window:
+        if tuple(image.shape[2:]) != self.patch_size:
             raise ValueError(
-                f"SegVol's position embeddings and normalization are made for the window "
-                f"{self.window}, the image has {tuple(image.shape[2:])} (both zyx, voxels); cut "
-                f"or resize it to that window"
+                f"SegVol's position embeddings and normalization are made for the patch "
+                f"{self.patch_size}, the image has {tuple(image.shape[2:])} (both zyx, voxels); "
+                f"cut or resize it to that patch"
             )
         embedding = self.image_encoder(image.float() / 255)
-        return Encoding(window=self.window, embedding=embedding, pyramid=())
+        return Encoding(patch_size=self.patch_size, embedding=embedding, pyramid=())
 
     def decode(self, encoding: Encoding, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
         """Decode n queries about encoded images.
@@ -109,17 +109,17 @@ class SegVolNetwork(nn.Module):
             logits. SegVol never trained these: after loading its weights they mean nothing.
         """
         text, has_text = self.label_text(prompts.labels)
-        tokens, is_own = self.prompt_encoder.embed(prompts, text, has_text)
+        tokens, token_mask = self.prompt_encoder.embed(prompts, text, has_text)
         logits, iou = self.mask_decoder(
             encoding.embedding.index_select(0, prompts.image_index),
             self.prompt_encoder.dense_positions(),
             tokens,
             self.prompt_encoder.dense(),
             text=text,
-            is_own=is_own,
+            token_mask=token_mask,
             has_text=has_text,
         )
-        return resample_logits(logits[:, 0].float(), encoding.window), iou[:, 0].float()
+        return resample_logits(logits[:, 0].float(), encoding.patch_size), iou[:, 0].float()
 
     def forward(self, image: Tensor, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
         """`decode(encode(image), prompts)`."""
@@ -143,5 +143,5 @@ def build_segvol_network(plans: Plans, encoder: str) -> SegVolNetwork:
         )
     sizes = SegVolSizes(vit=SIZES[plans.size], channels_in=len(plans.channel_names))
     return SegVolNetwork(
-        sizes, window=plans.window, stride=plans.stride, label_count=len(plans.labels)
+        sizes, patch_size=plans.patch_size, stride=plans.stride, label_count=len(plans.labels)
     )

@@ -43,14 +43,14 @@ class SegVolPredictor(Predictor):
     ) -> None:
         """As `Predictor`; `measured_coarse` is not used, since every answer starts coarse here."""
         super().__init__(networks, plans, **options)
-        of_window = len(self.networks) * len(self.flips)
-        self.most_encodings = max(self.most_encodings, KEPT_ENCODINGS // of_window)
+        of_patch = len(self.networks) * len(self.flips)
+        self.most_encodings = max(self.most_encodings, KEPT_ENCODINGS // of_patch)
 
     def _decoder(self, image: np.ndarray, spacing: Sequence[float]) -> SegVolDecoder:
         return SegVolDecoder(
             SegVolImage(image, self.plans.normalizations[0]),
             self.networks,
-            self.plans.window,
+            self.plans.patch_size,
             flips=self.flips,
             device=self.device,
             most_encodings=self.most_encodings,
@@ -76,7 +76,7 @@ class SegVolPredictor(Predictor):
             if not meeting:
                 reasons[label] = reason
 
-        looks = decoder.first_looks(asked, self.jitters)
+        looks = decoder.first_looks(asked, self.n_perturbations)
         collector = Collector(values, image.raw_shape, self.keep_probabilities)
         ious = [look.predicted_iou for look in looks]
         for index, region, blend, iou in self._second_looks(decoder, looks):
@@ -86,7 +86,7 @@ class SegVolPredictor(Predictor):
             collector.enter(names[index], ((logits, at + offset) for logits, at in slabs))
         for index, (label, iou) in enumerate(zip(names, ious, strict=True)):
             # SegVol did not train the IoU; our training did when it taught the names
-            collector.rate(label, index, iou if learned else None, looks[index].agreement)
+            collector.rate(label, index, iou if learned else None, looks[index].prompt_consistency)
         return collector.prediction(
             {
                 label: _unanswered(prompts, reasons[label]) if label in reasons else prompts
@@ -111,7 +111,7 @@ class SegVolPredictor(Predictor):
                 of_region.setdefault(tuple(look.region.ravel().tolist()), []).append(index)
         for numbers, indices in of_region.items():
             region = np.reshape(numbers, (2, 3))
-            voxels = open_voxels(*region, self.plans.window)
+            voxels = open_voxels(*region, self.plans.patch_size)
             for group in groups_of_at_most([voxels] * len(indices), OPEN_VOXELS):
                 here = [indices[place] for place in group]
                 own = [looks[index] for index in here]

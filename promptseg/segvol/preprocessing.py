@@ -9,7 +9,7 @@ Kept:
 - The whole volume is resized by nearest neighbours, without averaging.
 
 Not reproduced:
-- The original pads to the window before it crops, so the crop takes the padding off again, but
+- The original pads to the patch before it crops, so the crop takes the padding off again, but
   its corners count the padding. Here corners are voxels of the volume, and nothing is padded.
 - A constant volume divides by zero there; here it is all 0 and has no crop.
 

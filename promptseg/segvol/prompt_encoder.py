@@ -22,9 +22,9 @@ class SegVolPromptEncoder(nn.Module):
     point if it has points and no box, the two corners of its box, its text.
     """
 
-    def __init__(self, channels: int, window: Sequence[int], grid: Sequence[int]) -> None:
+    def __init__(self, channels: int, patch_size: Sequence[int], grid: Sequence[int]) -> None:
         super().__init__()
-        self.window, self.grid = tuple(window), tuple(grid)
+        self.patch_size, self.grid = tuple(patch_size), tuple(grid)
         self.positions = FourierPositions(channels)
         self.point_kinds = nn.Embedding(2, channels)  # background, foreground
         self.corners = nn.Embedding(2, channels)
@@ -86,8 +86,8 @@ class SegVolPromptEncoder(nn.Module):
             text[:, None],
         ]
         is_corner = prompts.has_box[:, None].expand(-1, 2)
-        is_own = torch.cat([is_point, is_padding, is_corner, has_text[:, None]], dim=1)
-        return torch.cat(tokens, dim=1), is_own
+        token_mask = torch.cat([is_point, is_padding, is_corner, has_text[:, None]], dim=1)
+        return torch.cat(tokens, dim=1), token_mask
 
     def dense(self, count: int = 1) -> Tensor:
         """(count, channels, z', y', x') the "no mask" embedding: SegVol has no mask prompts."""
@@ -118,10 +118,10 @@ class SegVolPromptEncoder(nn.Module):
     def _locate(self, indices: Tensor) -> Tensor:
         """Encode (..., 3) voxel indices.
 
-        Quirk: z is divided by the window's height and y by its depth. With the released window
+        Quirk: z is divided by the patch's height and y by its depth. With the released patch
         of 32x256x256 relative z ends at 0.12 and y at 8.
         """
-        z, y, x = self.window
+        z, y, x = self.patch_size
         return self.positions((indices + 0.5) / indices.new_tensor([y, z, x]))
 
 

@@ -14,7 +14,7 @@ from promptseg.boxes import mask_box
 from promptseg.networks.prompt_encoder import Query
 from promptseg.segvol.preprocessing import nearest_indices
 
-# Kept: SegVol was trained with this box, -1 to -1 with inclusive ends, wherever a window holds
+# Kept: SegVol was trained with this box, -1 to -1 with inclusive ends, wherever a patch holds
 # nothing of the object. Half-open it ends at 0.
 NOTHING_HERE = np.array([(-1.0, -1.0, -1.0), (0.0, 0.0, 0.0)])
 
@@ -36,7 +36,7 @@ def in_region(query: Query, region: np.ndarray, size: Sequence[int]) -> Query:
         size: voxels, zyx.
 
     Source:
-        SegVol's demo draws prompts from a ground truth that it resized to the window by nearest
+        SegVol's demo draws prompts from a ground truth that it resized to the patch by nearest
         neighbours; the same box comes out here.
     """
     lower, upper = np.asarray(region)
@@ -68,11 +68,11 @@ class CoarseMask:
 
     Only the small mask is held; each voxel takes the coarse one that holds its lower face.
 
-    Kept: this is PyTorch's `nearest`, not the `nearest-exact` of the way to the window, so the
+    Kept: this is PyTorch's `nearest`, not the `nearest-exact` of the way to the patch, so the
     mask can lie half a coarse voxel off.
 
     Args:
-        mask: (z, y, x) bool, of the volume resized to one window.
+        mask: (z, y, x) bool, of the volume resized to one patch.
         shape: of the volume, zyx.
     """
 
@@ -100,59 +100,59 @@ class CoarseMask:
         return region[0] + np.transpose(ends)
 
 
-def grown_to_window(box: np.ndarray, window: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """The region that the second look is at: the box, grown to a window where it is smaller.
+def grown_to_patch(box: np.ndarray, patch_size: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+    """The region that the second look is at: the box, grown to a patch where it is smaller.
 
     Kept: both sides grow by half of what is missing, rounded down, so that the region can be one
-    voxel short of a window; and at the volume's border it does not grow to the other side.
+    voxel short of a patch; and at the volume's border it does not grow to the other side.
 
     Args:
         box: (2, 3) half-open integers, zyx.
-        window: voxels, zyx.
+        patch: voxels, zyx.
         shape: of the volume, zyx.
 
     Source:
         SegVol, utils/monai_inferers_utils.py, logits2roi_coor.
     """
-    missing = np.maximum(np.asarray(window) - (box[1] - box[0]), 0) // 2
+    missing = np.maximum(np.asarray(patch_size) - (box[1] - box[0]), 0) // 2
     return np.stack([np.maximum(box[0] - missing, 0), np.minimum(box[1] + missing, shape)])
 
 
-def region_starts(shape: Sequence[int], window: Sequence[int], step_size: float) -> np.ndarray:
-    """Where windows start in a region; negative where the region lies in the middle of one.
+def region_starts(shape: Sequence[int], patch_size: Sequence[int], step_size: float) -> np.ndarray:
+    """Where patches start in a region; negative where the region lies in the middle of one.
 
-    Steps are whole, and the last window is moved back to end with the region (MONAI's way; the
-    starts of `window_starts` are spread evenly).
+    Steps are whole, and the last patch is moved back to end with the region (MONAI's way; the
+    starts of `patch_starts` are spread evenly).
 
     Returns:
         (n, 3) integer starts in voxels of the region, zyx, in raster order.
     """
     axes = []
-    for n, w in zip(shape, window, strict=True):
+    for n, w in zip(shape, patch_size, strict=True):
         step = max(int(w * step_size), 1)
         count = int(np.ceil(max(n - w, 0) / step)) + 1
         axes.append([min(i * step, n - w) for i in range(count)] if n > w else [-((w - n) // 2)])
     return np.array(np.meshgrid(*axes, indexing="ij")).reshape(3, -1).T
 
 
-def in_window_of_region(
+def in_patch_of_region(
     query: Query,
     coarse: CoarseMask,
     region: np.ndarray,
     start: np.ndarray,
-    window: Sequence[int],
+    patch_size: Sequence[int],
     alone: bool,
 ) -> Query:
-    """A query in voxels of one window of the region.
+    """A query in voxels of one patch of the region.
 
-    One window that holds the whole region is asked with the given box. Of several each is asked
+    One patch that holds the whole region is asked with the given box. Of several each is asked
     with the box of what the look at the whole volume found in it, since the given box may reach
     far beyond; so is a query with points alone, beside its points. A label's name is asked for
-    in every window without box.
+    in every patch without box.
 
-    Not reproduced: where a region is smaller than the window, SegVol pads the image and not the
+    Not reproduced: where a region is smaller than the patch, SegVol pads the image and not the
     map that it takes the given box from, so that the box is off by the padding; and it carries a
-    given box through the coarse window and back although its place in the volume is known.
+    given box through the coarse patch and back although its place in the volume is known.
     Differs: a given box that does not meet the region gives way to the box of what was found;
     negative points are used here as well; box and points can come together.
 
@@ -160,24 +160,24 @@ def in_window_of_region(
         query: about the volume.
         coarse: what was found in the whole volume.
         region: (2, 3) half-open integer box, zyx.
-        start: of the window in the region's voxels, zyx.
-        window: voxels, zyx.
-        alone: whether it is the only window.
+        start: of the patch in the region's voxels, zyx.
+        patch: voxels, zyx.
+        alone: whether it is the only patch.
 
     Source:
         SegVol, utils/monai_inferers_utils.py, sliding_window_inference.
     """
     if not is_prompt(query):
         return query
-    size, window = region[1] - region[0], np.asarray(window)
+    size, patch_size = region[1] - region[0], np.asarray(patch_size)
     inside = in_region(query, region, size)
     box = inside.box if alone else None
     if box is None:
-        seen = np.stack([np.maximum(start, 0), np.minimum(start + window, size)])
+        seen = np.stack([np.maximum(start, 0), np.minimum(start + patch_size, size)])
         found = coarse.box_in(region[0] + seen)
         box = None if found is None else found - region[0]
     points = inside.points - start
-    here = ((points >= 0) & (points < window)).all(axis=1)
+    here = ((points >= 0) & (points < patch_size)).all(axis=1)
     return replace(
         query,
         box=NOTHING_HERE if box is None else box - start,

@@ -160,7 +160,7 @@ def segvol_state(content: Any, source: Path | str = "checkpoint") -> dict[str, T
 def segvol_network(
     state: Mapping[str, Tensor],
     *,
-    window: Sequence[int],
+    patch_size: Sequence[int],
     stride: Sequence[int],
     heads: int = 12,
     decoder_heads: int = 8,
@@ -170,7 +170,7 @@ def segvol_network(
 
     Args:
         state: under SegVol's own names, as from `read_segvol_state`.
-        window: voxels, zyx, that the weights were trained for (released: 32x256x256).
+        patch: voxels, zyx, that the weights were trained for (released: 32x256x256).
         stride: voxels, zyx, of a patch (released: 4x16x16).
         heads: of the image encoder's attention; weights do not tell it.
         decoder_heads: of the mask decoder's attention.
@@ -180,7 +180,7 @@ def segvol_network(
         ValueError: naming every tensor that is missing or does not fit.
     """
     sizes = segvol_sizes(state, stride=stride, heads=heads, decoder_heads=decoder_heads)
-    network = SegVolNetwork(sizes, window=window, stride=stride, label_count=labels)
+    network = SegVolNetwork(sizes, patch_size=patch_size, stride=stride, label_count=labels)
     log.info(load_segvol(network, state).summary())
     return network.eval()
 
@@ -298,7 +298,7 @@ def _misfits(
 def _described(network: nn.Module) -> str:
     if not isinstance(network, SegVolNetwork):
         return type(network).__name__
-    return f"window {network.window}, stride {network.stride}, both zyx"
+    return f"patch {network.patch_size}, stride {network.stride}, both zyx"
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:

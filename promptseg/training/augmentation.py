@@ -20,14 +20,14 @@ from batchgenerators.transforms.resample_transforms import SimulateLowResolution
 from batchgenerators.transforms.spatial_transforms import SpatialTransform
 
 
-def make_augmentation(window: Sequence[int], spacing: Sequence[float]) -> AbstractTransform:
+def make_augmentation(patch_size: Sequence[int], spacing: Sequence[float]) -> AbstractTransform:
     """The pipeline, after nnU-Net's, somewhat milder.
 
     Rotations are kept in the plane where the slices are more than three times as thick as the
     pixels: out-of-plane rotation would interpolate between distant slices.
 
     Args:
-        window: voxels, zyx.
+        patch: voxels, zyx.
         spacing: mm, zyx.
     """
     thick = max(spacing) > 3 * min(spacing)
@@ -36,7 +36,7 @@ def make_augmentation(window: Sequence[int], spacing: Sequence[float]) -> Abstra
     angles = [(-radians, radians) if not thick or a == axis else (0, 0) for a in range(3)]
     transforms = [
         SpatialTransform(
-            tuple(window),
+            tuple(patch_size),
             patch_center_dist_from_border=None,
             do_elastic_deform=False,
             angle_x=angles[0],

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch.utils.data import DataLoader
 
-from promptseg.signals import set_up_worker, signals_held_back
+from promptseg.signals import set_up_worker, signals_held_out
 from promptseg.training.sampling import Batch, TrainingSteps
 
 NO_END = 10**9  # steps of a run that ends by time
@@ -41,9 +41,9 @@ def batches(steps: TrainingSteps, first: int, workers: int, *, on_cpu: bool) -> 
         # draw one more
         generator=torch.Generator(),
     )
-    # Ctrl-C reaches every process of the terminal. Workers inherit that it is held back, so that
+    # Ctrl-C reaches every process of the terminal. Workers inherit that it is held out, so that
     # they go on until the trainer has stopped and saved.
-    with signals_held_back():
+    with signals_held_out():
         return iter(loader)
 
 

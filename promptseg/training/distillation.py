@@ -19,7 +19,7 @@ SAME_IN_BOTH = (  # fields of the plans that say what a network is shown and ask
     "modalities",
     "normalizations",
     "spacing",
-    "window",
+    "patch_size",
     "labels",
 )
 

@@ -57,7 +57,7 @@ def join(device: str) -> str:
         with _meeting_others():
             dist.init_process_group(backend, timeout=PATIENCE)
         atexit.register(dist.destroy_process_group)
-    if not is_first():
+    if not is_rank_zero():
         logging.getLogger("promptseg").setLevel(logging.ERROR)
     return device
 
@@ -67,7 +67,7 @@ def process_count() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process is the one that validates and writes."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
@@ -90,7 +90,7 @@ def own_images(batch_size: int) -> range:
     return range(rank * batch_size // count, (rank + 1) * batch_size // count)
 
 
-def share_of_loss(loss: Tensor, queries: int) -> tuple[Tensor, float]:
+def loss_share(loss: Tensor, queries: int) -> tuple[Tensor, float]:
     """This process's part of the mean loss over the queries of all, and that mean.
 
     Args:
@@ -106,7 +106,7 @@ def share_of_loss(loss: Tensor, queries: int) -> tuple[Tensor, float]:
 
 
 def sum_gradients(network: nn.Module) -> None:
-    """Add up the gradients of all processes, each of its `share_of_loss`.
+    """Add up the gradients of all processes, each of its `loss_share`.
 
     One that no process has stays None, so that the optimizer leaves the weight as it is.
     """
@@ -128,20 +128,20 @@ def agree(seconds: float, stop: bool) -> tuple[float, bool]:
     """The first process's seconds, and whether any process shall stop."""
     if process_count() == 1:
         return seconds, stop
-    seconds, stops = _sums([seconds if is_first() else 0.0, stop])
+    seconds, stops = _sums([seconds if is_rank_zero() else 0.0, stop])
     return seconds, stops > 0
 
 
-def from_first(make: Callable[[], T]) -> T:
+def run_on_rank_zero(make: Callable[[], T]) -> T:
     """What a function returns in the first process, which alone calls it; the others wait."""
-    made: list[Any] = [make() if is_first() else None]
+    made: list[Any] = [make() if is_rank_zero() else None]
     if process_count() > 1:
         with _meeting_others():
             dist.broadcast_object_list(made)
     return made[0]
 
 
-def start_alike(network: nn.Module, step: int) -> None:
+def broadcast_weights(network: nn.Module, step: int) -> None:
     """Give all processes the first one's weights.
 
     Args:
@@ -154,7 +154,7 @@ def start_alike(network: nn.Module, step: int) -> None:
     """
     if process_count() == 1:
         return
-    first = from_first(lambda: step)
+    first = run_on_rank_zero(lambda: step)
     (differ,) = _sums([step != first])
     if differ:
         raise ValueError(
@@ -186,7 +186,7 @@ def processes_to_start(asked: int | None) -> int:
 
 
 def start_processes(count: int, device: str | None, arguments: Sequence[str]) -> int:
-    """Run `python -m promptseg.train` in several processes of this machine, by torchrun.
+    """Run `python -m promptseg train` in several processes of this machine, by torchrun.
 
     Args:
         count: of processes, one for each GPU.
@@ -216,7 +216,7 @@ def start_processes(count: int, device: str | None, arguments: Sequence[str]) ->
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP))
-    flags = ["--standalone", "--nproc-per-node", str(count), "-m", "promptseg.train"]
+    flags = ["--standalone", "--nproc-per-node", str(count), "-m", "promptseg", "train"]
     try:
         run(parse_args([*flags, *arguments]))
     except (ChildFailedError, SignalException):

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from promptseg.files import replacing
-from promptseg.training.distributed import is_first
+from promptseg.training.distributed import is_rank_zero
 from promptseg.training.settings import RunOptions
 
 WANDB_RUN = "wandb_run.txt"  # the identifier of a fold's run at W&B, to continue it under
@@ -54,9 +54,9 @@ def metric_loggers(
     """
     with ExitStack() as stack:
         loggers = []
-        if options.tensorboard and is_first():
+        if options.tensorboard and is_rank_zero():
             loggers.append(stack.enter_context(_to_tensorboard(folder, rows)))
-        if options.wandb is not None and is_first():
+        if options.wandb is not None and is_rank_zero():
             opened = _to_wandb(options.wandb, folder, rows, name, settings)
             loggers.append(stack.enter_context(opened))
 
@@ -160,9 +160,9 @@ log = logging.getLogger(__name__)
 
 
 def score(row: Mapping[str, Any]) -> float:
-    """How good an epoch was: the Dice of automatic prompts on the validation windows.
+    """How good an epoch was: the Dice of automatic prompts on the validation patches.
 
-    Without any, as when the windows are empty, it is the negative training loss; in rows of
+    Without any, as when the patches are empty, it is the negative training loss; in rows of
     earlier versions, which had none where the plans had no box, the Dice of names alone.
     """
     values = (row["val_dice_auto"], row["val_dice_label"], -row["train_loss"])
@@ -184,7 +184,7 @@ def write_metrics(folder: Path, rows: Sequence[dict[str, Any]], title: str) -> N
 
 
 def write_metrics_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """One line an epoch, in one step; an empty cell is an undefined value."""
+    """One line an epoch, atomically; an empty cell is an undefined value."""
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
@@ -217,7 +217,7 @@ def draw_progress(path: Path, rows: Sequence[dict[str, Any]], title: str) -> Non
         ("val_dice_auto", "the plans' automatic prompt"),
     ):
         dice.plot(epochs, column(name), label=label)
-    dice.set_ylabel("Dice on fixed validation windows")
+    dice.set_ylabel("Dice on fixed validation patches")
     dice.set_ylim(0, 1)
     dice.legend(loc="lower right")
     rate.plot(epochs, column("learning_rate"), color="tab:gray")

@@ -43,7 +43,7 @@ class MixedPrecision:
             return nullcontext()
         return torch.autocast(self.device_type, AUTOCAST_TYPES[self.precision])
 
-    def descend(
+    def optimizer_step(
         self, loss: torch.Tensor, optimizer: torch.optim.Optimizer, network: nn.Module, clip: float
     ) -> None:
         """One step of the optimizer down the loss, its gradients clipped to a norm.

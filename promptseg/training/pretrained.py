@@ -52,8 +52,8 @@ def load_pretrained(network: nn.Module, plans: Plans, path: Path | str) -> Pretr
         report = load_segvol(network, state, only=only, source=str(path))
     if not any(name.startswith(ENCODER) for name in report.loaded):
         raise ValueError(
-            f"{path}: nothing of its image encoder fits this network (size {plans.size}, window "
-            f"{plans.window}, stride {plans.stride}, preset {plans.preset}); train without it, "
+            f"{path}: nothing of its image encoder fits this network (size {plans.size}, patch "
+            f"{plans.patch_size}, stride {plans.stride}, preset {plans.preset}); train without it, "
             f"or plan for it: SegVol's weights fit `promptseg_plan --preset segvol`\n"
             f"{report.summary()}"
         )

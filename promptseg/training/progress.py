@@ -41,7 +41,7 @@ class Progress:
         """The epoch under way, from 0."""
         return self.step // settings.iterations_per_epoch
 
-    def share(self, settings: TrainingSettings) -> float:
+    def fraction(self, settings: TrainingSettings) -> float:
         """Share of the run that is done, by time or by steps; 1 and more at its end."""
         if settings.time_budget is not None:
             return self.seconds / settings.time_budget

@@ -1,4 +1,4 @@
-"""Samples: a window of a case, and the queries about it with their prompts."""
+"""Samples: a patch of a case, and the queries about it with their prompts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
 from promptseg.plans import Plans
 from promptseg.preprocessing.dataset import PreprocessedDataset
-from promptseg.preprocessing.patch import cut_window
+from promptseg.preprocessing.patch import cut_patch
 from promptseg.preprocessing.resample import (
     resample_image,
     resample_segmentation,
@@ -61,13 +61,13 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A window of one case, with boxes (2, 3) in the window's voxels by label name.
+    """A patch of one case, with boxes (2, 3) in the patch's voxels by label name.
 
     Attributes:
         image: (c, z, y, x).
         segmentation: (z, y, x).
-        whole_boxes: tight ones of whole labels, which may reach beyond the window.
-        auto_boxes: automatic ones, clipped to the window.
+        whole_boxes: tight ones of whole labels, which may reach beyond the patch.
+        auto_boxes: automatic ones, clipped to the patch.
     """
 
     image: np.ndarray
@@ -107,9 +107,9 @@ class TrainingSteps(Dataset):
         self.settings = settings
         self.auto_boxes = auto_boxes
         self.images = range(plans.batch_size) if images is None else images
-        self.transform = make_augmentation(plans.window, plans.spacing)
+        self.transform = make_augmentation(plans.patch_size, plans.spacing)
         self.cases_with: dict[int, list[str]] = defaultdict(list)
-        for case_id in self.case_ids if settings.rare_label_share > 0 else ():
+        for case_id in self.case_ids if settings.rare_label_fraction > 0 else ():
             for value in self.dataset.properties(case_id)["labels"]:
                 self.cases_with[value].append(case_id)
 
@@ -118,27 +118,29 @@ class TrainingSteps(Dataset):
         for index, image in enumerate(self.images):
             number = step * self.plans.batch_size + image
             rng = np.random.default_rng([self.settings.seed, 3, number])
-            sample, sought = self._sample(number, rng)
+            sample, scheduled = self._sample(number, rng)
             if self.settings.augment:
                 sample = self._augmented(sample, rng)
-            asked = training_queries(sample, index, self.plans.labels, self.settings, rng, sought)
+            asked = training_queries(
+                sample, index, self.plans.labels, self.settings, rng, scheduled
+            )
             samples.append(sample)
             queries += [query for query, _ in asked]
             values += [value for _, value in asked]
         return make_batch(samples, queries, values)
 
     def _sample(self, number: int, rng: np.random.Generator) -> tuple[Sample, int | None]:
-        """A window, and the label value it was drawn for, None where for none."""
-        case_id, sought, locations = self._case(number), None, None
-        if self._is_larger_than_window(case_id) and rng.random() < self.settings.zoom_out_share:
+        """A patch, and the label value it was drawn for, None where for none."""
+        case_id, scheduled, locations = self._case(number), None, None
+        if self._is_larger_than_patch(case_id) and rng.random() < self.settings.zoom_out_fraction:
             return zoom_out(self.dataset, case_id, self.plans, self.auto_boxes), None
-        if rng.random() < self.settings.foreground_share:
-            case_id, sought = self._sought(case_id, number, rng)
+        if rng.random() < self.settings.foreground_fraction:
+            case_id, scheduled = self._sought(case_id, number, rng)
         properties = self.dataset.properties(case_id)
-        if sought is not None:
-            locations = properties["labels"][sought]["locations"]
-        start = draw_window_start(properties["shape"], self.plans.window, locations, rng)
-        return zoom_in(self.dataset, case_id, self.plans, self.auto_boxes, start), sought
+        if scheduled is not None:
+            locations = properties["labels"][scheduled]["locations"]
+        start = draw_patch_start(properties["shape"], self.plans.patch_size, locations, rng)
+        return zoom_in(self.dataset, case_id, self.plans, self.auto_boxes, start), scheduled
 
     def _case(self, number: int) -> str:
         """Every case once in each round, in another order each round."""
@@ -146,9 +148,9 @@ class TrainingSteps(Dataset):
         order = np.random.default_rng([self.settings.seed, 1, round_])
         return self.case_ids[order.permutation(len(self.case_ids))[place]]
 
-    def _is_larger_than_window(self, case_id: str) -> bool:
+    def _is_larger_than_patch(self, case_id: str) -> bool:
         shape = self.dataset.properties(case_id)["shape"]
-        return any(n > w for n, w in zip(shape, self.plans.window, strict=True))
+        return any(n > w for n, w in zip(shape, self.plans.patch_size, strict=True))
 
     def _sought(
         self, case_id: str, number: int, rng: np.random.Generator
@@ -164,12 +166,12 @@ class TrainingSteps(Dataset):
         if value in present:
             return case_id, value
         holders = self.cases_with[value]
-        if holders and rng.random() < self.settings.rare_label_share:
+        if holders and rng.random() < self.settings.rare_label_fraction:
             return holders[rng.integers(len(holders))], value
         return case_id, present[rng.integers(len(present))] if present else None
 
     def _augmented(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        # Spatial augmentation moves the labels but knows no boxes: these follow what the window
+        # Spatial augmentation moves the labels but knows no boxes: these follow what the patch
         # shows of their labels.
         before = label_boxes(sample.segmentation, self.plans.labels)
         image, segmentation = augment(self.transform, sample.image, sample.segmentation, rng)
@@ -187,7 +189,7 @@ class TrainingSteps(Dataset):
             image=image,
             segmentation=segmentation,
             whole_boxes=carried(sample.whole_boxes),
-            auto_boxes={name: clip_nonempty(box, self.plans.window) for name, box in auto},
+            auto_boxes={name: clip_nonempty(box, self.plans.patch_size) for name, box in auto},
         )
         return mirrored(moved, [a for a in self.settings.mirror_axes if rng.random() < 0.5])
 
@@ -217,13 +219,13 @@ def training_queries(
     labels: Mapping[str, int],
     settings: TrainingSettings,
     rng: np.random.Generator,
-    sought: int | None = None,
+    scheduled: int | None = None,
 ) -> list[tuple[Query, int]]:
     """Two queries for each label asked: its name alone, and a box or points with or without it.
 
-    The label that the window was drawn for (value `sought`) goes first, so that a small one among
-    many is asked for as often as any; then the others in the window, then absent ones, since an
-    empty mask is the right answer to their names. Where the labels in the window take all places,
+    The label that the patch was drawn for (value `scheduled`) goes first, so that a small one among
+    many is asked for as often as any; then the others in the patch, then absent ones, since an
+    empty mask is the right answer to their names. Where the labels in the patch take all places,
     the last one is an absent label's in half of the images.
 
     Returns:
@@ -231,7 +233,7 @@ def training_queries(
     """
     boxes = label_boxes(sample.segmentation, labels)
     names = sorted(
-        labels, key=lambda name: (boxes[name] is None, labels[name] != sought, rng.random())
+        labels, key=lambda name: (boxes[name] is None, labels[name] != scheduled, rng.random())
     )
     absent = [name for name in names if boxes[name] is None]
     asked, most = [], settings.labels_per_image
@@ -261,10 +263,10 @@ def prompted_query(
     """A box, in half of the cases points as well, sometimes with one prompt type left out.
 
     Args:
-        mask: (z, y, x) bool, what the window shows of the label.
-        tight_box: of the whole label, in the window's voxels: it is jittered and then clipped to
-            the window, as a box drawn round the label is at prediction.
-        auto_box: clipped to the window; None where there is none.
+        mask: (z, y, x) bool, what the patch shows of the label.
+        tight_box: of the whole label, in the patch's voxels: it is jittered and then clipped to
+            the patch, as a box drawn round the label is at prediction.
+        auto_box: clipped to the patch; None where there is none.
         image, label: indices in the batch and in the plans.
         settings: chances.
         rng: source of randomness.
@@ -272,7 +274,7 @@ def prompted_query(
     Source:
         Paper, section 2.2: jittered boxes, points inside and outside, 20 % dropout of one type.
     """
-    if auto_box is not None and rng.random() < settings.auto_box_share:
+    if auto_box is not None and rng.random() < settings.auto_box_fraction:
         box = auto_box
     else:
         box = jitter_box(tight_box, mask.shape, rng, settings.box_jitter)
@@ -296,15 +298,15 @@ def zoom_in(
     auto_boxes: AutoBoxes,
     start: np.ndarray,
 ) -> Sample:
-    """The window that starts at a voxel, at the plans' spacing; 0 outside the volume."""
+    """The patch that starts at a voxel, at the plans' spacing; 0 outside the volume."""
     shape = dataset.properties(case_id)["shape"]
     boxes = preprocessed_boxes(dataset, case_id, auto_boxes)
-    window = np.array(plans.window)
-    inside = {name: np.clip(box - start, 0, window) for name, box in boxes.items()}
+    patch_size = np.array(plans.patch_size)
+    inside = {name: np.clip(box - start, 0, patch_size) for name, box in boxes.items()}
     whole = whole_label_boxes(dataset, case_id, plans.labels)
     return Sample(
-        image=cut_window(dataset.image(case_id), shape, start, plans.window),
-        segmentation=cut_window(dataset.segmentation(case_id), shape, start, plans.window),
+        image=cut_patch(dataset.image(case_id), shape, start, plans.patch_size),
+        segmentation=cut_patch(dataset.segmentation(case_id), shape, start, plans.patch_size),
         whole_boxes={name: box - start for name, box in whole.items()},
         auto_boxes={name: box for name, box in inside.items() if (box[0] < box[1]).all()},
     )
@@ -313,20 +315,20 @@ def zoom_in(
 def zoom_out(
     dataset: PreprocessedDataset, case_id: str, plans: Plans, auto_boxes: AutoBoxes
 ) -> Sample:
-    """The whole volume resized to the window."""
+    """The whole volume resized to the patch."""
     shape = dataset.properties(case_id)["shape"]
     boxes = preprocessed_boxes(dataset, case_id, auto_boxes)
     whole = whole_label_boxes(dataset, case_id, plans.labels)
     return Sample(
-        image=resample_image(np.asarray(dataset.image(case_id)[:]), plans.window),
+        image=resample_image(np.asarray(dataset.image(case_id)[:]), plans.patch_size),
         segmentation=resample_segmentation(
-            np.asarray(dataset.segmentation(case_id)[:]), plans.window
+            np.asarray(dataset.segmentation(case_id)[:]), plans.patch_size
         ),
         whole_boxes={
-            name: scale_coordinates(box, shape, plans.window) for name, box in whole.items()
+            name: scale_coordinates(box, shape, plans.patch_size) for name, box in whole.items()
         },
         auto_boxes={
-            name: scale_coordinates(box, shape, plans.window) for name, box in boxes.items()
+            name: scale_coordinates(box, shape, plans.patch_size) for name, box in boxes.items()
         },
     )
 
@@ -357,27 +359,27 @@ def preprocessed_boxes(
     }
 
 
-def draw_window_start(
+def draw_patch_start(
     shape: Sequence[int],
-    window: Sequence[int],
+    patch_size: Sequence[int],
     locations: Sequence[Sequence[int]] | None,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Where a window starts, in voxels zyx; negative where the volume is smaller than it.
+    """Where a patch starts, in voxels zyx; negative where the volume is smaller than it.
 
     Args:
         shape: of the volume, zyx.
-        window: zyx.
-        locations: voxels of a label, one of which shall lie in the window's middle half (as far
+        patch: zyx.
+        locations: voxels of a label, one of which shall lie in the patch's middle half (as far
             as the volume's border lets it); None for a place drawn uniformly.
         rng: source of randomness.
     """
-    shape, window = np.asarray(shape), np.asarray(window)
-    lowest, highest = np.minimum(shape - window, 0), np.maximum(shape - window, 0)
+    shape, patch_size = np.asarray(shape), np.asarray(patch_size)
+    lowest, highest = np.minimum(shape - patch_size, 0), np.maximum(shape - patch_size, 0)
     if locations is None or not len(locations):
         return rng.integers(lowest, highest + 1)
     voxel = np.asarray(locations[rng.integers(len(locations))])
-    wanted = voxel - np.floor(rng.uniform(0.25, 0.75, 3) * window).astype(int)
+    wanted = voxel - np.floor(rng.uniform(0.25, 0.75, 3) * patch_size).astype(int)
     return np.clip(wanted, lowest, highest)
 
 
@@ -397,7 +399,7 @@ def carry_box(box: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndar
     """Move a box with the object it is about: each face by as much as the object's.
 
     A face inside the object comes nearer to the object's as that shrinks, so that the box does not
-    end before it begins. One outside keeps its distance in voxels: a window may show a thin slice
+    end before it begins. One outside keeps its distance in voxels: a patch may show a thin slice
     of an object, whose sides tell nothing of how far the rest reaches.
 
     Args:

@@ -25,15 +25,15 @@ class TrainingSettings:
         gradient_clip: largest norm of the gradient.
         dice_weight, focal_weight, iou_weight: of the loss terms (paper, equation 2: 1 and 1).
         focal_gamma: of the focal loss.
-        zoom_out_share: share of samples that are whole volumes resized to the window, where
+        zoom_out_fraction: share of samples that are whole volumes resized to the patch, where
             volumes are larger than it.
-        foreground_share: share of zoom-in windows that are placed on a label.
-        rare_label_share: chance that a window's case, where it lacks the label whose turn it is,
+        foreground_fraction: share of zoom-in patches that are placed on a label.
+        rare_label_fraction: chance that a patch's case, where it lacks the label whose turn it is,
             gives way to a case that has it.
         labels_per_image: most labels asked for in one image.
         box_jitter: bound of the noise on box faces, as a share of the side (paper, section 2.2).
         prompt_dropout: chance that one of a query's prompt types is left out (section 2.2).
-        auto_box_share: share of boxes that come from the plans' automatic prompts.
+        auto_box_fraction: share of boxes that come from the plans' automatic prompts.
         augment: spatial and intensity augmentation.
         mirror_axes: axes, of z, y, x = 0, 1, 2, mirrored in training and so at test time.
         ema: decay of the average of the weights that validates and predicts; 0 averages nothing.
@@ -60,13 +60,13 @@ class TrainingSettings:
     focal_weight: float = 1.0
     iou_weight: float = 0.1
     focal_gamma: float = 2.0
-    zoom_out_share: float = 0.3
-    foreground_share: float = 0.7
-    rare_label_share: float = 0.25
+    zoom_out_fraction: float = 0.3
+    foreground_fraction: float = 0.7
+    rare_label_fraction: float = 0.25
     labels_per_image: int = 4
     box_jitter: float = 0.1
     prompt_dropout: float = 0.2
-    auto_box_share: float = 0.5
+    auto_box_fraction: float = 0.5
     augment: bool = True
     mirror_axes: tuple[int, ...] = ()
     ema: float = 0.0
@@ -121,7 +121,8 @@ class TrainingSettings:
     def from_json(cls, content: dict[str, Any]) -> TrainingSettings:
         """Read what `to_json` wrote; what older versions did not write was not done by them."""
         mirror_axes = tuple(content["mirror_axes"])
-        earlier = {"precision": "fp32", "rare_label_share": 0.0}
+        content = {_FORMER_NAMES.get(name, name): value for name, value in content.items()}
+        earlier = {"precision": "fp32", "rare_label_fraction": 0.0}
         return cls(**{**earlier, **content, "mirror_axes": mirror_axes})
 
     def learning_rate(self, progress: float, epoch: int) -> float:
@@ -134,6 +135,12 @@ class TrainingSettings:
         return self.initial_lr * 0.5 * (1 + math.cos(math.pi * left))
 
 
+_FORMER_NAMES = {  # of settings, in checkpoints of version 0.1.0
+    "zoom_out_share": "zoom_out_fraction",
+    "foreground_share": "foreground_fraction",
+    "rare_label_share": "rare_label_fraction",
+    "auto_box_share": "auto_box_fraction",
+}
 FREEZABLE = ("encoder",)
 PRECISIONS = ("fp32", "bf16", "fp16")
 RECIPES: dict[str, dict[str, Any]] = {

@@ -30,7 +30,7 @@ def cases_of_fold(
 
     Args:
         folder: has `dataset.json` and `splits_final.json`.
-        fold: `0`, `1`, ..., or `all`: every case for training, none held back.
+        fold: `0`, `1`, ..., or `all`: every case for training, none held out.
         case_ids: the preprocessed cases.
         group_regex: see `groups_by_regex`.
 
@@ -159,7 +159,7 @@ def fold_cases(
 
     Args:
         splits: all folds.
-        fold: `0`, `1`, ..., or `all`: every case for training, none held back.
+        fold: `0`, `1`, ..., or `all`: every case for training, none held out.
         case_ids: the preprocessed cases.
 
     Raises:
@@ -197,10 +197,10 @@ def _grouped_splits(
     members: dict[str, list[str]] = {names[i]: [] for i in shuffled}
     for case_id in ordered:
         members[groups[case_id]].append(case_id)
-    held_back: list[list[str]] = [[] for _ in range(folds)]
+    held_out: list[list[str]] = [[] for _ in range(folds)]
     for cases in sorted(members.values(), key=len, reverse=True):  # stable, so shuffled within
-        min(held_back, key=len).extend(cases)
-    return [{"train": sorted(set(ordered) - set(held)), "val": sorted(held)} for held in held_back]
+        min(held_out, key=len).extend(cases)
+    return [{"train": sorted(set(ordered) - set(held)), "val": sorted(held)} for held in held_out]
 
 
 def _is_list_of_text(value: Any) -> bool:

@@ -80,7 +80,7 @@ class Learner:
         """The network to validate and to predict with: the average, where there is one."""
         return self.network if self.average is None else self.average.module
 
-    def loss_of(self, batch: Batch) -> Tensor:
+    def compute_loss(self, batch: Batch) -> Tensor:
         """The loss on a batch, which is on the network's device."""
         with self.mixed_precision.autocast():
             logits, iou = self.network(batch.image, batch.prompts)
@@ -93,12 +93,12 @@ class Learner:
         taught = distillation_loss(logits, probabilities, temperature)
         return loss + self.settings.teacher_weight * taught
 
-    def descend(self, loss: Tensor, learning_rate: float) -> None:
+    def optimizer_step(self, loss: Tensor, learning_rate: float) -> None:
         """One step of the optimizer, and of the average."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         clip = self.settings.gradient_clip
-        self.mixed_precision.descend(loss, self.optimizer, self.network, clip)
+        self.mixed_precision.optimizer_step(loss, self.optimizer, self.network, clip)
         if self.average is not None:
             self.average.update_parameters(self.network)
 

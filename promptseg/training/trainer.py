@@ -30,7 +30,7 @@ from promptseg.training.checkpoint import (
     save_checkpoint,
 )
 from promptseg.training.distillation import Teacher, check_teacher_is_wanted
-from promptseg.training.distributed import is_first
+from promptseg.training.distributed import is_rank_zero
 from promptseg.training.logging import (
     check_installed,
     epochs_since_best,
@@ -43,7 +43,7 @@ from promptseg.training.progress import Progress, progress_bar
 from promptseg.training.sampling import AutoBoxes, Batch, TrainingSteps
 from promptseg.training.settings import RECIPES, RunOptions, TrainingSettings, extended
 from promptseg.training.step import Learner
-from promptseg.training.validation import validate, validation_windows
+from promptseg.training.validation import validate, validation_patches
 
 TRAINERS = Registry("trainer")
 
@@ -61,7 +61,7 @@ class BaseTrainer(ABC):
         preprocessed: folder of the preprocessed cases.
         folder: where checkpoints, log and pictures go (`.../fold_0`).
         training_cases, validation_cases: case identifiers; validation may be empty (fold `all`),
-            then the fixed windows come from training cases and say so.
+            then the fixed patches come from training cases and say so.
         auto_boxes: the plans' automatic boxes of each case, in raw voxels.
         settings: hyperparameters; a resumed run takes them from its checkpoint.
         options: of this run.
@@ -113,7 +113,9 @@ class BaseTrainer(ABC):
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to train."""
-        return self.progress.share(self.settings) >= 1 or self.progress.ended_early(self.settings)
+        return self.progress.fraction(self.settings) >= 1 or self.progress.ended_early(
+            self.settings
+        )
 
     @property
     def final_stays(self) -> bool:
@@ -127,7 +129,7 @@ class BaseTrainer(ABC):
 
         Call `prepare` first. With early stopping, the final checkpoint is the best one.
         """
-        windows = validation_windows(
+        patches = validation_patches(
             self.preprocessed,
             self.validation_cases or self.training_cases,
             self.plans,
@@ -138,7 +140,7 @@ class BaseTrainer(ABC):
         loggers = metric_loggers(self.options, self.folder, rows, self._title(), settings)
         deaths = deaths_explained(self.options.workers)
         with signal_handlers(self._request_stop), loggers as self.log_row, deaths:
-            self._train(windows)
+            self._train(patches)
         if self.stopped:
             log.info("stopped at step %d; the same command with --c continues", self.progress.step)
             return False
@@ -149,7 +151,7 @@ class BaseTrainer(ABC):
                 len(rows),
                 epochs_since_best(rows),
             )
-        if not is_first():
+        if not is_rank_zero():
             return True
         best = self.folder / "checkpoint_best.pth"
         if self.settings.early_stopping and best.is_file():
@@ -202,18 +204,18 @@ class BaseTrainer(ABC):
         self.learner = Learner(self.network, self.settings, self.options, teacher)
         if content is not None:
             self._restore(content)
-        distributed.start_alike(self.learner.network, self.progress.step)
-        if is_first():
+        distributed.broadcast_weights(self.learner.network, self.progress.step)
+        if is_rank_zero():
             remove_leftovers(self.folder, checkpoints=content is None)
         parameters = sum(p.numel() for p in self.network.parameters())
         log.info(
-            "%s: %s %s, %.2f M parameters, window %s, stride %s, batch %d, %d training and %d "
+            "%s: %s %s, %.2f M parameters, patch %s, stride %s, batch %d, %d training and %d "
             "validation cases, on %s",
             type(self).__name__,
             self.encoder,
             self.plans.size,
             parameters / 1e6,
-            self.plans.window,
+            self.plans.patch_size,
             self.plans.stride,
             self.plans.batch_size,
             len(self.training_cases),
@@ -226,12 +228,12 @@ class BaseTrainer(ABC):
         """Stop after the step under way."""
         self.stop_requested = True
 
-    def _train(self, windows: Sequence) -> None:
+    def _train(self, patches: Sequence) -> None:
         progress, settings, steps = self.progress, self.settings, self._steps()
         on_cpu = self.options.device == "cpu"
         before, started = progress.seconds, time.monotonic()
         saved = started
-        with progress_bar(progress.share(settings), shown=is_first()) as bar:
+        with progress_bar(progress.fraction(settings), shown=is_rank_zero()) as bar:
             bar.set_description_str(f"training, epoch {progress.epoch(settings)}")
             for batch in batches(steps, progress.step, self.options.workers, on_cpu=on_cpu):
                 self._agree()
@@ -241,7 +243,7 @@ class BaseTrainer(ABC):
                 progress.step += 1
                 progress.seconds = before + time.monotonic() - started
                 if progress.step % settings.iterations_per_epoch == 0:
-                    self._finish_epoch(windows)
+                    self._finish_epoch(patches)
                     bar.set_description_str(f"training, epoch {progress.epoch(settings)}")
                     progress.seconds = before + time.monotonic() - started
                     self._save("latest")
@@ -249,10 +251,10 @@ class BaseTrainer(ABC):
                 elif time.monotonic() - saved > self.options.checkpoint_seconds:
                     self._save("latest")
                     saved = time.monotonic()
-                bar.update(min(100 * progress.share(settings), 100) - bar.n)
+                bar.update(min(100 * progress.fraction(settings), 100) - bar.n)
                 bar.set_postfix_str(f"step {progress.step}, loss {progress.loss:.3f}")
         if progress.losses and not self.stopped:
-            self._finish_epoch(windows)
+            self._finish_epoch(patches)
         self._agree()
         self._save("latest")
 
@@ -270,24 +272,24 @@ class BaseTrainer(ABC):
 
     def _optimize(self, batch: Batch) -> float:
         batch = batch.to(self.options.device)
-        loss = self.learner.loss_of(batch)
-        loss, value = distributed.share_of_loss(loss, len(batch.prompts))
-        share, epoch = self.progress.share(self.settings), self.progress.epoch(self.settings)
+        loss = self.learner.compute_loss(batch)
+        loss, value = distributed.loss_share(loss, len(batch.prompts))
+        share, epoch = self.progress.fraction(self.settings), self.progress.epoch(self.settings)
         try:
             if not np.isfinite(value):
                 raise FloatingPointError(f"the loss is {value}")
-            self.learner.descend(loss, self.settings.learning_rate(share, epoch))
+            self.learner.optimizer_step(loss, self.settings.learning_rate(share, epoch))
         except FloatingPointError as error:
             raise RuntimeError(
-                f"training came apart at step {self.progress.step}: {error}; start again with a "
+                f"training diverged at step {self.progress.step}: {error}; start again with a "
                 f"lower learning rate (--overwrite --lr, here {self.settings.initial_lr:g})"
             ) from error
         return value
 
-    def _finish_epoch(self, windows: Sequence) -> None:
+    def _finish_epoch(self, patches: Sequence) -> None:
         progress, answering, device = self.progress, self.learner.answering, self.options.device
-        measured = distributed.from_first(
-            partial(validate, answering, windows, self.learner.loss, device)
+        measured = distributed.run_on_rank_zero(
+            partial(validate, answering, patches, self.learner.loss, device)
         )
         row = {
             "epoch": len(progress.rows),
@@ -299,7 +301,7 @@ class BaseTrainer(ABC):
         }
         progress.rows.append(row)
         progress.losses = []
-        if not is_first():
+        if not is_rank_zero():
             return
         if epochs_since_best(progress.rows) == 0:
             self._save("best")
@@ -307,11 +309,11 @@ class BaseTrainer(ABC):
         write_metrics(self.folder, progress.rows, self._title())
 
     def _title(self) -> str:
-        held_back = "" if self.validation_cases else " (validation windows from training cases)"
-        return f"{self.plans.dataset_name}, {type(self).__name__}, {self.folder.name}{held_back}"
+        held_out = "" if self.validation_cases else " (validation patches from training cases)"
+        return f"{self.plans.dataset_name}, {type(self).__name__}, {self.folder.name}{held_out}"
 
     def _save(self, name: str) -> None:
-        if not is_first():
+        if not is_rank_zero():
             return
         save_checkpoint(
             self.folder / f"checkpoint_{name}.pth",

@@ -1,4 +1,4 @@
-"""A small fixed set of validation windows, asked in three ways after every epoch."""
+"""A small fixed set of validation patches, asked in three ways after every epoch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from promptseg.training.losses import PromptLoss, hard_dice
 from promptseg.training.sampling import (
     AutoBoxes,
     Batch,
-    draw_window_start,
+    draw_patch_start,
     label_boxes,
     make_batch,
     zoom_in,
@@ -29,12 +29,12 @@ WAYS = ("label", "box", "auto")
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationWindow:
-    """One window with queries in several ways.
+    """One patch with queries in several ways.
 
     Attributes:
-        batch: the window and its queries.
+        batch: the patch and its queries.
         ways: of each query, one of `WAYS`.
-        missed: labels in the window whose automatic box lies outside it.
+        missed: labels in the patch whose automatic box lies outside it.
     """
 
     batch: Batch
@@ -42,7 +42,7 @@ class ValidationWindow:
     missed: int
 
 
-def validation_windows(
+def validation_patches(
     folder: Path,
     case_ids: Sequence[str],
     plans: Plans,
@@ -50,21 +50,21 @@ def validation_windows(
     seed: int,
     most: int = 12,
 ) -> list[ValidationWindow]:
-    """One window a case, on a label, for up to `most` cases; the same at every call.
+    """One patch a case, on a label, for up to `most` cases; the same at every call.
 
-    Each label in the window is asked for by its name, by a jittered box with the name, and
+    Each label in the patch is asked for by its name, by a jittered box with the name, and
     automatically: by the plans' box with the name, or by the name where the plans have no box in
     this case. A box that lies elsewhere finds nothing here; of several, the others might, so that
     nothing is asked then.
     """
     dataset = PreprocessedDataset(folder)
-    windows = []
+    patches = []
     for number, case_id in enumerate(sorted(case_ids)[:most]):
         rng = np.random.default_rng([seed, 2, number])
         properties = dataset.properties(case_id)
         present = [label["locations"] for label in properties["labels"].values()]
         locations = present[number % len(present)] if present else None
-        start = draw_window_start(properties["shape"], plans.window, locations, rng)
+        start = draw_patch_start(properties["shape"], plans.patch_size, locations, rng)
         sample = zoom_in(dataset, case_id, plans, auto_boxes, start)
         queries, values, ways, missed = [], [], [], 0
         boxes = label_boxes(sample.segmentation, plans.labels)
@@ -72,7 +72,7 @@ def validation_windows(
             if boxes[name] is None:
                 continue
             whole = sample.whole_boxes[name]
-            asked = {"label": None, "box": jitter_box(whole, plans.window, rng)}
+            asked = {"label": None, "box": jitter_box(whole, plans.patch_size, rng)}
             proposed = len(auto_boxes.get(case_id, {}).get(name, ()))
             if name in sample.auto_boxes or not proposed:
                 asked["auto"] = sample.auto_boxes.get(name)
@@ -84,14 +84,14 @@ def validation_windows(
                 ways.append(way)
         if queries:
             batch = make_batch([sample], queries, values)
-            windows.append(ValidationWindow(batch=batch, ways=tuple(ways), missed=missed))
-    return windows
+            patches.append(ValidationWindow(batch=batch, ways=tuple(ways), missed=missed))
+    return patches
 
 
 @torch.no_grad()
 def validate(
     network: PromptableNetwork,
-    windows: Sequence[ValidationWindow],
+    patches: Sequence[ValidationWindow],
     loss: PromptLoss,
     device: str | torch.device,
 ) -> dict[str, float | None]:
@@ -99,14 +99,14 @@ def validate(
     losses: list[float] = []
     dice: dict[str, list[float]] = {way: [] for way in WAYS}
     network.eval()
-    for window in windows:
-        batch = window.batch.to(device)
+    for patch_size in patches:
+        batch = patch_size.batch.to(device)
         target = batch.targets()
         logits, iou = decode_in_parts(network, network.encode(batch.image), batch.prompts)
         losses.append(float(loss(logits, iou, target)))
-        for way, value in zip(window.ways, hard_dice(logits, target).tolist(), strict=True):
+        for way, value in zip(patch_size.ways, hard_dice(logits, target).tolist(), strict=True):
             dice[way].append(value)
-        dice["auto"] += [0.0] * window.missed
+        dice["auto"] += [0.0] * patch_size.missed
     network.train()
     means = {f"val_dice_{way}": _mean(values) for way, values in dice.items()}
     return {"val_loss": _mean(losses), **means}

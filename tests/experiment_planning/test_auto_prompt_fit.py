@@ -103,7 +103,7 @@ def test_figures_of_known_boxes():
     assert found["iou_mean"] == pytest.approx(ious.mean())
     assert found["iou_std"] == pytest.approx(ious.std())
     assert found["recall_mean"] == pytest.approx((1 + 0.5 + 0 + 1) / 4)
-    assert found["empty_share"] == 0.25 and found["whole_share"] == 0.25
+    assert found["empty_fraction"] == 0.25 and found["whole_fraction"] == 0.25
 
 
 def test_rank_correlation_of_known_orders():
@@ -129,8 +129,8 @@ def test_the_highest_box_iou_wins_and_every_candidate_is_kept():
             "iou_mean",
             "iou_std",
             "recall_mean",
-            "empty_share",
-            "whole_share",
+            "empty_fraction",
+            "whole_fraction",
             "score_correlation",
         } <= set(candidate)
 

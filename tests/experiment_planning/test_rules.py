@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from promptseg.experiment_planning.rules import (
     BUDGETS,
     choose_ct_window,
+    patch_size_and_stride,
     target_spacing,
-    window_and_stride,
 )
 from promptseg.networks.blocks import stride_ladder
 
@@ -43,14 +43,14 @@ def test_the_10th_percentile_is_never_finer_than_the_other_axes():
 def test_a_median_image_within_the_budget_is_the_window():
     # 36x50x35 of 1 mm: 63000 of 196608 voxels. Strides 1, 2 leave too many tokens
     # (18 * 25 * 18 = 8100), 4 gives 9 * 13 * 9 = 1053 > 512, 8 gives 5 * 7 * 5 = 175.
-    window, stride, reason = window_and_stride((36, 50, 35), (1.0, 1.0, 1.0), BUDGETS["tiny"])
+    window, stride, reason = patch_size_and_stride((36, 50, 35), (1.0, 1.0, 1.0), BUDGETS["tiny"])
     assert stride == (8, 8, 8) and window == (40, 56, 40)
     assert "covers the median image, 175 tokens" in reason
 
 
 def test_thick_slices_are_cut_less_finely():
     # Tokens of near the same size in mm: in plane 0.98 mm doubles to 1.96, then 3.92, before z.
-    window, stride, _ = window_and_stride((60, 180, 180), (3.3, 0.98, 0.98), BUDGETS["base"])
+    window, stride, _ = patch_size_and_stride((60, 180, 180), (3.3, 0.98, 0.98), BUDGETS["base"])
     token_mm = np.multiply(stride, (3.3, 0.98, 0.98))
     assert stride[0] < stride[1] == stride[2] and token_mm.max() / token_mm.min() < 2
     assert window[1] == window[2]
@@ -68,11 +68,11 @@ lengths = st.floats(0.2, 12)
 )
 def test_windows_keep_to_their_budget_and_tokens_are_near_isotropic(shape, spacing, size):
     budget = BUDGETS[size]
-    window, stride, _ = window_and_stride(shape, spacing, budget)
+    window, stride, _ = patch_size_and_stride(shape, spacing, budget)
     window, stride, spacing = np.array(window), np.array(stride), np.array(spacing)
 
     assert (window % stride == 0).all() and (window >= stride).all()
-    assert window.prod() <= 1.5 * budget.window_voxels
+    assert window.prod() <= 1.5 * budget.patch_voxels
     assert (window // stride).prod() <= budget.tokens
     assert (window < shape + stride).all()
     stride_ladder(stride.tolist())  # powers of two
@@ -86,7 +86,7 @@ def test_windows_keep_to_their_budget_and_tokens_are_near_isotropic(shape, spaci
 
 @pytest.mark.parametrize("spacing", [(999.0, 1.0, 1.0), (1.0, 1.0, 1.0), (5000.0, 0.3, 0.3)])
 def test_a_single_slice_of_any_thickness_keeps_its_depth(spacing):
-    window, stride, _ = window_and_stride((1, 1024, 2048), spacing, BUDGETS["tiny"])
+    window, stride, _ = patch_size_and_stride((1, 1024, 2048), spacing, BUDGETS["tiny"])
     assert window[0] == stride[0] == 1 and window[1] * window[2] <= 1.5 * 48 * 64 * 64
 
 
@@ -133,6 +133,6 @@ def test_without_labels_or_background_soft_tissue_is_the_default(histograms):
 def test_the_stride_is_the_finest_that_fits_step_by_step():
     # 3.27x5.47x5.47 mm, 64x33x34 voxels, 512 tokens. Doubled one after the other, the finest
     # first: z (2,1,1), yx (2,2,2), z, yx (4,4,4): 16*9*9 = 1296, z (8,4,4): 648, yx (8,8,8): 200.
-    window, stride, _ = window_and_stride((64, 33, 34), (3.27, 5.47, 5.47), BUDGETS["tiny"])
+    window, stride, _ = patch_size_and_stride((64, 33, 34), (3.27, 5.47, 5.47), BUDGETS["tiny"])
     assert stride == (8, 8, 8)
     assert window == (64, 40, 40)

@@ -29,7 +29,7 @@ from promptseg.training.settings import TrainingSettings
 from tests.shallow import shallow_networks
 from tests.small_plans import small_plans
 
-WINDOW = (8, 12, 16)
+PATCH_SIZE = (8, 12, 16)
 EXAMPLE = [  # the queries of the documentation's example
     Query(label=0, points=[[4, 6, 8], [1, 2, 3]], point_labels=[1, 0]),
     Query(box=[[1, 2.5, 3], [5, 9.5, 12]]),
@@ -120,7 +120,7 @@ def test_every_other_encoder_gives_its_maps(name, tmp_path):
     with shallow_networks():
         network = build_network(plans_of(name), name).eval()
     write_encoder(network, plans_of(name), path := tmp_path / "encoder.onnx")
-    images = np.random.default_rng(4).uniform(0, 255, (3, 1, *WINDOW)).astype(np.float32)
+    images = np.random.default_rng(4).uniform(0, 255, (3, 1, *PATCH_SIZE)).astype(np.float32)
     found = onnxruntime.InferenceSession(path).run(None, {"image": images})
     with torch.inference_mode():
         encoding = network.encode(torch.from_numpy(images))
@@ -136,8 +136,8 @@ def test_the_documented_example_gives_the_networks_answers(
     assert float(re.search(r"largest relative difference (\S+)", said)[1]) < 1e-3
     assert sorted(path.name for path in exported.folder.iterdir()) == sorted(FILES)
 
-    raw = np.random.default_rng(1).uniform(-50, 250, (1, *WINDOW)).astype(np.float32)
-    np.save(tmp_path / "window.npy", raw)
+    raw = np.random.default_rng(1).uniform(-50, 250, (1, *PATCH_SIZE)).astype(np.float32)
+    np.save(tmp_path / "patch.npy", raw)
     shutil.copytree(exported.folder, tmp_path / "exported")
     monkeypatch.chdir(tmp_path)
     space: dict[str, Any] = {}
@@ -158,7 +158,7 @@ vit = pytest.mark.parametrize("name", ["vit"], scope="module")
 def test_padding_points_change_nothing_wherever_they_stand(exported, capsys):
     run_command(exported, capsys)
     encode, decode = exported.sessions()
-    image = np.random.default_rng(2).uniform(0, 255, (1, *WINDOW)).astype(np.float32)
+    image = np.random.default_rng(2).uniform(0, 255, (1, *PATCH_SIZE)).astype(np.float32)
     names = [output.name for output in encode.get_outputs()]
     encoded = dict(zip(names, encode.run(names, {"image": image[None]}), strict=True))
     expected, _ = answers_one_by_one(exported, image, EXAMPLE[:1])
@@ -185,7 +185,7 @@ def test_padding_points_change_nothing_wherever_they_stand(exported, capsys):
 def test_images_of_a_batch_are_encoded_as_each_alone(exported, capsys):
     run_command(exported, capsys)
     encode, _ = exported.sessions()
-    images = np.random.default_rng(3).uniform(0, 255, (3, 1, *WINDOW)).astype(np.float32)
+    images = np.random.default_rng(3).uniform(0, 255, (3, 1, *PATCH_SIZE)).astype(np.float32)
     together = encode.run(None, {"image": images})
     for i in range(3):
         for part, alone in zip(
@@ -200,7 +200,7 @@ def test_the_json_says_what_the_files_take_and_what_the_plans_say(exported, caps
     about = read_json(exported.folder / "export.json")
     assert about["format_version"] == 1 and about["axes"] == ["z", "y", "x"]
     assert about["model"]["fold"] == "0" and about["model"]["dataset"] == "Dataset001_Small"
-    assert about["window"] == [8, 12, 16] and about["stride"] == [1, 2, 2]
+    assert about["patch_size"] == [8, 12, 16] and about["stride"] == [1, 2, 2]
     assert about["preprocessing"]["spacing_mm"] == [2.5, 1.0, 0.75]
     (channel,) = about["preprocessing"]["channels"]
     assert channel["normalization"] == {"kind": "window", "lower": -20.0, "upper": 180.0}

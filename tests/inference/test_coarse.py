@@ -41,7 +41,7 @@ def test_what_the_network_finds_by_name_is_boxed_in_raw_voxels(mirror_axes):
     found = own_prompts(image.decoder, {"liver": proposal(source="label name")}, INDICES, SHAPE)
     liver = found["liver"]
     assert liver.source == "coarse" and liver.reason == "ok" and liver.boxes.shape == (1, 2, 3)
-    voxel = np.array(SHAPE) / (8, 12, 16)  # of the volume resized to one window
+    voxel = np.array(SHAPE) / (8, 12, 16)  # of the volume resized to one patch
     assert (np.abs(liver.boxes[0] - CUBE) <= voxel).all()
     assert liver.score == pytest.approx(1 / (1 + np.exp(-2)))  # what it expects of that mask
     assert network.encoded == 2 ** len(mirror_axes) and network.decoded == 2 ** len(mirror_axes)

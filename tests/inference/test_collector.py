@@ -35,14 +35,14 @@ def test_the_larger_logit_wins_and_voxels_are_those_of_the_result():
 
 def test_the_worst_object_counts_with_what_was_told_of_it_last():
     collector = Collector(VALUES, SHAPE, keep_probabilities=True)
-    for number, iou, agreement in ((0, 0.1, 0.2), (1, 0.8, None), (0, 0.9, 0.75)):
-        collector.rate("liver", number, iou, agreement)
+    for number, iou, prompt_consistency in ((0, 0.1, 0.2), (1, 0.8, None), (0, 0.9, 0.75)):
+        collector.rate("liver", number, iou, prompt_consistency)
     collector.rate("lesion", 2, None, 0.5)
     prediction = collector.prediction(wanted("lesion", "liver"))
     assert list(prediction.labels) == ["lesion", "liver"]
     liver, lesion = prediction.labels["liver"], prediction.labels["lesion"]
-    assert (liver.predicted_iou, liver.agreement) == (0.8, 0.75)
-    assert (lesion.predicted_iou, lesion.agreement) == (None, 0.5)
+    assert (liver.predicted_iou, liver.prompt_consistency) == (0.8, 0.75)
+    assert (lesion.predicted_iou, lesion.prompt_consistency) == (None, 0.5)
     assert lesion.flags == ("disagreement", "empty")
 
 

@@ -19,12 +19,12 @@ from promptseg.prompts.given import case_from_json
 from tests.inference.fakes import LevelNetwork
 from tests.small_plans import small_plans
 
-PLANS = small_plans(labels={"bright": 3})  # window 8x12x16, spacing 2.5x1x0.75 mm
+PLANS = small_plans(labels={"bright": 3})  # patch 8x12x16, spacing 2.5x1x0.75 mm
 DARK, BRIGHT = 40, 200
 ENDINGS = (".nii.gz", ".nrrd", ".mha", ".nii")
 SHAPES = [  # zyx
     *[(1, 40, 55), (30, 1, 41), (33, 28, 1)],  # a single slice
-    *[(3, 7, 9), (8, 12, 16), (2, 5, 31)],  # smaller than a window, as large, and both
+    *[(3, 7, 9), (8, 12, 16), (2, 5, 31)],  # smaller than a patch, as large, and both
     *[(17, 26, 40), (33, 18, 20), (9, 50, 17)],  # larger than several
 ]
 

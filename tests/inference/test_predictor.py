@@ -10,14 +10,14 @@ from scipy import ndimage
 from promptseg.inference import predictor as predictor_module
 from promptseg.inference.predictor import Predictor
 from promptseg.networks.promptable import build_network
-from promptseg.preprocessing.patch import cut_window
+from promptseg.preprocessing.patch import cut_patch
 from promptseg.training.checkpoint import save_checkpoint
 from promptseg.training.settings import TrainingSettings
 from tests.inference.fakes import LEVELS, LevelNetwork
 from tests.small_plans import small_plans
 
 SPACING = (2.5, 1.0, 0.75)  # the plans'
-SMALL, MIXED, LARGE = (5, 9, 11), (5, 30, 9), (11, 30, 41)  # window 8x12x16
+SMALL, MIXED, LARGE = (5, 9, 11), (5, 30, 9), (11, 30, 41)  # patch 8x12x16
 
 
 def predictor(network=None, **options) -> Predictor:
@@ -92,7 +92,7 @@ def test_several_boxes_of_a_label_are_several_objects():
 
 
 @pytest.mark.parametrize("mirror_axes", [(), (0, 2)])
-def test_a_box_across_many_windows_is_filled_without_seams(mirror_axes):
+def test_a_box_across_many_patches_is_filled_without_seams(mirror_axes):
     labels = np.full(LARGE, 2, np.uint8)
     labels[0, 0, 0] = 0  # a constant volume would be normalized to 0
     model = predictor(mirror_axes=mirror_axes)
@@ -133,7 +133,7 @@ def test_points_are_spheres_round_their_voxels_on_the_raw_grid():
     assert found[2, 4, 6] == 1 and found.sum() == expected.sum() > 30
 
 
-def test_windows_are_encoded_once_for_all_labels_and_prompts():
+def test_patches_are_encoded_once_for_all_labels_and_prompts():
     network = LevelNetwork()
     model = predictor(network)
     model.set_image(blocks(SMALL)[0], SPACING)
@@ -163,12 +163,12 @@ def test_keeping_few_encodings_changes_the_work_and_not_the_answer():
 
 
 @pytest.mark.parametrize(("folds", "mirror_axes"), [(5, ()), (1, (0, 1, 2)), (2, (2,))])
-def test_windows_are_encoded_once_for_every_network_and_mirroring(monkeypatch, folds, mirror_axes):
+def test_patches_are_encoded_once_for_every_network_and_mirroring(monkeypatch, folds, mirror_axes):
     cuts = []
     monkeypatch.setattr(
-        "promptseg.inference.decoder.cut_window",
-        lambda volume, shape, start, window: (
-            cuts.append(tuple(start)) or cut_window(volume, shape, start, window)
+        "promptseg.inference.decoder.cut_patch",
+        lambda volume, shape, start, patch_size: (
+            cuts.append(tuple(start)) or cut_patch(volume, shape, start, patch_size)
         ),
     )
     networks = [LevelNetwork() for _ in range(folds)]
@@ -189,7 +189,7 @@ def test_encodings_that_are_kept_are_counted_for_all_networks_and_mirrorings(
         [LevelNetwork()] * 2, small_plans(), mirror_axes=(0, 1, 2), most_encodings=most
     )
     assert model.most_encodings == kept
-    monkeypatch.setattr(predictor_module, "KEPT_VOXELS", 1)  # a large window: never none at all
+    monkeypatch.setattr(predictor_module, "KEPT_VOXELS", 1)  # a large patch: never none at all
     assert predictor(most_encodings=most).most_encodings == 1
 
 
@@ -207,24 +207,24 @@ def test_few_queries_are_decoded_at_once():
     assert network.decoded == len(boxes) == 12 and network.most_at_once == 8
 
 
-def test_windows_that_do_not_meet_a_box_are_not_computed():
+def test_patches_that_do_not_meet_a_box_are_not_computed():
     network = LevelNetwork()
     model = predictor(network)
     model.set_image(np.zeros((40, 60, 80), np.float32), SPACING)
     model.predict(boxes={"liver": [[20, 20, 20], [26, 30, 34]]})  # fits into 8x12x16
     assert network.encoded == 1
-    # Two far boxes that each fit into a window: one window each.
+    # Two far boxes that each fit into a patch: one patch each.
     corners = [[[0, 0, 0], [6, 8, 10]], [[34, 52, 70], [40, 60, 80]]]
     model.predict(boxes={"spleen": corners})
     assert network.encoded == 1 + 2
-    # The answer of one label costs no decoding in the other's windows.
+    # The answer of one label costs no decoding in the other's patches.
     decoded = network.decoded
     model.predict(boxes={"liver": corners[0], "lesion": corners[1]})
     assert network.decoded - decoded == 2
     assert network.encoded == 1 + 2
 
 
-def test_a_large_volume_is_first_looked_at_as_a_whole():
+def test_a_large_volume_is_rank_zero_looked_at_as_a_whole():
     labels = np.zeros((24, 48, 64), np.uint8)
     labels[4:10, 8:20, 12:28] = 2
     network = LevelNetwork(inside_box=False)
@@ -232,15 +232,15 @@ def test_a_large_volume_is_first_looked_at_as_a_whole():
     model.set_image(paint(labels), SPACING)
     prediction = model.predict(labels=["spleen", "lesion"])
     np.testing.assert_array_equal(prediction.segmentation, labels)
-    every_window = 5 * 7 * 7
-    assert 2 <= network.encoded < every_window / 4
+    every_patch = 5 * 7 * 7
+    assert 2 <= network.encoded < every_patch / 4
     absent = prediction.labels["lesion"]
     assert absent.voxels == 0 and absent.predicted_iou is None
     assert absent.flags == ("no_box", "empty")
     assert prediction.labels["spleen"].flags == ("no_box",)
 
 
-def test_points_in_a_large_volume_are_carried_to_the_whole_and_into_the_windows():
+def test_points_in_a_large_volume_are_carried_to_the_whole_and_into_the_patches():
     shape = (24, 48, 64)
     model = predictor(LevelNetwork(radius=3.0))
     model.set_image(np.zeros(shape, np.float32), SPACING)
@@ -264,7 +264,7 @@ def test_a_click_finds_what_is_too_small_for_the_coarse_look():
 
 
 class StrictNetwork(LevelNetwork):
-    """Refuses what training never shows: a box that is empty in its window."""
+    """Refuses what training never shows: a box that is empty in its patch."""
 
     def decode(self, encoding, prompts):
         lower, upper = prompts.boxes[prompts.has_box].unbind(1)
@@ -272,14 +272,14 @@ class StrictNetwork(LevelNetwork):
         return super().decode(encoding, prompts)
 
 
-def test_no_window_is_asked_about_a_box_that_it_does_not_meet():
+def test_no_patch_is_asked_about_a_box_that_it_does_not_meet():
     labels = np.zeros((11, 30, 260), np.uint8)
-    labels[2:9, 5:20, 30:230] = 1  # a tenth of 200 voxels is more than a window
+    labels[2:9, 5:20, 30:230] = 1  # a tenth of 200 voxels is more than a patch
     model = predictor(StrictNetwork())
     model.set_image(paint(labels), SPACING)
     found = model.predict(boxes={"liver": [[2, 5, 30], [9, 20, 230]]})
     np.testing.assert_array_equal(found.segmentation, labels)
-    # A voxel of the coarse answer is as long as a window; its box may be off by as much.
+    # A voxel of the coarse answer is as long as a patch; its box may be off by as much.
     model = predictor(StrictNetwork(inside_box=False))
     model.set_image(paint(labels), SPACING)
     assert model.predict(labels=["liver"]).labels["liver"].voxels > 0.8 * (labels == 1).sum()

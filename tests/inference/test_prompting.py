@@ -98,7 +98,7 @@ def test_unknown_strategies_are_refused_with_those_there_are(name):
 
 
 def test_segvols_weights_are_not_asked_by_name():
-    plans = small_plans(preset="segvol", window=(32, 256, 256), stride=(4, 16, 16), size="base")
+    plans = small_plans(preset="segvol", patch_size=(32, 256, 256), stride=(4, 16, 16), size="base")
     for strategy in ("coarse", "hybrid"):
         with pytest.raises(ValueError, match=f"{strategy} asks the network by the labels' names"):
             Proposer(plans, {}).check(strategy)

@@ -11,9 +11,9 @@ SHAPE = (10, 4, 5)
 BOX = [[0, 0, 0], [5, 4, 5]]
 
 
-def flags(predicted_iou=0.9, voxels=7, agreement=None, **prompts):
+def flags(predicted_iou=0.9, voxels=7, prompt_consistency=None, **prompts):
     prompts = make_prompts(shape=SHAPE, **prompts)
-    return label_result(prompts, predicted_iou, voxels, SHAPE, agreement).flags
+    return label_result(prompts, predicted_iou, voxels, SHAPE, prompt_consistency).flags
 
 
 @pytest.mark.parametrize(
@@ -31,11 +31,16 @@ def flags(predicted_iou=0.9, voxels=7, agreement=None, **prompts):
         ({"boxes": BOX, "predicted_iou": 0.499}, ("low_predicted_quality",)),
         ({"boxes": BOX, "predicted_iou": 0.5}, ()),
         ({"boxes": BOX, "predicted_iou": None, "voxels": 0}, ("empty",)),
-        ({"boxes": BOX, "agreement": 0.699}, ("disagreement",)),
-        ({"boxes": BOX, "agreement": 0.7}, ()),
+        ({"boxes": BOX, "prompt_consistency": 0.699}, ("disagreement",)),
+        ({"boxes": BOX, "prompt_consistency": 0.7}, ()),
         ({"boxes": BOX, "voxels": 0}, ("empty",)),
         (
-            {"predicted_iou": 0.1, "voxels": 0, "agreement": 0.0, "reason": "not_found_by_name"},
+            {
+                "predicted_iou": 0.1,
+                "voxels": 0,
+                "prompt_consistency": 0.0,
+                "reason": "not_found_by_name",
+            },
             ("not_found_by_name", "no_box", "low_predicted_quality", "disagreement", "empty"),
         ),
     ],
@@ -54,7 +59,7 @@ def test_the_report_has_prompts_and_quality():
         "score": 0.5,
         "reason": "ok",
         "predicted_iou": 0.75,
-        "agreement": 0.875,
+        "prompt_consistency": 0.875,
         "voxels": 12,
         "flags": [],
     }

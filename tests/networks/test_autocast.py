@@ -13,7 +13,7 @@ from promptseg.training.losses import PromptLoss
 from tests.shallow import shallow_networks
 from tests.small_plans import small_plans
 
-WINDOW = (4, 8, 12)
+PATCH_SIZE = (4, 8, 12)
 QUERIES = [
     Query(label=0),
     Query(label=1, box=[[1, 2.5, 3], [3, 7.5, 12]], image=1),
@@ -26,7 +26,7 @@ TOLERANCES = {torch.bfloat16: 0.1, torch.float16: 0.02}
 
 def plans_of(name):
     return small_plans(
-        window=WINDOW, stride=(1, 2, 4), preset="segvol" if name == "segvol" else "none"
+        patch_size=PATCH_SIZE, stride=(1, 2, 4), preset="segvol" if name == "segvol" else "none"
     )
 
 
@@ -40,23 +40,23 @@ def network(request):
 
 @pytest.fixture
 def images():
-    noise = torch.rand(2, 1, *WINDOW, generator=torch.Generator().manual_seed(1))
-    return 100 * noise + torch.linspace(0, 150, WINDOW[2])
+    noise = torch.rand(2, 1, *PATCH_SIZE, generator=torch.Generator().manual_seed(1))
+    return 100 * noise + torch.linspace(0, 150, PATCH_SIZE[2])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 def test_autocast_is_near_float32_forward_and_backward(network, images, dtype):
     network.train()
-    prompts, target = batch_queries(QUERIES), torch.zeros(4, *WINDOW, dtype=torch.bool)
+    prompts, target = batch_queries(QUERIES), torch.zeros(4, *PATCH_SIZE, dtype=torch.bool)
     target[:, 1:3, 2:7, 3:11] = True
-    loss_of = PromptLoss(1.0, 1.0, 1.0, 2.0)
+    compute_loss = PromptLoss(1.0, 1.0, 1.0, 2.0)
     exact, exact_iou = network(images, prompts)
-    exact_loss = loss_of(exact, exact_iou, target)
+    exact_loss = compute_loss(exact, exact_iou, target)
 
     network.zero_grad()
     with torch.autocast("cpu", dtype):
         logits, iou = network(images, prompts)
-        loss = loss_of(logits, iou, target)
+        loss = compute_loss(logits, iou, target)
     loss.backward()
 
     assert logits.dtype == iou.dtype == loss.dtype == torch.float32

@@ -73,9 +73,9 @@ def test_a_network_costs_what_its_parts_add_up_to():
     assert cost.training_bytes > 4 * 4 * cost.parameters
 
 
-def test_encoding_costs_more_in_a_larger_window_and_parameters_do_not():
+def test_encoding_costs_more_in_a_larger_patch_and_parameters_do_not():
     small = network_cost(small_plans(), "residual")
-    large = network_cost(small_plans(window=(16, 12, 16)), "residual")
+    large = network_cost(small_plans(patch_size=(16, 12, 16)), "residual")
     assert large.parameters == small.parameters
     # twice the voxels of a network of convolutions
     assert large.encode_flops == pytest.approx(2 * small.encode_flops, rel=0.01)
@@ -89,7 +89,7 @@ def test_the_table_names_every_encoder_its_trainers_and_its_parameters():
     assert set(ENCODERS) < set(rows)
     assert "ViTTrainer, MyViTTrainer" in rows["vit"]
     assert f"{network_cost(plans, 'vit').parameters / 1e6:.2f}" in rows["vit"]
-    assert "an addition are two" in table and "window (8, 12, 16)" in table
+    assert "an addition are two" in table and "patch (8, 12, 16)" in table
 
 
 def test_an_encoder_that_cannot_be_built_is_a_row_that_says_why():
@@ -98,18 +98,18 @@ def test_an_encoder_that_cannot_be_built_is_a_row_that_says_why():
         assert "unknown size 'enormous' of the encoder vit" in table
 
 
-def test_promptseg_encoders_takes_a_window(capsys):
-    assert encoders.main(["--window", "8", "16", "24", "--stride", "4", "8", "8"]) == 0
+def test_promptseg_encoders_takes_a_patch(capsys):
+    assert encoders.main(["--patch", "8", "16", "24", "--stride", "4", "8", "8"]) == 0
     out = capsys.readouterr().out
-    assert "size tiny, window (8, 16, 24), stride (4, 8, 8) (zyx)" in out
+    assert "size tiny, patch (8, 16, 24), stride (4, 8, 8) (zyx)" in out
     assert all(name in out for name in TRAINERS)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--window", "8", "12", "20"], "window (8, 12, 20) is no multiple of stride (8, 8, 8)"),
-        (["--window", "0", "8", "8"], "expected 3 positive whole numbers, zyx, found (0, 8, 8)"),
+        (["--patch", "8", "12", "20"], "patch (8, 12, 20) is no multiple of stride (8, 8, 8)"),
+        (["--patch", "0", "8", "8"], "expected 3 positive whole numbers, zyx, found (0, 8, 8)"),
         (["--stride", "8", "-8", "8"], "stride: expected 3 positive whole numbers, zyx"),
         (["-d", "4", "--size", "tiny"], "--size: the plans of dataset 4 say that; leave out -d"),
         (["-d", "4", "--preprocessed", "nowhere"], "run `promptseg_plan -d 4` first"),

@@ -17,7 +17,7 @@ from promptseg.networks.promptable import build_network
 from promptseg.training.trainers import TRAINERS
 from tests.small_plans import small_plans
 
-CONFIGURATIONS = {  # channels, window, stride
+CONFIGURATIONS = {  # channels, patch, stride
     "anisotropic": (1, (4, 24, 16), (2, 8, 8)),
     "isotropic, two channels": (2, (12, 8, 16), (4, 4, 4)),
     "flat": (1, (1, 24, 32), (1, 8, 8)),
@@ -36,49 +36,55 @@ def configuration(request):
     return request.param
 
 
-def make_encoder(name, channels, window, stride) -> ImageEncoder:
+def make_encoder(name, channels, patch_size, stride) -> ImageEncoder:
     torch.manual_seed(1)
-    encoder = ENCODERS.get(name)(channels_in=channels, window=window, stride=stride, size="tiny")
+    encoder = ENCODERS.get(name)(
+        channels_in=channels, patch_size=patch_size, stride=stride, size="tiny"
+    )
     return encoder.eval()
 
 
-def random_images(channels, window, count=2) -> torch.Tensor:
-    return torch.rand(count, channels, *window, generator=torch.Generator().manual_seed(2)) * 2 - 1
+def random_images(channels, patch_size, count=2) -> torch.Tensor:
+    return (
+        torch.rand(count, channels, *patch_size, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    )
 
 
 def check_shapes(encoder, images, stride):
-    window = images.shape[2:]
+    patch_size = images.shape[2:]
     with torch.inference_mode():
         encoded = encoder(images)
-    grid = tuple(w // s for w, s in zip(window, stride, strict=True))
+    grid = tuple(w // s for w, s in zip(patch_size, stride, strict=True))
     assert encoded.embedding.shape == (len(images), encoder.channels, *grid)
     assert tuple(f.shape[1] for f in encoded.features) == encoder.feature_channels
     steps = stride_ladder(stride)[: len(encoded.features)]
     for feature, step in zip(encoded.features, steps, strict=True):
-        assert tuple(feature.shape[2:]) == tuple(w // s for w, s in zip(window, step, strict=True))
+        assert tuple(feature.shape[2:]) == tuple(
+            w // s for w, s in zip(patch_size, step, strict=True)
+        )
 
 
-def test_the_embedding_is_the_window_by_the_stride_and_features_follow_the_ladder(
+def test_the_embedding_is_the_patch_by_the_stride_and_features_follow_the_ladder(
     name, configuration
 ):
-    channels, window, stride = configuration
-    encoder = make_encoder(name, channels, window, stride)
-    check_shapes(encoder, random_images(channels, window), stride)
+    channels, patch_size, stride = configuration
+    encoder = make_encoder(name, channels, patch_size, stride)
+    check_shapes(encoder, random_images(channels, patch_size), stride)
 
 
-def test_windows_other_than_the_planned_one_are_encoded_too(name):
+def test_patches_other_than_the_planned_one_are_encoded_too(name):
     encoder = make_encoder(name, 1, (4, 24, 16), (2, 8, 8))
     check_shapes(encoder, random_images(1, (8, 16, 32)), (2, 8, 8))
 
 
-def spread_of_responses(encoder, channels, window, stride) -> float:
+def spread_of_responses(encoder, channels, patch_size, stride) -> float:
     """How much the place where the embedding changes depends on where the image changed.
 
     Up to twelve tokens' voxels are changed, one at a time. Each gives a map over the tokens of
     how much they change, of sum 1; the mean total variation distance of two such maps, 0 to 1.
     """
-    image = random_images(channels, window, 1)
-    grid = [w // s for w, s in zip(window, stride, strict=True)]
+    image = random_images(channels, patch_size, 1)
+    grid = [w // s for w, s in zip(patch_size, stride, strict=True)]
     tokens = torch.cartesian_prod(*(torch.arange(n) for n in grid))
     tokens = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(5))[:12]]
     changed = image.repeat(len(tokens), 1, 1, 1, 1)
@@ -111,9 +117,9 @@ def test_moving_the_input_moves_the_output_and_pooling_would_be_noticed(name, co
 
 
 def test_images_of_a_batch_do_not_know_of_each_other_and_eval_is_deterministic(name, configuration):
-    channels, window, stride = configuration
-    encoder = make_encoder(name, channels, window, stride)
-    images = random_images(channels, window, 3)
+    channels, patch_size, stride = configuration
+    encoder = make_encoder(name, channels, patch_size, stride)
+    images = random_images(channels, patch_size, 3)
     order = torch.tensor([2, 0, 1])
     with torch.inference_mode():
         encoded, again, permuted = encoder(images), encoder(images), encoder(images[order])
@@ -126,9 +132,9 @@ def test_images_of_a_batch_do_not_know_of_each_other_and_eval_is_deterministic(n
 
 
 def test_gradients_reach_every_parameter(name, configuration):
-    channels, window, stride = configuration
-    encoder = make_encoder(name, channels, window, stride).train()
-    encoded = encoder(random_images(channels, window))
+    channels, patch_size, stride = configuration
+    encoder = make_encoder(name, channels, patch_size, stride).train()
+    encoded = encoder(random_images(channels, patch_size))
     weigh = torch.Generator().manual_seed(3)
     total = sum(
         (out * torch.randn(out.shape, generator=weigh)).sum()
@@ -140,12 +146,12 @@ def test_gradients_reach_every_parameter(name, configuration):
 
 
 def test_a_ball_is_learnt(name):
-    plans = small_plans(window=(4, 12, 16))
+    plans = small_plans(patch_size=(4, 12, 16))
     torch.manual_seed(4)
     network = build_network(plans, name).train()
-    z, y, x = torch.meshgrid(*(torch.arange(n) for n in plans.window), indexing="ij")
+    z, y, x = torch.meshgrid(*(torch.arange(n) for n in plans.patch_size), indexing="ij")
     target = (((z - 2) * 2) ** 2 + (y - 5) ** 2 + (x - 9) ** 2 <= 12).float()[None]
-    image = (60 + 120 * target + 20 * torch.randn(1, *plans.window))[None]
+    image = (60 + 120 * target + 20 * torch.randn(1, *plans.patch_size))[None]
     prompts = batch_queries([Query(label=1)])
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     losses = []
@@ -173,7 +179,7 @@ def documented_parameters():
 def test_parameters_are_as_documented(encoder, size, expected):
     with torch.device("meta"):
         built = ENCODERS.get(encoder)(
-            channels_in=1, window=(48, 64, 64), stride=(8, 8, 8), size=size
+            channels_in=1, patch_size=(48, 64, 64), stride=(8, 8, 8), size=size
         )
     assert sum(p.numel() for p in built.parameters()) == pytest.approx(expected, rel=0.02)
 
@@ -189,10 +195,10 @@ def test_every_encoder_has_a_trainer():
 
 @pytest.mark.parametrize("stride", [(1, 16, 16), (4, 16, 16), (2, 64, 64), (2, 2, 2)])
 def test_strides_with_more_or_fewer_levels_than_stages_work(name, stride):
-    window = tuple(2 * s for s in stride)
-    check_shapes(make_encoder(name, 1, window, stride), random_images(1, window, 1), stride)
+    patch_size = tuple(2 * s for s in stride)
+    check_shapes(make_encoder(name, 1, patch_size, stride), random_images(1, patch_size, 1), stride)
 
 
 def test_an_unknown_size_is_refused(name):
     with pytest.raises(ValueError, match=rf"unknown size 'giant' of the encoder {name}; it has .*"):
-        ENCODERS.get(name)(channels_in=1, window=(4, 8, 8), stride=(2, 4, 4), size="giant")
+        ENCODERS.get(name)(channels_in=1, patch_size=(4, 8, 8), stride=(2, 4, 4), size="giant")

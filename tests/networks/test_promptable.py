@@ -18,12 +18,12 @@ from promptseg.networks.prompt_encoder import (
     PromptEncoder,
     Query,
     batch_queries,
-    share_of_cells_in_boxes,
+    fraction_of_cells_in_boxes,
 )
 from promptseg.networks.promptable import PromptableNetwork, build_network, decode_in_parts
 from tests.small_plans import small_plans
 
-WINDOW = (8, 12, 16)
+PATCH_SIZE = (8, 12, 16)
 BOX = [[1, 2.5, 3], [5, 9.5, 12]]
 
 
@@ -37,7 +37,7 @@ QUERIES = [
     Query(label=1, box=BOX, image=1),
     Query(label=0, image=1, **points(1, 1)),
     Query(**points(3, 2)),
-    Query(label=2, box=[[0, 0, 0], WINDOW], **points(6, 3)),
+    Query(label=2, box=[[0, 0, 0], PATCH_SIZE], **points(6, 3)),
 ]
 
 
@@ -49,7 +49,7 @@ def network() -> PromptableNetwork:
 
 @pytest.fixture(scope="module")
 def encoding(network):
-    image = torch.rand(2, 1, *WINDOW, generator=torch.Generator().manual_seed(1)) * 255
+    image = torch.rand(2, 1, *PATCH_SIZE, generator=torch.Generator().manual_seed(1)) * 255
     with torch.inference_mode():
         return network.encode(image)
 
@@ -75,7 +75,7 @@ def test_the_share_of_a_cell_in_a_box_is_the_share_of_its_sub_cells(a, b):
 
     relative = torch.tensor(box / (np.array(GRID) * FINE), dtype=torch.float32)[None]
 
-    np.testing.assert_allclose(share_of_cells_in_boxes(relative, GRID)[0], counted, atol=1e-5)
+    np.testing.assert_allclose(fraction_of_cells_in_boxes(relative, GRID)[0], counted, atol=1e-5)
 
 
 def test_fourier_positions_of_a_grid_are_those_of_its_cell_centres():
@@ -88,7 +88,7 @@ def test_fourier_positions_of_a_grid_are_those_of_its_cell_centres():
 
 def test_one_query_at_a_time_is_answered_as_all_in_one_batch(network, encoding):
     logits, iou = answers(network, encoding, QUERIES)
-    assert logits.shape == (5, *WINDOW) and iou.shape == (5,)
+    assert logits.shape == (5, *PATCH_SIZE) and iou.shape == (5,)
     for i, query in enumerate(QUERIES):
         alone, its_iou = answers(network, encoding, [query])
         torch.testing.assert_close(alone[0], logits[i], atol=1e-5, rtol=1e-5)
@@ -129,7 +129,7 @@ def test_gradients_reach_every_parameter_of_the_network():
     torch.manual_seed(0)
     network = build_network(small_plans(), "vit").train()
     queries = [*QUERIES, Query(label=0, points=[[1, 1, 1], [2, 2, 2]], point_labels=[0, 1])]
-    logits, iou = network(torch.rand(2, 1, *WINDOW) * 255, batch_queries(queries))
+    logits, iou = network(torch.rand(2, 1, *PATCH_SIZE) * 255, batch_queries(queries))
     (logits.square().mean() + iou.square().mean()).backward()
     # The bias of the keys adds the same to all scores of a softmax: its gradient is 0 in theory.
     without = [
@@ -144,15 +144,15 @@ def test_padding_is_not_learnt_from():
     torch.manual_seed(0)
     encoder = PromptEncoder(8, 1)
     batch = batch_queries([Query(label=0), Query(label=0, points=[[0, 0, 0]], point_labels=[1])])
-    tokens, is_own, _ = encoder(batch, (4, 4, 4), (2, 2, 2))
+    tokens, token_mask, _ = encoder(batch, (4, 4, 4), (2, 2, 2))
     assert tokens.shape == (2, 4, 8)
-    assert is_own.tolist() == [[True, True, True, False], [True] * 4]
+    assert token_mask.tolist() == [[True, True, True, False], [True] * 4]
     assert batch.point_labels.tolist() == [[-1], [1]]
     assert batch.has_box.tolist() == [False, False]
 
 
 def test_bfloat16_autocast_runs_and_is_near_float32(network):
-    image = torch.rand(2, 1, *WINDOW, generator=torch.Generator().manual_seed(1)) * 255
+    image = torch.rand(2, 1, *PATCH_SIZE, generator=torch.Generator().manual_seed(1)) * 255
     with torch.inference_mode():
         exact, _ = network(image, batch_queries(QUERIES))
         with torch.autocast("cpu", torch.bfloat16):
@@ -163,8 +163,8 @@ def test_bfloat16_autocast_runs_and_is_near_float32(network):
 class Plain(ImageEncoder):
     """An encoder with no high-resolution features."""
 
-    def __init__(self, *, channels_in, window, stride, size) -> None:
-        super().__init__(channels_in=channels_in, window=window, stride=stride, size=size)
+    def __init__(self, *, channels_in, patch_size, stride, size) -> None:
+        super().__init__(channels_in=channels_in, patch_size=patch_size, stride=stride, size=size)
         self.channels, self.feature_channels = 16, ()
         self.patches = nn.Conv3d(channels_in, 16, stride, stride)
 
@@ -172,11 +172,13 @@ class Plain(ImageEncoder):
         return ImageEmbedding(embedding=self.patches(image), features=[])
 
 
-def test_answers_have_the_windows_resolution_without_features_too():
-    encoder = Plain(channels_in=1, window=WINDOW, stride=(2, 4, 4), size="tiny")
+def test_answers_have_the_patches_resolution_without_features_too():
+    encoder = Plain(channels_in=1, patch_size=PATCH_SIZE, stride=(2, 4, 4), size="tiny")
     network = PromptableNetwork(encoder, PromptEncoder(16, 1), MaskDecoder(16, ()))
-    logits, _ = network(torch.rand(1, 1, *WINDOW), batch_queries([Query(label=0), Query(box=BOX)]))
-    assert logits.shape == (2, *WINDOW)
+    logits, _ = network(
+        torch.rand(1, 1, *PATCH_SIZE), batch_queries([Query(label=0), Query(box=BOX)])
+    )
+    assert logits.shape == (2, *PATCH_SIZE)
 
 
 def test_building_a_network_names_what_is_registered():

@@ -37,13 +37,13 @@ def test_what_is_written_is_read_back(folder):
     assert dataset.properties("a")["labels"] == {1: {"voxels": 3}}
 
 
-def test_windows_are_read_without_the_rest(folder):
+def test_patches_are_read_without_the_rest(folder):
     image = PreprocessedDataset(folder).image("b")
 
-    window = image[:, 2:5, 100:140, 3:131]
+    patch_size = image[:, 2:5, 100:140, 3:131]
 
-    assert isinstance(image, blosc2.NDArray) and isinstance(window, np.ndarray)
-    np.testing.assert_array_equal(window, volume((2, 7, 150, 131), 0)[:, 2:5, 100:140, 3:131])
+    assert isinstance(image, blosc2.NDArray) and isinstance(patch_size, np.ndarray)
+    np.testing.assert_array_equal(patch_size, volume((2, 7, 150, 131), 0)[:, 2:5, 100:140, 3:131])
     assert image.chunks == (1, 7, 128, 128) and image.blocks == (1, 7, 64, 64)
 
 
@@ -73,7 +73,7 @@ def test_writing_that_fails_leaves_no_case_behind(folder):
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def test_a_case_is_replaced_while_an_old_window_reader_is_open(folder):
+def test_a_case_is_replaced_while_an_old_patch_reader_is_open(folder):
     old = PreprocessedDataset(folder).image("a")
     before = old[:]
 

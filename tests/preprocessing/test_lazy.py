@@ -100,7 +100,7 @@ def test_a_plain_part_of_an_image_keeps_its_grey_and_a_plain_channel_is_0():
     assert not image[:, :, :, 2:5].any() and not image.everything().any()
 
 
-def test_windows_are_made_one_by_one_until_the_whole_is_cheaper(monkeypatch):
+def test_patches_are_made_one_by_one_until_the_whole_is_cheaper(monkeypatch):
     made = []
     region = LazyImage._region
     monkeypatch.setattr(
@@ -116,7 +116,7 @@ def test_windows_are_made_one_by_one_until_the_whole_is_cheaper(monkeypatch):
     assert len(made) == 4
 
 
-def test_a_window_of_a_large_image_takes_the_memory_of_a_window():
+def test_a_patch_of_a_large_image_takes_the_memory_of_a_patch():
     raw = noise((60, 200, 180), channels=1)  # 4 MB
     tracemalloc.start()
     image = make(raw, (1, 1, 1), NORMALIZATIONS[:1], (0.5, 0.4, 0.45))

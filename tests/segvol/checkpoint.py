@@ -14,7 +14,7 @@ TEXT = "text_encoder.clip_text_model.text_model."
 
 def segvol_shapes(
     *,
-    window: tuple[int, int, int] = (32, 256, 256),
+    patch_size: tuple[int, int, int] = (32, 256, 256),
     patch: tuple[int, int, int] = (4, 16, 16),
     hidden: int = 768,
     layers: int = 12,
@@ -25,7 +25,7 @@ def segvol_shapes(
     words: int = 49408,
 ) -> Shapes:
     """Names and shapes of SegVol's state dict; the defaults are the released sizes."""
-    grid = [w // p for w, p in zip(window, patch, strict=True)]
+    grid = [w // p for w, p in zip(patch_size, patch, strict=True)]
     shapes: Shapes = {}
 
     def linear(name: str, channels_in: int, channels_out: int) -> None:
@@ -138,7 +138,7 @@ def write_segvol_checkpoint(
         layout: `github` (`SegVol_v1.pth`), `huggingface` (`pytorch_model.bin`), `training`
             (`model_state_dict` beside the optimizer's) or `bare`.
         seed: of the weights.
-        sizes: as `segvol_shapes`: window, patch, hidden, layers, ...
+        sizes: as `segvol_shapes`: patch, patch, hidden, layers, ...
     """
     state = segvol_state_dict(seed, **sizes)
     of_module = {f"module.{key}": value for key, value in state.items()}

@@ -1,7 +1,7 @@
 """SegVol's zoom-out and zoom-in once more, as a literal walk through whole volumes.
 
 Slow and plain on purpose: prompts are maps that are cropped, padded and resized like images, boxes
-have inclusive ends, and MONAI slides the window. Only the bug of the prompt map that is not padded
+have inclusive ends, and MONAI slides the patch. Only the bug of the prompt map that is not padded
 is left out (`padded=False` has it).
 """
 
@@ -22,7 +22,7 @@ NO_POINTS = (np.zeros((0, 3)), np.zeros(0, int))
 
 def literal_segvol(
     raw: np.ndarray,
-    window: tuple[int, int, int],
+    patch_size: tuple[int, int, int],
     model: Model,
     *,
     box: np.ndarray | None = None,
@@ -33,8 +33,8 @@ def literal_segvol(
 
     Args:
         raw: (z, y, x).
-        window: voxels, zyx.
-        model: answers (z, y, x) logits of a window.
+        patch: voxels, zyx.
+        model: answers (z, y, x) logits of a patch.
         box: (2, 3) half-open integers in raw voxels.
         points: (k, 3) raw voxels and (k,) labels.
         padded: whether the map of the given box is padded as the image is.
@@ -59,20 +59,20 @@ def literal_segvol(
         where[tuple(int(i) for i in point)] = 1
         maps.append(where[crop][None, None])
 
-    small = functional.interpolate(image, window, mode="nearest-exact")
-    scale = np.divide(window, shape)
+    small = functional.interpolate(image, patch_size, mode="nearest-exact")
+    scale = np.divide(patch_size, shape)
     places = [tight(m)[:3] for m in maps]
     places = [np.floor((p + 0.5) * scale) for p in places]
     small_box = None
     if box is not None:
-        small_box = tight(functional.interpolate(cube, window, mode="nearest-exact"))
+        small_box = tight(functional.interpolate(cube, patch_size, mode="nearest-exact"))
     logits = model(small, small_box, np.array(places).reshape(-1, 3), points[1])
     logits = functional.interpolate(logits[None, None], shape, mode="nearest")[0, 0]
 
     found = tight(logits.sigmoid() > 0.5)
     if found[0] >= 0:
         low, high = found[:3], found[3:]
-        half = np.maximum(np.array(window) - (high - low + 1), 0) // 2
+        half = np.maximum(np.array(patch_size) - (high - low + 1), 0) // 2
         low, high = np.maximum(low - half, 0), np.minimum(high + half, shape)
         roi = tuple(slice(int(a), int(b) + 1) for a, b in zip(low, high, strict=True))
         logits[roi] = zoom_in(
@@ -82,7 +82,7 @@ def literal_segvol(
             [m[(..., *roi)] for m in maps],
             points[1],
             box is not None,
-            window,
+            patch_size,
             model,
             padded,
         )
@@ -91,14 +91,14 @@ def literal_segvol(
     return everything
 
 
-def zoom_in(image, found, cube, maps, labels, has_box, window, model, padded) -> Tensor:
-    """Slide the window over a region; the maps of prompts ride along as further channels."""
+def zoom_in(image, found, cube, maps, labels, has_box, patch_size, model, padded) -> Tensor:
+    """Slide the patch over a region; the maps of prompts ride along as further channels."""
     stacked = torch.cat([image, found, cube, *maps], dim=1)
-    windows = []
+    patches = []
     sliding_window_inference(
-        stacked, window, 1, lambda part: windows.append(part) or part, overlap=0.5
+        stacked, patch_size, 1, lambda part: patches.append(part) or part, overlap=0.5
     )
-    alone = len(windows) == 1
+    alone = len(patches) == 1
 
     def answer(part: Tensor) -> Tensor:
         image, found, cube = (part[:, i : i + 1] for i in range(3))
@@ -106,7 +106,7 @@ def zoom_in(image, found, cube, maps, labels, has_box, window, model, padded) ->
         if has_box and alone and cube.any():
             box = tight(cube)
             if not padded:
-                missing = np.maximum(np.array(window) - np.array(stacked.shape[2:]), 0)
+                missing = np.maximum(np.array(patch_size) - np.array(stacked.shape[2:]), 0)
                 box = box - np.tile(missing // 2, 2)
         here = [(tight(part[:, i]), label) for i, label in enumerate(labels, start=3)]
         here = [(place[:3], label) for place, label in here if place[0] >= 0]
@@ -114,7 +114,9 @@ def zoom_in(image, found, cube, maps, labels, has_box, window, model, padded) ->
         kinds = np.array([label for _, label in here], int)
         return model(image, box, points, kinds)[None, None]
 
-    return sliding_window_inference(stacked, window, 1, answer, overlap=0.5, mode="constant")[0, 0]
+    return sliding_window_inference(stacked, patch_size, 1, answer, overlap=0.5, mode="constant")[
+        0, 0
+    ]
 
 
 def tight(mask: Tensor) -> np.ndarray:

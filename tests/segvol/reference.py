@@ -15,11 +15,11 @@ from torch import Tensor
 class Reference:
     """Functions of a SegVol state dict; coordinates and boxes as SegVol has them (d, h, w)."""
 
-    def __init__(self, state, window, patch, heads, decoder_heads=8):
+    def __init__(self, state, patch_size, patch, heads, decoder_heads=8):
         self.state = {k: v.double() for k, v in state.items() if v.is_floating_point()}
-        self.window, self.patch, self.heads = window, patch, heads
+        self.patch_size, self.patch, self.heads = patch_size, patch, heads
         self.decoder_heads = decoder_heads
-        self.grid = [w // p for w, p in zip(window, patch, strict=True)]
+        self.grid = [w // p for w, p in zip(patch_size, patch, strict=True)]
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         y = x @ self.state[f"{name}.weight"].T
@@ -79,7 +79,7 @@ class Reference:
 
     def located(self, coordinates: Tensor) -> Tensor:
         """(..., 3) d, h, w: the original divides d by the height and h by the depth."""
-        depth, height, width = self.window
+        depth, height, width = self.patch_size
         d, h, w = (coordinates.double() + 0.5).unbind(-1)
         return self.encode(torch.stack([d / height, h / depth, w / width], -1))
 

@@ -21,9 +21,9 @@ from tests.segvol.checkpoint import write_segvol_checkpoint
 from tests.segvol.literal import literal_segvol
 from tests.segvol.test_predictor import box_of, points_of, volume
 
-WINDOW, STRIDE = (8, 32, 48), (2, 8, 8)
-REDUCED = {"size": "tiny", "window": WINDOW, "stride": STRIDE}
-FLAGS = ["--size", "tiny", "--window", *map(str, WINDOW), "--stride", *map(str, STRIDE)]
+PATCH_SIZE, STRIDE = (8, 32, 48), (2, 8, 8)
+REDUCED = {"size": "tiny", "patch_size": PATCH_SIZE, "stride": STRIDE}
+FLAGS = ["--size", "tiny", "--patch", *map(str, PATCH_SIZE), "--stride", *map(str, STRIDE)]
 # Turned about two axes by 3-4-5 and 5-12-13 triangles.
 OBLIQUE = (
     np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
@@ -34,7 +34,7 @@ IMAGES = {"a": ((7, 41, 30), ".nii.gz"), "b": ((19, 37, 90), ".nrrd"), "c": ((4,
 
 def write_weights(path, layout="github"):
     path.parent.mkdir(parents=True, exist_ok=True)
-    sizes = {"window": WINDOW, "patch": STRIDE, "hidden": 192, "layers": 6}
+    sizes = {"patch_size": PATCH_SIZE, "patch": STRIDE, "hidden": 192, "layers": 6}
     return write_segvol_checkpoint(path, layout=layout, seed=3, **sizes)
 
 
@@ -111,7 +111,7 @@ def test_prompts_from_a_file_give_what_a_literal_walk_with_the_same_weights_give
     )
     assert code == 0 and report["failed"] == 0
 
-    network = segvol_network(weights[1], window=WINDOW, stride=STRIDE, heads=6)
+    network = segvol_network(weights[1], patch_size=PATCH_SIZE, stride=STRIDE, heads=6)
 
     @torch.no_grad()
     def ask(image, box, points, kinds):
@@ -123,7 +123,7 @@ def test_prompts_from_a_file_give_what_a_literal_walk_with_the_same_weights_give
     found = 0
     for name, (shape, ending) in IMAGES.items():
         given = {"points": points_of(shape)} if name == "c" else {"box": box_of(shape)}
-        expected = literal_segvol(volume(shape), WINDOW, ask, **given)
+        expected = literal_segvol(volume(shape), PATCH_SIZE, ask, **given)
         array = read_image(tmp_path / "out" / f"{name}{ending}")[0][0]
         sure = np.abs(expected) > 1e-2
         assert sure.mean() > 0.9
@@ -160,7 +160,7 @@ def test_a_model_folder_is_whole_and_says_what_it_is(model, weights):
     assert files == {"plans.json", "dataset.json", "fold_all/checkpoint_final.pth"}
     plans = load_plans(model / "plans.json")
     assert plans.preset == "segvol" and plans.keeps_spacing and plans.labels == {"object": 1}
-    assert (plans.window, plans.stride, plans.size) == (WINDOW, STRIDE, "tiny")
+    assert (plans.patch_size, plans.stride, plans.size) == (PATCH_SIZE, STRIDE, "tiny")
     assert read_json(model / "dataset.json")["labels"] == {"background": 0, "object": 1}
     assert not list(model.parent.glob(".writing_*"))
     predictor = Predictor.from_model_folder(model, device="cpu")
@@ -179,7 +179,7 @@ def test_the_command_says_what_was_loaded_and_what_was_not(weights, tmp_path, ca
 
 def test_the_released_sizes_are_the_default():
     plans = segvol_plans(["object"])
-    assert (plans.window, plans.stride, plans.size) == ((32, 256, 256), (4, 16, 16), "base")
+    assert (plans.patch_size, plans.stride, plans.size) == ((32, 256, 256), (4, 16, 16), "base")
     assert Plans.from_json(json.loads(json.dumps(plans.to_json()))) == plans
 
 
@@ -254,11 +254,11 @@ def test_a_missing_file_and_wrong_sizes_are_refused_with_what_does_not_fit(weigh
     with pytest.raises(FileNotFoundError, match="nowhere.pth: no such file of weights"):
         import_segvol(tmp_path / "nowhere.pth", tmp_path / "model", **REDUCED)
     with pytest.raises(ValueError, match=r"(?s)does not fit.*position_embeddings"):
-        import_segvol(weights[0], tmp_path / "model", **{**REDUCED, "window": (8, 32, 64)})
-    with pytest.raises(ValueError, match=r"window \(8, 32, 50\) is no multiple of stride"):
-        import_segvol(weights[0], tmp_path / "model", **{**REDUCED, "window": (8, 32, 50)})
-    with pytest.raises(ValueError, match="window: expected 3 positive whole numbers"):
-        import_segvol(weights[0], tmp_path / "model", **{**REDUCED, "window": (8, 0, 48)})
+        import_segvol(weights[0], tmp_path / "model", **{**REDUCED, "patch_size": (8, 32, 64)})
+    with pytest.raises(ValueError, match=r"patch \(8, 32, 50\) is no multiple of stride"):
+        import_segvol(weights[0], tmp_path / "model", **{**REDUCED, "patch_size": (8, 32, 50)})
+    with pytest.raises(ValueError, match="patch: expected 3 positive whole numbers"):
+        import_segvol(weights[0], tmp_path / "model", **{**REDUCED, "patch_size": (8, 0, 48)})
     with pytest.raises(ValueError, match="unknown size 'huge'"):
         import_segvol(weights[0], tmp_path / "model", **{**REDUCED, "size": "huge"})
     assert not list(tmp_path.iterdir())

@@ -58,35 +58,35 @@ def test_the_released_sizes_are_the_defaults():
     # vectors and dim_align's 768 x 513.
     with torch.device("meta"):
         network = SegVolNetwork(
-            SegVolSizes(), window=(32, 256, 256), stride=(4, 16, 16), label_count=5
+            SegVolSizes(), patch_size=(32, 256, 256), stride=(4, 16, 16), label_count=5
         )
     count = sum(p.numel() for p in network.parameters())
     assert count == 117_330_128 - 13_388 + 12 * 3 * 768 + 5 * 512 + 768 * 513
 
 
 @pytest.mark.parametrize(
-    "window, stride, message",
+    "patch_size, stride, message",
     [
-        ((8, 12, 16), (3, 4, 4), r"window \(8, 12, 16\) is no multiple of stride \(3, 4, 4\)"),
+        ((8, 12, 16), (3, 4, 4), r"patch \(8, 12, 16\) is no multiple of stride \(3, 4, 4\)"),
         ((8, 12, 16), (2, 5, 4), "no multiple"),
         ((8, 12, 15), (2, 4, 4), "no multiple"),
     ],
 )
-def test_a_window_of_parts_of_patches_is_refused(window, stride, message):
+def test_a_patch_of_parts_of_patches_is_refused(patch_size, stride, message):
     with pytest.raises(ValueError, match=message):
-        SegVolNetwork(SegVolSizes(), window=window, stride=stride, label_count=1)
+        SegVolNetwork(SegVolSizes(), patch_size=patch_size, stride=stride, label_count=1)
 
 
 @pytest.mark.parametrize("shape", [(8, 12, 8), (16, 12, 16), (12, 8, 16), (4, 6, 8), (8, 12, 17)])
-def test_other_windows_are_refused(network, shape):
-    with pytest.raises(ValueError, match=r"made for the window \(8, 12, 16\), the image has"):
+def test_other_patches_are_refused(network, shape):
+    with pytest.raises(ValueError, match=r"made for the patch \(8, 12, 16\), the image has"):
         network.encode(torch.zeros(1, 1, *shape))
 
 
 @torch.inference_mode()
 def test_intensities_are_divided_by_255(network, image):
     encoding = network.encode(image)
-    assert encoding.window == (8, 12, 16) and encoding.pyramid == ()
+    assert encoding.patch_size == (8, 12, 16) and encoding.pyramid == ()
     torch.testing.assert_close(encoding.embedding, network.image_encoder(image / 255))
     whole = image.to(torch.uint8)
     torch.testing.assert_close(

@@ -13,10 +13,10 @@ from promptseg.segvol.mask_decoder import SegVolMaskDecoder
 from tests.segvol.checkpoint import segvol_state_dict
 from tests.segvol.reference import Reference
 
-# Neither window nor stride nor grid (2, 4, 4), (3, 2, 5) has two axes that could be swapped unseen.
+# Neither patch nor stride nor grid (2, 4, 4), (3, 2, 5) has two axes that could be swapped unseen.
 INSTANCES = {
-    "small": {"window": (8, 32, 16), "patch": (4, 8, 4), "hidden": 48, "layers": 2},
-    "other": {"window": (6, 8, 20), "patch": (2, 4, 4), "hidden": 32, "layers": 3, "mlp": 40},
+    "small": {"patch_size": (8, 32, 16), "patch": (4, 8, 4), "hidden": 48, "layers": 2},
+    "other": {"patch_size": (6, 8, 20), "patch": (2, 4, 4), "hidden": 32, "layers": 3, "mlp": 40},
 }
 HEADS = {"small": 12, "other": 4}
 BOXES = torch.tensor([[1, 3, 2, 5, 6, 9], [0, 0, 0, 3, 7, 11], [2.0, 5, 7, 2, 5, 7]])  # inclusive
@@ -41,12 +41,12 @@ def instance(request):
     state = segvol_state_dict(3, **sizes)
     heads = HEADS[request.param]
     network = segvol_network(
-        state, window=sizes["window"], stride=sizes["patch"], heads=heads, labels=2
+        state, patch_size=sizes["patch_size"], stride=sizes["patch"], heads=heads, labels=2
     )
     random = torch.Generator().manual_seed(4)
-    image = torch.rand(2, 1, *sizes["window"], generator=random)
+    image = torch.rand(2, 1, *sizes["patch_size"], generator=random)
     vectors = torch.randn(3, 24, generator=random)
-    reference = Reference(state, sizes["window"], sizes["patch"], heads)
+    reference = Reference(state, sizes["patch_size"], sizes["patch"], heads)
     with torch.inference_mode():
         yield network, reference, image, vectors
 
@@ -180,9 +180,9 @@ def test_the_comparison_sees_a_single_wrong_tensor(broken):
     sizes = INSTANCES["small"]
     state = segvol_state_dict(3, **sizes)
     wrong = {**state, broken: state[broken].flip(-1)}
-    network = segvol_network(wrong, window=sizes["window"], stride=sizes["patch"])
-    reference = Reference(state, sizes["window"], sizes["patch"], 12)
-    image = torch.rand(1, 1, *sizes["window"], generator=torch.Generator().manual_seed(0))
+    network = segvol_network(wrong, patch_size=sizes["patch_size"], stride=sizes["patch"])
+    reference = Reference(state, sizes["patch_size"], sizes["patch"], 12)
+    image = torch.rand(1, 1, *sizes["patch_size"], generator=torch.Generator().manual_seed(0))
     text = torch.linspace(-2, 3, 48).expand(3, -1)
     with torch.inference_mode():
         box, dense = network.prompt_encoder(boxes=half_open(BOXES), text=text)
@@ -221,7 +221,7 @@ def test_the_image_encoder_is_the_monai_one_that_segvol_builds():
     state = segvol_state_dict(3, **INSTANCES["small"])
     mine = {name: value for name, value in state.items() if not name.startswith("image_encoder.")}
     mine |= {f"image_encoder.{name}": value for name, value in theirs.state_dict().items()}
-    network = segvol_network(mine, window=(8, 32, 16), stride=(4, 8, 4))
+    network = segvol_network(mine, patch_size=(8, 32, 16), stride=(4, 8, 4))
     image = torch.rand(2, 1, 8, 32, 16)
     tokens, _ = theirs(image)
     want = tokens.transpose(1, 2).reshape(2, 48, 2, 4, 4)

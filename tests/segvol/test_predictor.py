@@ -14,7 +14,7 @@ from promptseg.segvol.predictor import SegVolPredictor
 from tests.segvol.literal import NO_POINTS, literal_segvol
 from tests.small_plans import small_plans
 
-WINDOW = (8, 24, 20)
+PATCH_SIZE = (8, 24, 20)
 SPACING = (3.0, 0.9, 1.1)
 LABELS = {"liver": 1, "spleen": 2, "lesion": 5}
 
@@ -67,7 +67,7 @@ def plans(**changes):
     values = {
         "preset": "segvol",
         "normalizations": (foreground_clipping(),),
-        "window": WINDOW,
+        "patch_size": PATCH_SIZE,
         "stride": (4, 8, 4),
         "labels": LABELS,
     }
@@ -101,9 +101,9 @@ def points_of(shape) -> tuple[np.ndarray, np.ndarray]:
 
 
 SHAPES = [
-    (5, 19, 17),  # smaller than the window everywhere
+    (5, 19, 17),  # smaller than the patch everywhere
     (6, 61, 18),  # larger along one axis
-    (8, 24, 20),  # about the window
+    (8, 24, 20),  # about the patch
     (13, 40, 33),  # the region of the box fits, that of all that is bright does not
     (30, 70, 50),
 ]
@@ -118,7 +118,7 @@ def test_the_segmentation_is_that_of_a_literal_walk(shape, kind):
         given["box"] = box_of(shape)
     if kind != "box":
         given["points"] = points_of(shape)
-    expected = literal_segvol(raw, WINDOW, answer, **given)
+    expected = literal_segvol(raw, PATCH_SIZE, answer, **given)
     assert 20 < (expected > 0).sum() < 0.9 * raw.size
 
     model = predictor()
@@ -142,8 +142,8 @@ def test_the_segmentation_is_that_of_a_literal_walk(shape, kind):
 def test_segvols_bug_of_the_box_that_is_not_padded_would_be_seen():
     shape = SHAPES[0]
     raw, box = volume(shape), box_of(shape)
-    right = literal_segvol(raw, WINDOW, answer, box=box)
-    with_bug = literal_segvol(raw, WINDOW, answer, box=box, padded=False)
+    right = literal_segvol(raw, PATCH_SIZE, answer, box=box)
+    with_bug = literal_segvol(raw, PATCH_SIZE, answer, box=box, padded=False)
     assert ((right > 0) != (with_bug > 0)).sum() > 20
 
 
@@ -156,8 +156,8 @@ def test_the_second_look_is_at_native_voxels_where_the_first_found_something():
     model.predict(boxes={"liver": box})
     first, second = network.images
     (_, _, _), (label, asked, _) = network.asked
-    assert label == 0 and first.shape == second.shape == WINDOW
-    # the box in the window, and what is there in the image, belong together
+    assert label == 0 and first.shape == second.shape == PATCH_SIZE
+    # the box in the patch, and what is there in the image, belong together
     low, high = asked.reshape(2, 3).astype(int)
     inside = second.numpy()[tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))]
     model_image = model._current_image().decoder.image
@@ -165,7 +165,7 @@ def test_the_second_look_is_at_native_voxels_where_the_first_found_something():
     np.testing.assert_array_equal(inside, expected)
 
 
-def test_each_window_is_encoded_once_for_all_labels_and_for_all_calls():
+def test_each_patch_is_encoded_once_for_all_labels_and_for_all_calls():
     network = BrightNetwork()
     model = predictor(network)
     shape = (6, 61, 18)
@@ -182,7 +182,7 @@ def test_several_boxes_of_a_label_are_several_objects():
     shape = (13, 40, 33)
     raw, first = volume(shape), box_of(shape)
     second = np.array([[6, 24, 22], [13, 32, 30]])
-    expected = [literal_segvol(raw, WINDOW, answer, box=box) for box in (first, second)]
+    expected = [literal_segvol(raw, PATCH_SIZE, answer, box=box) for box in (first, second)]
     model = predictor()
     model.set_image(raw, SPACING)
     found = model.predict(boxes={"spleen": [first, second]}).segmentation == 2
@@ -212,7 +212,7 @@ def test_a_name_that_no_training_has_learned_is_no_prompt():
         assert result.prompts.source == "none" and result.predicted_iou is None
 
 
-def test_a_learned_name_is_asked_for_alone_and_in_every_window():
+def test_a_learned_name_is_asked_for_alone_and_in_every_patch():
     network = BrightNetwork(learned=(True, False, True))
     model = predictor(network)
     raw = volume((6, 61, 18))
@@ -220,7 +220,7 @@ def test_a_learned_name_is_asked_for_alone_and_in_every_window():
     prediction = model.predict()
     assert {label for label, _, _ in network.asked} == {0, 2}
     assert all(box is None and not len(points) for _, box, points in network.asked)
-    expected = literal_segvol(raw, WINDOW, answer)
+    expected = literal_segvol(raw, PATCH_SIZE, answer)
     sure = np.abs(expected) > 1e-3  # where logits of both are equal the lower value wins
     np.testing.assert_array_equal((prediction.segmentation == 1)[sure], (expected > 0)[sure])
     assert prediction.labels["liver"].predicted_iou == pytest.approx(1 / (1 + np.exp(-2)))
@@ -245,7 +245,7 @@ def test_the_intensity_prompt_looks_at_the_image_as_segvol_normalizes_it():
     prediction = model.predict(labels=["liver"], auto_prompt="intensity")
     prompts = prediction.labels["liver"].prompts
     assert prompts.source == "intensity" and len(prompts.boxes) == 1
-    expected = literal_segvol(raw, WINDOW, answer, box=prompts.boxes[0].astype(int))
+    expected = literal_segvol(raw, PATCH_SIZE, answer, box=prompts.boxes[0].astype(int))
     sure = np.abs(expected) > 1e-3
     np.testing.assert_array_equal((prediction.segmentation == 1)[sure], (expected > 0)[sure])
     # nothing to propose: the proposal's own reason is kept
@@ -290,16 +290,16 @@ def test_images_that_do_not_fit_are_refused():
     assert isinstance(model, Predictor)
 
 
-def test_moved_prompts_tell_how_far_answers_agree_at_no_further_encoding():
+def test_perturbed_prompts_tell_how_far_answers_agree_at_no_further_encoding():
     shape = (13, 40, 33)
     networks = [BrightNetwork(), BrightNetwork()]
-    for network, jitters in zip(networks, (0, 4), strict=True):
-        model = predictor(network, jitters=jitters)
+    for network, n_perturbations in zip(networks, (0, 4), strict=True):
+        model = predictor(network, n_perturbations=n_perturbations)
         model.set_image(volume(shape), SPACING)
         prediction = model.predict(boxes={"liver": box_of(shape)}, labels=["liver", "spleen"])
-        agreement = prediction.labels["liver"].agreement
-        assert agreement is None if jitters == 0 else 0 < agreement < 1
-        assert prediction.labels["spleen"].agreement is None
+        prompt_consistency = prediction.labels["liver"].prompt_consistency
+        assert prompt_consistency is None if n_perturbations == 0 else 0 < prompt_consistency < 1
+        assert prediction.labels["spleen"].prompt_consistency is None
     assert len(networks[0].images) == len(networks[1].images)
     assert len(networks[1].asked) == len(networks[0].asked) + 4
 
@@ -307,7 +307,7 @@ def test_moved_prompts_tell_how_far_answers_agree_at_no_further_encoding():
 def test_probabilities_are_those_of_the_second_look_on_the_raw_grid():
     shape = (30, 70, 50)
     raw = volume(shape)
-    expected = literal_segvol(raw, WINDOW, answer, box=box_of(shape))
+    expected = literal_segvol(raw, PATCH_SIZE, answer, box=box_of(shape))
     model = predictor(keep_probabilities=True)
     model.set_image(raw, SPACING)
     prediction = model.predict(boxes={"spleen": box_of(shape)})
@@ -345,7 +345,7 @@ def test_many_queries_about_a_tall_region_take_one_pass_and_answer_as_each_does_
     )
     together = model.predict(boxes={"lesion": asked})
     encoded = len(network.images)
-    assert len(regions) == 1 and encoded > 4  # the whole, and the windows of the region, once
+    assert len(regions) == 1 and encoded > 4  # the whole, and the patches of the region, once
 
     single = predictor(BrightNetwork(), keep_probabilities=True)
     single.set_image(image, SPACING)

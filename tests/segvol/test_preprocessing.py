@@ -8,10 +8,10 @@ from promptseg.plans import Normalization
 from promptseg.preprocessing.normalize import foreground_clipping, intensity_range, normalize
 from promptseg.segvol.preprocessing import NormalizedView, SegVolImage, nearest_indices
 
-WINDOW = (8, 24, 20)
+PATCH_SIZE = (8, 24, 20)
 
 
-def literal(volume_xyz: np.ndarray, window) -> dict[str, np.ndarray]:
+def literal(volume_xyz: np.ndarray, patch_size) -> dict[str, np.ndarray]:
     """Mean threshold, percentiles, z-score, transpose, min-max, pad, crop, resize.
 
     Everything in (z, y, x) and [0, 1] but the input, which is as a NIfTI reader gives it.
@@ -22,12 +22,12 @@ def literal(volume_xyz: np.ndarray, window) -> dict[str, np.ndarray]:
     x = (np.clip(x, low, high) - foreground.mean()) / max(foreground.std(), 1e-8)
     x = x.swapaxes(-1, -3)
     x = (x - x.min()) / (x.max() - x.min())
-    missing = [max(w - n, 0) for w, n in zip(window, x.shape, strict=True)]
+    missing = [max(w - n, 0) for w, n in zip(patch_size, x.shape, strict=True)]
     padded = np.pad(x, [(m // 2, m - m // 2) for m in missing])
     voxels = np.argwhere(padded > 0)
     crop = padded[tuple(slice(a, b + 1) for a, b in zip(voxels.min(0), voxels.max(0), strict=True))]
     resized = torch.nn.functional.interpolate(
-        torch.from_numpy(crop.copy())[None, None], window, mode="nearest-exact"
+        torch.from_numpy(crop.copy())[None, None], patch_size, mode="nearest-exact"
     )
     return {"normalized": x, "crop": crop, "resized": resized[0, 0].numpy()}
 
@@ -47,7 +47,7 @@ def volume(shape, dtype, seed=0) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(7, 30, 19), (21, 15, 40), (8, 24, 20), (3, 90, 61)])
 def test_every_voxel_is_as_segvol_makes_it(shape, dtype):
     raw = volume(shape, dtype)
-    expected = literal(raw.swapaxes(0, 2), WINDOW)
+    expected = literal(raw.swapaxes(0, 2), PATCH_SIZE)
 
     image = SegVolImage(raw[None], foreground_clipping())
 
@@ -58,8 +58,8 @@ def test_every_voxel_is_as_segvol_makes_it(shape, dtype):
     cropped = image.part(image.foreground)
     assert cropped.shape[1:] == expected["crop"].shape != shape
     np.testing.assert_allclose(cropped[:, :, :, :][0], 255 * expected["crop"], **close)
-    resized = image.resized(WINDOW)
-    assert resized.dtype == np.float32 and resized.shape == (1, *WINDOW)
+    resized = image.resized(PATCH_SIZE)
+    assert resized.dtype == np.float32 and resized.shape == (1, *PATCH_SIZE)
     np.testing.assert_allclose(resized[0], 255 * expected["resized"], **close)
     assert np.ptp(resized) > 60
 
@@ -85,7 +85,9 @@ def test_a_constant_volume_is_0_and_has_no_crop():
     raw = np.full((1, 4, 6, 9), -1000.0)
     image = SegVolImage(raw, foreground_clipping())
     np.testing.assert_array_equal(image.foreground, [[0, 0, 0], [4, 6, 9]])
-    assert not image.resized(WINDOW).any() and not normalize(raw[0], foreground_clipping()).any()
+    assert (
+        not image.resized(PATCH_SIZE).any() and not normalize(raw[0], foreground_clipping()).any()
+    )
 
 
 def test_two_values_become_0_and_255():
@@ -95,14 +97,14 @@ def test_two_values_become_0_and_255():
     assert intensity_range(raw, foreground_clipping()) == (0.0, 7.0)
     image = SegVolImage(raw[None], foreground_clipping())
     np.testing.assert_array_equal(image.foreground, [[1, 2, 4], [3, 6, 9]])
-    assert (image.resized(WINDOW) == 255).all()
+    assert (image.resized(PATCH_SIZE) == 255).all()
 
 
 def test_the_raw_volume_is_neither_copied_nor_changed():
     raw = volume((9, 20, 14), np.int16)[None]
     before = raw.copy()
     image = SegVolImage(raw, foreground_clipping())
-    image.resized(WINDOW)
+    image.resized(PATCH_SIZE)
     assert image.raw is raw and np.shares_memory(image.part(image.foreground).raw, raw)
     np.testing.assert_array_equal(raw, before)
 

@@ -53,11 +53,11 @@ def folders(tmp_path_factory) -> Folders:
 def test_the_preset_fixes_what_the_released_weights_ask_for(folders):
     plans = load_plans(folders.preprocessed / "Dataset003_Mixed" / "PromptSegPlans.json")
     assert (plans.preset, plans.size) == ("segvol", "base")
-    assert (plans.window, plans.stride) == ((32, 256, 256), (4, 16, 16))
+    assert (plans.patch_size, plans.stride) == ((32, 256, 256), (4, 16, 16))
     assert plans.normalizations == (foreground_clipping(),)
     assert plans.keeps_spacing and plans.spacing == pytest.approx((3.5, 0.9, 0.85))
     assert plans.median_shape == (10, 24, 29)  # of the images as they are, halves to even
-    for rule in ("window", "spacing", "normalization"):
+    for rule in ("patch_size", "spacing", "normalization"):
         assert "preset segvol" in plans.reasons[rule]
 
 
@@ -92,11 +92,11 @@ def test_cases_are_kept_for_the_same_plans_and_made_anew_without_the_preset(fold
 
 
 def test_plans_of_the_preset_train_and_predict(folders):
-    """With a small window and network written into the plans by hand: the released take hours."""
+    """With a small patch and network written into the plans by hand: the released take hours."""
     source = folders.preprocessed / "Dataset003_Mixed"
     plans = load_plans(source / "PromptSegPlans.json")
     small = dataclasses.replace(
-        plans, plans_name="Small", size="tiny", window=(8, 16, 24), stride=(2, 8, 8)
+        plans, plans_name="Small", size="tiny", patch_size=(8, 16, 24), stride=(2, 8, 8)
     )
     save_plans(source / "Small.json", small)
     boxes = read_json(source / "PromptSegPlans_auto_prompt_boxes.json")

@@ -10,15 +10,15 @@ from promptseg.networks.prompt_encoder import Query
 from promptseg.segvol.views import (
     NOTHING_HERE,
     CoarseMask,
-    grown_to_window,
+    grown_to_patch,
+    in_patch_of_region,
     in_region,
-    in_window_of_region,
     is_prompt,
     region_starts,
 )
 
 SHAPES = [(21, 30, 17), (8, 50, 40), (3, 11, 90)]
-WINDOW = (8, 24, 20)
+PATCH_SIZE = (8, 24, 20)
 
 
 def cube(shape, box) -> torch.Tensor:
@@ -43,14 +43,16 @@ def whole(shape) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_box_goes_to_the_window_as_a_cube_of_voxels_would(shape):
+def test_a_box_goes_to_the_patch_as_a_cube_of_voxels_would(shape):
     rng = np.random.default_rng(0)
     for _ in range(40):
         box = random_box(shape, rng)
-        expected = tight_box(functional.interpolate(cube(shape, box), WINDOW, mode="nearest-exact"))
-        moved = in_region(Query(box=box), whole(shape), WINDOW).box
+        expected = tight_box(
+            functional.interpolate(cube(shape, box), PATCH_SIZE, mode="nearest-exact")
+        )
+        moved = in_region(Query(box=box), whole(shape), PATCH_SIZE).box
         if expected is None:  # so thin that resizing loses it: one voxel of its place is kept
-            scale = np.divide(WINDOW, shape)
+            scale = np.divide(PATCH_SIZE, shape)
             assert (moved[0] < moved[1]).all()
             assert (moved[0] < box[1] * scale).all() and (box[0] * scale < moved[1]).all()
         else:
@@ -83,8 +85,8 @@ def test_points_go_to_the_voxel_they_lie_in_and_none_beyond_the_region():
 def test_a_coarse_mask_is_what_resizing_it_to_the_volume_gives(shape):
     rng = np.random.default_rng(1)
     for _ in range(30):
-        box = random_box(WINDOW, rng)
-        small = cube(WINDOW, box) * (torch.rand(1, 1, *WINDOW) < 0.3)
+        box = random_box(PATCH_SIZE, rng)
+        small = cube(PATCH_SIZE, box) * (torch.rand(1, 1, *PATCH_SIZE) < 0.3)
         large = functional.interpolate(small, shape, mode="nearest")[0, 0]
         coarse = CoarseMask(small[0, 0].numpy() > 0, shape)
         expected = tight_box(large)
@@ -110,10 +112,10 @@ def test_a_mask_that_falls_between_the_voxels_of_a_smaller_volume_is_nothing():
     assert CoarseMask(mask, (3, 4, 4)).box() is None
 
 
-def literal_region(low, high, window, shape) -> tuple[int, int]:
+def literal_region(low, high, patch_size, shape) -> tuple[int, int]:
     """One axis of SegVol's region, with inclusive ends as it counts; returns half-open ones."""
     extent = high - low + 1
-    padding = max(0, window - extent)
+    padding = max(0, patch_size - extent)
     low, high = max(0, low - padding // 2), min(shape, high + padding // 2)
     return low, min(high + 1, shape)  # what its slices take
 
@@ -125,27 +127,27 @@ def test_the_region_grows_as_segvols_does():
             box = random_box(shape, rng)
             expected = [
                 literal_region(a, b - 1, w, n)
-                for a, b, w, n in zip(*box, WINDOW, shape, strict=True)
+                for a, b, w, n in zip(*box, PATCH_SIZE, shape, strict=True)
             ]
-            grown = grown_to_window(box, WINDOW, shape)
+            grown = grown_to_patch(box, PATCH_SIZE, shape)
             np.testing.assert_array_equal(grown, np.array(expected).T)
 
 
 @pytest.mark.parametrize("step_size", [0.5, 0.25, 1.0])
 @pytest.mark.parametrize("shape", [(8, 24, 20), (9, 25, 61), (30, 24, 39), (16, 100, 20)])
-def test_windows_of_a_region_are_monais(shape, step_size):
+def test_patches_of_a_region_are_monais(shape, step_size):
     interval = [
-        w if n == w else max(int(w * step_size), 1) for n, w in zip(shape, WINDOW, strict=True)
+        w if n == w else max(int(w * step_size), 1) for n, w in zip(shape, PATCH_SIZE, strict=True)
     ]
-    slices = dense_patch_slices(shape, WINDOW, interval)
-    expected = sorted([s.start for s in window] for window in slices)
-    assert region_starts(shape, WINDOW, step_size).tolist() == expected
+    slices = dense_patch_slices(shape, PATCH_SIZE, interval)
+    expected = sorted([s.start for s in patch_size] for patch_size in slices)
+    assert region_starts(shape, PATCH_SIZE, step_size).tolist() == expected
 
 
-def test_a_region_smaller_than_the_window_lies_in_its_middle():
+def test_a_region_smaller_than_the_patch_lies_in_its_middle():
     # MONAI pads (w - n) // 2 before and the rest behind
-    assert region_starts((5, 23, 20), WINDOW, 0.5).tolist() == [[-1, 0, 0]]
-    assert region_starts((1, 2, 30), WINDOW, 0.5).tolist() == [[-3, -11, 0], [-3, -11, 10]]
+    assert region_starts((5, 23, 20), PATCH_SIZE, 0.5).tolist() == [[-1, 0, 0]]
+    assert region_starts((1, 2, 30), PATCH_SIZE, 0.5).tolist() == [[-3, -11, 0], [-3, -11, 10]]
 
 
 REGION = np.array([[1, 10, 0], [7, 30, 20]])  # 6 x 20 x 20: padded by 1 and 2 along z and y
@@ -164,14 +166,14 @@ FOUND = np.array([[2, 12, 3], [4, 16, 9]]) - REGION[0] - START
 
 
 def asked(query, coarse, start=START, alone=True) -> Query:
-    return in_window_of_region(query, coarse, REGION, start, WINDOW, alone)
+    return in_patch_of_region(query, coarse, REGION, start, PATCH_SIZE, alone)
 
 
-def test_one_window_is_asked_with_the_given_box_where_the_padding_puts_it(coarse):
+def test_one_patch_is_asked_with_the_given_box_where_the_padding_puts_it(coarse):
     box = np.array([[0, 11.6, 2], [5, 20, 50]])  # reaches beyond the region along z and x
     query = asked(Query(label=1, box=box), coarse)
     assert query.label == 1
-    # z 1..5 -> 0..4 of the region, 1..5 of the window; y 12..20 -> 2..10, 4..12; x 2..20
+    # z 1..5 -> 0..4 of the region, 1..5 of the patch; y 12..20 -> 2..10, 4..12; x 2..20
     assert query.box.tolist() == [[1, 4, 2], [5, 12, 20]]
 
 
@@ -180,18 +182,18 @@ def test_a_box_that_misses_the_region_gives_way_to_what_was_found(coarse):
     np.testing.assert_array_equal(query.box, FOUND)
 
 
-def test_of_several_windows_each_is_asked_with_what_was_found_in_it(coarse):
+def test_of_several_patches_each_is_asked_with_what_was_found_in_it(coarse):
     box = np.array([[1, 10, 0], [7, 30, 20]])
     for query in (Query(box=box), Query(points=[[3, 13, 4]], point_labels=[1])):
         np.testing.assert_array_equal(asked(query, coarse, alone=False).box, FOUND)
     start = np.array([-1, 15, 0])  # rows 25 on, where nothing was found
     np.testing.assert_array_equal(asked(Query(box=box), coarse, start, False).box, NOTHING_HERE)
-    start = np.array([-1, 4, 0])  # rows 14 on: two of the four rows, the window's first
+    start = np.array([-1, 4, 0])  # rows 14 on: two of the four rows, the patch's first
     found = asked(Query(box=box), coarse, start, False).box
     assert found.tolist() == [[2, 0, 3], [4, 2, 9]]
 
 
-def test_points_are_those_of_the_window_and_come_with_the_box_of_what_was_found(coarse):
+def test_points_are_those_of_the_patch_and_come_with_the_box_of_what_was_found(coarse):
     points = [[3, 13, 4], [0, 13, 4], [6, 29, 19], [5, 30, 4]]  # second and last: not in the region
     query = asked(Query(points=points, point_labels=[1, 1, 0, 1]), coarse)
     assert query.points.tolist() == [[3, 5, 4], [6, 21, 19]]

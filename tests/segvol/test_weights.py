@@ -18,8 +18,8 @@ from promptseg.segvol import (
 from promptseg.segvol.weights import expected_shape, is_new, segvol_sizes, segvol_state, sources_of
 from tests.segvol.checkpoint import segvol_shapes, segvol_state_dict, write_segvol_checkpoint
 
-WINDOW, STRIDE = (8, 32, 16), (4, 8, 4)
-SMALL = {"window": WINDOW, "patch": STRIDE, "hidden": 48, "layers": 2}
+PATCH_SIZE, STRIDE = (8, 32, 16), (4, 8, 4)
+SMALL = {"patch_size": PATCH_SIZE, "patch": STRIDE, "hidden": 48, "layers": 2}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def state():
 
 
 def load(state, **changes):
-    return segvol_network(state, **{"window": WINDOW, "stride": STRIDE, **changes})
+    return segvol_network(state, **{"patch_size": PATCH_SIZE, "stride": STRIDE, **changes})
 
 
 def test_the_synthetic_checkpoint_has_the_released_names_and_sizes():
@@ -61,7 +61,7 @@ def test_the_synthetic_checkpoint_has_the_released_names_and_sizes():
 def test_the_released_names_are_all_used_or_known_to_be_unused():
     with torch.device("meta"):
         network = SegVolNetwork(
-            SegVolSizes(), window=(32, 256, 256), stride=(4, 16, 16), label_count=1
+            SegVolSizes(), patch_size=(32, 256, 256), stride=(4, 16, 16), label_count=1
         )
     shapes, used = segvol_shapes(), set()
     for name, tensor in network.state_dict().items():
@@ -221,9 +221,18 @@ def test_all_that_is_missing_is_named_at_once(state):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"window": (8, 16, 32)}, "output_upscaling.1.weight: is .12, 4, 8, 8."),  # as many cells
-        ({"window": (8, 32, 32)}, r"position_embeddings: is \(1, 32, 48\) .* \(1, 64, 48\) here"),
-        ({"stride": (2, 8, 8), "window": (8, 32, 32)}, "does not fit this network .window .8, 32"),
+        (
+            {"patch_size": (8, 16, 32)},
+            "output_upscaling.1.weight: is .12, 4, 8, 8.",
+        ),  # as many cells
+        (
+            {"patch_size": (8, 32, 32)},
+            r"position_embeddings: is \(1, 32, 48\) .* \(1, 64, 48\) here",
+        ),
+        (
+            {"stride": (2, 8, 8), "patch_size": (8, 32, 32)},
+            "does not fit this network .patch .8, 32",
+        ),
         ({"stride": (4, 8, 8)}, "is .48, 128. in the file, .48, 256. here"),
         ({"stride": (4, 8, 5)}, "no multiple of stride"),
         ({"heads": 7}, "48 channels cannot be split into 7 heads of the image encoder"),

@@ -35,7 +35,7 @@ def in_each_of_two(rank: int, port: int, folder: str) -> None:
     answer = used(inputs).square().mean()
     if rank == 1:  # a part of the network that one process alone has used
         answer = answer + here(torch.ones(1, 1)).sum()
-    part, seen["mean"] = distributed.share_of_loss(answer, len(inputs))
+    part, seen["mean"] = distributed.loss_share(answer, len(inputs))
     part.backward()
     distributed.sum_gradients(nn.ModuleList([used, here, nowhere, frozen]))
     seen["gradient"] = used.weight.grad[0].tolist()
@@ -44,14 +44,14 @@ def in_each_of_two(rank: int, port: int, folder: str) -> None:
 
     seen["agreed"] = distributed.agree(10.0 + rank, rank == 1)
     seen["no stop"] = distributed.agree(0.5, False)
-    seen["from first"] = distributed.from_first(lambda: {"rank": rank})
+    seen["from first"] = distributed.run_on_rank_zero(lambda: {"rank": rank})
     network = nn.Linear(3, 2)
     nn.init.constant_(network.weight, rank)
-    distributed.start_alike(network, 7)
+    distributed.broadcast_weights(network, 7)
     seen["weights"] = network.weight.unique().tolist()
     with pytest.raises(ValueError, match=r"first one's is of step 0, this one's of step \d"):
-        distributed.start_alike(network, rank)
+        distributed.broadcast_weights(network, rank)
     if rank == 1:
         with pytest.raises(RuntimeError, match="the process of rank 1 lost the others"):
-            distributed.from_first(lambda: None)
+            distributed.run_on_rank_zero(lambda: None)
     torch.save(seen, f"{folder}/{rank}.pt")

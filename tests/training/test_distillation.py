@@ -100,7 +100,7 @@ def test_only_the_student_changes():
     teacher = Teacher([untrained()], "model")
     before = {name: value.clone() for name, value in teacher.networks.state_dict().items()}
     run = student(teacher, ema=0.9)
-    loss = run.loss_of(batch())
+    loss = run.compute_loss(batch())
     loss.backward()
     assert all(p.grad is None and not p.requires_grad for p in teacher.networks.parameters())
     assert all(p.grad is not None for p in run.network.image_encoder.parameters())
@@ -113,11 +113,11 @@ def test_only_the_student_changes():
 
 @pytest.mark.parametrize("weight", [0.5, 2.0])
 def test_the_term_is_added_with_its_weight(weight):
-    plain = student(None).loss_of(batch())
+    plain = student(None).compute_loss(batch())
     teacher = Teacher([untrained()], "model")
     logits, _ = student(None).network(batch().image, batch().prompts)
     term = distillation_loss(logits, teacher.probabilities(batch(), 3.0), 3.0)
-    taught = student(teacher, teacher_weight=weight, teacher_temperature=3.0).loss_of(batch())
+    taught = student(teacher, teacher_weight=weight, teacher_temperature=3.0).compute_loss(batch())
     assert float(term.detach()) > 0
     torch.testing.assert_close(taught, plain + weight * term)
 
@@ -133,7 +133,7 @@ def test_a_student_of_a_good_teacher_learns_faster_where_labels_are_wrong():
             if seed % 2:
                 moved = torch.roll(seen.segmentation, (0, 3, 5), (1, 2, 3))
                 seen = dataclasses.replace(seen, segmentation=moved)
-            run.descend(run.loss_of(seen), 1e-3)
+            run.optimizer_step(run.compute_loss(seen), 1e-3)
         seen = batch(99)
         with torch.no_grad():
             logits, _ = run.network(seen.image, seen.prompts)
@@ -144,7 +144,10 @@ def test_a_student_of_a_good_teacher_learns_faster_where_labels_are_wrong():
 @pytest.mark.parametrize("settings", [{"precision": "bf16"}, {"precision": "fp16", "ema": 0.9}])
 def test_a_lower_precision_changes_the_loss_a_little(settings):
     teacher = Teacher([untrained()], "model")
-    full, low = student(teacher).loss_of(batch()), student(teacher, **settings).loss_of(batch())
+    full, low = (
+        student(teacher).compute_loss(batch()),
+        student(teacher, **settings).compute_loss(batch()),
+    )
     assert low.dtype == torch.float32
     torch.testing.assert_close(low, full, rtol=0.02, atol=0)
 
@@ -225,7 +228,7 @@ def test_validation_cases_that_the_teacher_did_not_hold_back_are_warned_of(tmp_p
     teacher_of(model, validation_cases=["a", "c"])
     assert not caplog.records
     teacher_of(model, validation_cases=["a", "b"])
-    assert "held back other cases: it may have been trained on the validation cases 'b', whose" in (
+    assert "held out other cases: it may have been trained on the validation cases 'b', whose" in (
         caplog.text
     )
 
@@ -263,13 +266,13 @@ def test_size_stride_batch_and_prompts_of_a_teacher_may_differ():
         ),
         ({"labels": {"liver": 1, "spleen": 2, "lesion": 3}}, r"'lesion', 3.* there, .*'lesion', 5"),
         ({"labels": {"spleen": 2, "liver": 1, "lesion": 5}}, r"labels \[\('spleen', 2\)"),
-        ({"window": (8, 12, 12)}, r"window \(8, 12, 12\) there, \(8, 12, 16\) here"),
+        ({"patch_size": (8, 12, 12)}, r"patch \(8, 12, 12\) there, \(8, 12, 16\) here"),
         ({"spacing": (2.5, 1.0, 1.0)}, r"spacing \(2.5, 1.0, 1.0\) there, \(2.5, 1.0, 0.75\) here"),
         ({"channel_names": ("MRI",)}, r"channel_names \('MRI',\) there, \('CT',\) here"),
         ({"modalities": ("PET",)}, r"modalities \('PET',\) there"),
         ({"normalizations": ()}, r"normalizations \(\) there, \(Normalization\("),
         ({"preset": "segvol"}, "preset segvol there, none here"),
-        ({"window": (8, 12, 12), "preset": "segvol"}, "preset segvol .*; window .*12, 12"),
+        ({"patch_size": (8, 12, 12), "preset": "segvol"}, "preset segvol .*; patch .*12, 12"),
     ],
 )
 def test_a_teacher_of_other_plans_is_refused_with_what_differs(changes, message):

@@ -52,11 +52,11 @@ def start(preprocessed, results, *command, flags=(*FLAGS, *LENGTH)):
 def test_two_processes_have_the_losses_of_one_also_when_they_are_stopped(planned, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir(), two.mkdir()
-    process = start(planned.preprocessed, one, "-m", "promptseg.train")
+    process = start(planned.preprocessed, one, "-m", "promptseg", "train")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
 
-    process = start(planned.preprocessed, two, "-m", "promptseg.train", "-num_gpus", "2")
+    process = start(planned.preprocessed, two, "-m", "promptseg", "train", "-num_gpus", "2")
     wait_for(lambda: (two / FOLD / "checkpoint_latest.pth").is_file(), process)
     process.send_signal(signal.SIGTERM)  # to the launcher alone, as a cluster does
     _, errors = process.communicate(timeout=300)
@@ -65,7 +65,7 @@ def test_two_processes_have_the_losses_of_one_also_when_they_are_stopped(planned
     assert 5 <= load_checkpoint(two / FOLD / "checkpoint_latest.pth")["step"] < STEPS
 
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    process = start(planned.preprocessed, two, *launcher, "-m", "promptseg.train", "--c")
+    process = start(planned.preprocessed, two, *launcher, "-m", "promptseg", "train", "--c")
     printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert printed.count("trained: ") == 1  # the first process alone speaks
@@ -126,14 +126,14 @@ def test_shares_of_a_batch_are_the_batch(planned):
 def test_one_process_is_the_first_and_takes_everything():
     loss, network = torch.tensor(3.0, requires_grad=True), nn.Linear(1, 1)
     assert distributed.join("cuda:1") == "cuda:1"
-    assert distributed.is_first() and distributed.process_count() == 1
+    assert distributed.is_rank_zero() and distributed.process_count() == 1
     assert list(distributed.own_images(3)) == [0, 1, 2]
-    part, value = distributed.share_of_loss(loss, 4)
+    part, value = distributed.loss_share(loss, 4)
     assert part is loss and value == 3.0
     assert distributed.agree(2.5, True) == (2.5, True)
-    assert distributed.from_first(lambda: "made") == "made"
+    assert distributed.run_on_rank_zero(lambda: "made") == "made"
     distributed.sum_gradients(network)
-    distributed.start_alike(network, 3)
+    distributed.broadcast_weights(network, 3)
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_a_checkpoint_of_before_these_settings_predicts_and_continues_without_th
         content = load_checkpoint(path)
         for name in ("unaveraged", "scaler"):
             del content[name]
-        for name in ("ema", "early_stopping", "precision", "rare_label_share"):
+        for name in ("ema", "early_stopping", "precision", "rare_label_fraction"):
             del content["settings"][name]
         torch.save({**content, "best": 0.25}, path)
 
@@ -147,7 +147,7 @@ def test_a_checkpoint_of_before_these_settings_predicts_and_continues_without_th
     assert_same_weights(networks[0].state_dict(), weights(fold))
     # it was trained in float32 on any device; on a GPU, nobody asking would mean bf16 now
     assert (settings.precision, settings.ema, settings.early_stopping) == ("fp32", 0.0, 0)
-    assert settings.rare_label_share == 0
+    assert settings.rare_label_fraction == 0
     again = trainer(planned, fold, extend={"epochs": 2})
     assert again.run() and again.progress.step == 4 and again.learner.average is None
 

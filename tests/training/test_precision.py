@@ -32,7 +32,7 @@ def test_gradients_are_clipped_at_their_own_size_and_not_at_the_scaled_one(preci
         mixed = MixedPrecision(precision, "cpu")
         with mixed.autocast():
             answer = network(torch.tensor([[0.75, 1.0]]))
-        mixed.descend(answer.float().sum() / 2, optimizer, network, clip)
+        mixed.optimizer_step(answer.float().sum() / 2, optimizer, network, clip)
         torch.testing.assert_close(network.weight.detach()[0], torch.tensor(expected))
 
 
@@ -45,6 +45,6 @@ def test_fp16_leaves_out_a_step_whose_gradients_overflow_and_lowers_the_scale():
     # 60000 is finite in float16; times the scale, 65536, the gradient is not
     with mixed.autocast():
         answer = network(torch.tensor([[60000.0]]))
-    mixed.descend(answer.float().sum(), optimizer, network, 1.0)
+    mixed.optimizer_step(answer.float().sum(), optimizer, network, 1.0)
     assert torch.equal(network.weight, before)
     assert mixed.scaler.get_scale() == scale / 2

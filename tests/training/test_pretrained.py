@@ -23,7 +23,7 @@ from tests.small_plans import small_plans
 
 TINY = {"hidden": 192, "layers": 6, "mlp": 768}  # size `tiny`
 PLANS = small_plans(preset="segvol")
-SMALL = {"window": PLANS.window, "patch": PLANS.stride, **TINY}
+SMALL = {"patch_size": PLANS.patch_size, "patch": PLANS.stride, **TINY}
 
 
 def weights_of(network):
@@ -64,7 +64,7 @@ def test_segvols_weights_fill_a_network_of_the_preset(tmp_path, layout, caplog):
     [
         ({"layers": 5}, r"image_encoder.blocks.5.norm1.weight: not in the file"),
         ({"hidden": 96}, r"position_embeddings: is \(1, 48, 96\) in the file, \(1, 48, 192\) here"),
-        ({"window": (8, 12, 32)}, r"is \(1, 96, 192\) in the file"),
+        ({"patch_size": (8, 12, 32)}, r"is \(1, 96, 192\) in the file"),
         ({"decoder_mlp": 64}, "mlp.lin1.weight: is .64, 192. in the file, .2048, 192. here"),
     ],
 )
@@ -144,10 +144,10 @@ def test_label_vectors_of_our_checkpoints_follow_the_names(tmp_path, preset, tab
         assert torch.equal(network.state_dict()[name], old.state_dict()[name])
 
 
-def test_what_another_window_or_channel_count_changes_is_listed(tmp_path, caplog):
+def test_what_another_patch_or_channel_count_changes_is_listed(tmp_path, caplog):
     old_plans = small_plans()
     write_own(tmp_path / "checkpoint_best.pth", built(old_plans), old_plans)
-    plans = small_plans(window=(8, 16, 16), channel_names=("T1", "T2"))
+    plans = small_plans(patch_size=(8, 16, 16), channel_names=("T1", "T2"))
     with caplog.at_level(logging.INFO):
         report = load_pretrained(built(plans), plans, tmp_path / "checkpoint_best.pth")
     changed = {"image_encoder.positions", "image_encoder.stem.blocks.0.0.convolution.weight"}
@@ -214,7 +214,7 @@ def test_a_frozen_encoder_keeps_segvols_weights_and_a_resumed_run_knows(planned,
     source = planned.preprocessed / "Dataset007_Boxes"
     plans = load_plans(source / "PromptSegPlans.json")
     file = tmp_path / "w.pth"
-    write_segvol_checkpoint(file, window=plans.window, patch=plans.stride, **TINY, text=512)
+    write_segvol_checkpoint(file, patch_size=plans.patch_size, patch=plans.stride, **TINY, text=512)
     fold = tmp_path / "fold_0"
     with caplog.at_level(logging.INFO):
         run = trainer(planned, fold, pretrained_weights=str(file), freeze="encoder")

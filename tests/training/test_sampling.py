@@ -14,8 +14,8 @@ from promptseg.training.sampling import (
     Sample,
     TrainingSteps,
     carry_box,
-    cut_window,
-    draw_window_start,
+    cut_patch,
+    draw_patch_start,
     label_boxes,
     mirrored,
     training_queries,
@@ -29,35 +29,35 @@ LABELS = {"organ": 1, "lesion": 3}
 
 @given(
     shape=st.tuples(*[st.integers(1, 9)] * 3),
-    window=st.tuples(*[st.integers(1, 7)] * 3),
+    patch_size=st.tuples(*[st.integers(1, 7)] * 3),
     start=st.tuples(*[st.integers(-6, 8)] * 3),
 )
 @settings(max_examples=150, deadline=None)
-def test_a_cut_window_equals_slicing_a_volume_padded_on_all_sides(shape, window, start):
+def test_a_cut_patch_equals_slicing_a_volume_padded_on_all_sides(shape, patch_size, start):
     volume = np.arange(1, 1 + 2 * np.prod(shape)).reshape(2, *shape)
     padded = np.pad(volume, [(0, 0)] + [(20, 20)] * 3)
-    slices = tuple(slice(20 + s, 20 + s + w) for s, w in zip(start, window, strict=True))
+    slices = tuple(slice(20 + s, 20 + s + w) for s, w in zip(start, patch_size, strict=True))
 
-    cut = cut_window(volume, shape, np.array(start), window)
+    cut = cut_patch(volume, shape, np.array(start), patch_size)
 
     np.testing.assert_array_equal(cut, padded[(slice(None), *slices)])
 
 
 @given(
     shape=st.tuples(*[st.integers(1, 30)] * 3),
-    window=st.tuples(*[st.integers(2, 16)] * 3),
+    patch_size=st.tuples(*[st.integers(2, 16)] * 3),
     seed=st.integers(0, 99),
     share=st.tuples(*[st.floats(0, 0.99)] * 3),
 )
 @settings(max_examples=150, deadline=None)
-def test_a_drawn_window_holds_its_voxel_and_leaves_the_volume_only_when_larger(
-    shape, window, seed, share
+def test_a_drawn_patch_holds_its_voxel_and_leaves_the_volume_only_when_larger(
+    shape, patch_size, seed, share
 ):
     rng = np.random.default_rng(seed)
     voxel = [int(s * n) for s, n in zip(share, shape, strict=True)]
     for locations in (None, [voxel]):
-        start = draw_window_start(shape, window, locations, rng)
-        for axis, (n, w) in enumerate(zip(shape, window, strict=True)):
+        start = draw_patch_start(shape, patch_size, locations, rng)
+        for axis, (n, w) in enumerate(zip(shape, patch_size, strict=True)):
             low, high = min(0, n - w), max(0, n - w)
             assert low <= start[axis] <= high
             if locations is not None:
@@ -74,8 +74,8 @@ def test_a_box_is_carried_with_its_object():
     np.testing.assert_allclose(moved, [[31, 2.5, 0], [47, 3.5, 5]])
 
 
-def test_a_box_of_a_label_that_the_window_cuts_keeps_its_size():
-    # A label of z 38..98, of which the window of 40 shows 2 voxels, and 9 after a rotation.
+def test_a_box_of_a_label_that_the_patch_cuts_keeps_its_size():
+    # A label of z 38..98, of which the patch of 40 shows 2 voxels, and 9 after a rotation.
     before, after = np.array([[38, 9, 9], [40, 20, 20]]), np.array([[31, 9, 9], [40, 20, 20]])
     moved = carry_box(np.array([[38, 9, 9], [98, 20, 20]]), before, after)
     np.testing.assert_allclose(moved, [[31, 9, 9], [98, 20, 20]])
@@ -91,7 +91,7 @@ def test_a_carried_box_is_never_empty(numbers):
 
 
 def sample_with(organ: tuple | None, auto: dict | None = None) -> Sample:
-    """A window that shows the whole of an organ, or none of it."""
+    """A patch that shows the whole of an organ, or none of it."""
     segmentation = np.zeros((8, 10, 12), np.uint8)
     if organ:
         segmentation[organ] = 1
@@ -153,7 +153,7 @@ def test_automatic_boxes_are_used_at_their_share():
     sample = sample_with(np.s_[2:5, 3:7, 4:9], {"organ": auto})
     rng = np.random.default_rng(3)
     for share, expected in ((0.0, 0), (1.0, 100)):
-        chosen = TrainingSettings(auto_box_share=share, prompt_dropout=0.0)
+        chosen = TrainingSettings(auto_box_fraction=share, prompt_dropout=0.0)
         boxes = [
             training_queries(sample, 0, {"organ": 1}, chosen, rng)[1][0].box for _ in range(100)
         ]
@@ -174,16 +174,16 @@ def test_zoom_in_cuts_image_segmentation_and_boxes_alike(planned_case):
     sample = zoom_in(dataset, "case_1", plans, boxes, start)
 
     np.testing.assert_array_equal(
-        sample.segmentation, cut_window(segmentation, shape, start, plans.window)
+        sample.segmentation, cut_patch(segmentation, shape, start, plans.patch_size)
     )
-    expected = np.clip(tight - start, 0, plans.window)
+    expected = np.clip(tight - start, 0, plans.patch_size)
     np.testing.assert_allclose(sample.auto_boxes["label_1"], expected)
     np.testing.assert_array_equal(mask_box(sample.segmentation == 1), expected)
 
 
-def test_zoom_out_shows_the_whole_volume_in_one_window(planned_case):
+def test_zoom_out_shows_the_whole_volume_in_one_patch(planned_case):
     folder, plans, _ = planned_case
-    small = dataclasses.replace(plans, window=(8, 8, 8))
+    small = dataclasses.replace(plans, patch_size=(8, 8, 8))
     dataset = PreprocessedDataset(folder)
     segmentation = np.asarray(dataset.segmentation("case_0")[:])
     tight = mask_box(segmentation == 2)
@@ -243,7 +243,7 @@ def test_images_stay_in_range_and_labels_stay_labels_under_augmentation(planned_
         batch = steps[step]
         assert 0 <= batch.image.min() and batch.image.max() <= 255
         assert set(batch.segmentation.unique().tolist()) <= {0, 1, 2}
-        assert batch.image.shape[2:] == steps.plans.window
+        assert batch.image.shape[2:] == steps.plans.patch_size
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16])
@@ -260,9 +260,9 @@ def test_label_boxes_are_those_of_each_labels_mask(dtype):
     assert label_boxes(segmentation, {}) == {}
 
 
-def test_a_box_is_drawn_round_the_whole_label_and_clipped_to_the_window():
-    # Of a label of z 2..42 the window shows z 2..8: a box is off by up to 4 below, not by 0.6, and
-    # reaches the window's end.
+def test_a_box_is_drawn_round_the_whole_label_and_clipped_to_the_patch():
+    # Of a label of z 2..42 the patch shows z 2..8: a box is off by up to 4 below, not by 0.6, and
+    # reaches the patch's end.
     sample = sample_with(np.s_[2:8, 3:7, 4:9])
     sample.whole_boxes["organ"] = np.array([[2, 3, 4], [42, 7, 9.0]])
     rng = np.random.default_rng(4)
@@ -275,7 +275,7 @@ def test_a_box_is_drawn_round_the_whole_label_and_clipped_to_the_window():
     assert np.abs(boxes[:, :, 1] - [3, 7]).max() <= 0.4 + 1e-9
 
 
-def test_boxes_of_whole_labels_follow_the_window(planned_case):
+def test_boxes_of_whole_labels_follow_the_patch(planned_case):
     folder, plans, _ = planned_case
     dataset = PreprocessedDataset(folder)
     segmentation = np.asarray(dataset.segmentation("case_1")[:])
@@ -287,32 +287,32 @@ def test_boxes_of_whole_labels_follow_the_window(planned_case):
         expected = mask_box(segmentation == value) - start
         np.testing.assert_array_equal(sample.whole_boxes[name], expected)
 
-    small = dataclasses.replace(plans, window=(8, 8, 8))
+    small = dataclasses.replace(plans, patch_size=(8, 8, 8))
     whole = zoom_out(dataset, "case_1", small, {}).whole_boxes["label_2"]
     expected = mask_box(segmentation == 2) * (8 / np.array(segmentation.shape))
     np.testing.assert_allclose(whole, expected)
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_the_label_that_a_window_is_drawn_for_is_asked_for(planned_case, augment):
-    # One label is asked for in each window; the two stand in for many, of which some are small.
+def test_the_label_that_a_patch_is_drawn_for_is_asked_for(planned_case, augment):
+    # One label is asked for in each patch; the two stand in for many, of which some are small.
     folder, plans, auto_boxes = planned_case
     chosen = TrainingSettings(
-        labels_per_image=1, foreground_share=1.0, zoom_out_share=0.0, augment=augment
+        labels_per_image=1, foreground_fraction=1.0, zoom_out_fraction=0.0, augment=augment
     )
     dataset = PreprocessedDataset(folder)
     steps = TrainingSteps(folder, dataset.case_ids, plans, chosen, auto_boxes)
     asked = [int(value) for step in range(6) for value in steps[step].values.unique()]
     assert sorted(set(asked)) == sorted(plans.labels.values())
 
-    sought = []
+    scheduled = []
     steps._sought = lambda case_id, number, rng: (
         case_id,
-        sought.append([1, 2][number % 2]) or sought[-1],
+        scheduled.append([1, 2][number % 2]) or scheduled[-1],
     )
     for step in range(8):
         batch = steps[step]
-        for image, wanted in enumerate(sought[-2:]):
+        for image, wanted in enumerate(scheduled[-2:]):
             if (batch.segmentation[image] == wanted).any():
                 assert set(batch.values[batch.prompts.image_index == image].tolist()) == {wanted}
 
@@ -359,7 +359,7 @@ def test_a_mirrored_sample_is_mirrored_in_all_its_parts():
 def test_training_mirrors_along_the_axes_that_it_was_told(planned_case):
     # Without anything else drawn at random, a batch's images are those of the volumes or mirrored.
     folder, plans, auto_boxes = planned_case
-    chosen = TrainingSettings(mirror_axes=(1,), foreground_share=0.0, zoom_out_share=0.0)
+    chosen = TrainingSettings(mirror_axes=(1,), foreground_fraction=0.0, zoom_out_fraction=0.0)
     dataset = PreprocessedDataset(folder)
     steps = TrainingSteps(folder, dataset.case_ids, plans, chosen, auto_boxes)
     steps.transform = lambda data, seg: {"data": data, "seg": seg}
@@ -389,18 +389,18 @@ def steps_with(planned_case, tmp_path):
             properties["labels"] = {str(value): properties["labels"]["2"] for value in values}
             write_json(path, properties)
         chosen = TrainingSettings(
-            foreground_share=1.0, zoom_out_share=0.0, augment=False, **changes
+            foreground_fraction=1.0, zoom_out_fraction=0.0, augment=False, **changes
         )
         return TrainingSteps(tmp_path / "cases", list(labels), plans, chosen, {})
 
     return make
 
 
-def test_labels_have_their_turns_in_windows_of_cases_that_have_them(steps_with):
+def test_labels_have_their_turns_in_patches_of_cases_that_have_them(steps_with):
     cases = {"case_0": [1, 2, 3, 4], "case_1": [1, 3], "case_2": []}
 
     def drawn(share):
-        steps = steps_with(cases, rare_label_share=share)
+        steps = steps_with(cases, rare_label_fraction=share)
         samples = [steps._sample(n, np.random.default_rng(n)) for n in range(600)]
         for sample, value in samples:
             assert value is None or f"label_{value}" in sample.whole_boxes
@@ -417,10 +417,10 @@ def test_labels_have_their_turns_in_windows_of_cases_that_have_them(steps_with):
 
 def test_a_rare_label_is_looked_for_where_it_is(steps_with):
     cases = {f"case_{i}": [1, 2] if i == 3 else [1] for i in range(6)}
-    steps = steps_with(cases, rare_label_share=0.25)
-    sought = [steps._sample(n, np.random.default_rng(n))[1] for n in range(600)]
+    steps = steps_with(cases, rare_label_fraction=0.25)
+    scheduled = [steps._sample(n, np.random.default_rng(n))[1] for n in range(600)]
     # labels 2 to 4 have three of four turns; of label 2's, case_3 has a sixth, and a quarter of
     # the others gives way; a turn of 3 or 4 in case_3 is one of its two labels'
     expected = 0.25 * (1 / 6 + 5 / 6 / 4) + 0.5 / 6 / 2
-    assert sought.count(2) / 600 == pytest.approx(expected, abs=0.05)
-    assert sought.count(1) / 600 == pytest.approx(1 - expected, abs=0.05)
+    assert scheduled.count(2) / 600 == pytest.approx(expected, abs=0.05)
+    assert scheduled.count(1) / 600 == pytest.approx(1 - expected, abs=0.05)

@@ -38,7 +38,7 @@ def batch(seed=0) -> Batch:
 
 def take_steps(run: Learner, seeds) -> None:
     for seed in seeds:
-        run.descend(run.loss_of(batch(seed)), 1e-3)
+        run.optimizer_step(run.compute_loss(batch(seed)), 1e-3)
 
 
 def assert_equal_states(one, other):
@@ -109,7 +109,7 @@ def test_a_checkpoint_from_before_there_were_averages_is_taken_up():
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_lower_precision_changes_the_loss_a_little_and_its_type_not(precision):
-    full, low = learner().loss_of(batch()), learner(precision=precision).loss_of(batch())
+    full, low = learner().compute_loss(batch()), learner(precision=precision).compute_loss(batch())
     assert low.dtype == torch.float32
     assert low != full
     torch.testing.assert_close(low, full, rtol=0.02, atol=0)
@@ -136,9 +136,9 @@ def test_a_compiled_network_takes_the_same_steps(monkeypatch):
 def test_gradients_that_are_not_finite_change_no_weights():
     run = learner()
     before = {name: value.clone() for name, value in run.network.state_dict().items()}
-    loss = run.loss_of(batch())
+    loss = run.compute_loss(batch())
     with pytest.raises(FloatingPointError, match="the norm of the gradients is (nan|inf)"):
-        run.descend(loss * (loss - loss.detach()).sqrt(), 1e-3)  # 0, with an infinite slope
+        run.optimizer_step(loss * (loss - loss.detach()).sqrt(), 1e-3)  # 0, with an infinite slope
     for name, value in run.network.state_dict().items():
         assert torch.equal(value, before[name]), name
 

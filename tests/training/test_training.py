@@ -219,13 +219,13 @@ def test_a_validation_with_failures_is_made_again_and_one_without_is_kept(
 
 def test_validation_uses_boxes_of_fits_that_did_not_see_the_case(planned, uninterrupted):
     folder = planned.preprocessed / "Dataset007_Boxes"
-    held_back = read_json(folder / "PromptSegPlans_auto_prompt_boxes.json")
+    held_out = read_json(folder / "PromptSegPlans_auto_prompt_boxes.json")
     validation = uninterrupted / "validation"
     used = read_json(validation / "prompts_used.json")["cases"]
     assert len(used) == 2
     for case_id, labels in used.items():
         for label, prompts in labels.items():
-            assert prompts["boxes"] == held_back[case_id].get(label, [])
+            assert prompts["boxes"] == held_out[case_id].get(label, [])
     summary = read_json(validation / "summary.json")
     assert summary["missing"] == [] and len(summary["metric_per_case"]) == 2
 
@@ -296,7 +296,7 @@ def test_a_checkpoint_of_other_plans_is_not_continued(planned, tmp_path):
     model = train(7, folders, fold="all", processes=0, **{**SHORT, "epochs": 1})
     path = model / "fold_all" / "checkpoint_latest.pth"
     content = load_checkpoint(path)
-    content["plans"]["window"] = [8, 8, 8]
+    content["plans"]["patch_size"] = [8, 8, 8]
     torch.save(content, path)
     with pytest.raises(ValueError, match="was trained with other plans"):
         train(7, folders, fold="all", processes=0, resume=True)
@@ -394,19 +394,17 @@ def test_a_killed_sample_worker_is_explained(planned, tmp_path, monkeypatch):
 
 def test_training_that_comes_apart_says_so_also_in_the_log(planned, tmp_path, monkeypatch, capsys):
     folders = folders_for(planned, tmp_path)
-    loss_of = Learner.loss_of
+    compute_loss = Learner.compute_loss
 
     def apart(learner, batch):
-        loss = loss_of(learner, batch)
+        loss = compute_loss(learner, batch)
         apart.steps += 1
         return loss * (float("nan") if apart.steps > 2 else 1)
 
     apart.steps = 0
-    monkeypatch.setattr(Learner, "loss_of", apart)
+    monkeypatch.setattr(Learner, "compute_loss", apart)
     assert main([*in_one_step(folders), "-f", "all", "--epochs", "4"]) == 1
-    said = (
-        "error: training came apart at step 2: the loss is nan; start again with a lower learning "
-    )
+    said = "error: training diverged at step 2: the loss is nan; start again with a lower learning "
     assert said in capsys.readouterr().err
     (fold,) = folders.results.glob("*/*/fold_all")
     assert said in (fold / "training_log.txt").read_text()

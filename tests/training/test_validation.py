@@ -1,4 +1,4 @@
-"""What the fixed windows measure, with a network whose answers are known."""
+"""What the fixed patches measure, with a network whose answers are known."""
 
 import dataclasses
 
@@ -10,11 +10,11 @@ from torch import nn
 from promptseg.boxes import mask_box
 from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.training.losses import PromptLoss
-from promptseg.training.validation import WAYS, validate, validation_windows
+from promptseg.training.validation import WAYS, validate, validation_patches
 
 
 class FillsItsBox(nn.Module):
-    """Answers with the voxels whose centres are in the box; without one, with the whole window."""
+    """Answers with the voxels whose centres are in the box; without one, with the whole patch."""
 
     def encode(self, image):
         return image
@@ -34,7 +34,7 @@ def dice(one, other):
 
 @pytest.fixture
 def small(planned_case):
-    """The dataset and its plans with a window that labels reach beyond, and the labels' boxes."""
+    """The dataset and its plans with a patch that labels reach beyond, and the labels' boxes."""
     folder, plans, _ = planned_case
     dataset = PreprocessedDataset(folder)
     boxes = {
@@ -44,35 +44,35 @@ def small(planned_case):
         }
         for case_id in dataset.case_ids
     }
-    return dataset, dataclasses.replace(plans, window=(6, 10, 8)), boxes
+    return dataset, dataclasses.replace(plans, patch_size=(6, 10, 8)), boxes
 
 
 def measured(small, auto_boxes):
     dataset, plans, _ = small
-    windows = validation_windows(dataset.folder, dataset.case_ids, plans, auto_boxes, seed=0)
-    row = validate(FillsItsBox(), windows, PromptLoss(1, 1, 0.1, 2), "cpu")
-    return windows, {way: row[f"val_dice_{way}"] for way in WAYS}
+    patches = validation_patches(dataset.folder, dataset.case_ids, plans, auto_boxes, seed=0)
+    row = validate(FillsItsBox(), patches, PromptLoss(1, 1, 0.1, 2), "cpu")
+    return patches, {way: row[f"val_dice_{way}"] for way in WAYS}
 
 
-def shown(windows):
-    """Each window's masks of the labels that it shows, one for each query by name."""
-    for window in windows:
-        for target, way in zip(window.batch.targets().numpy(), window.ways, strict=True):
+def shown(patches):
+    """Each patch's masks of the labels that it shows, one for each query by name."""
+    for patch_size in patches:
+        for target, way in zip(patch_size.batch.targets().numpy(), patch_size.ways, strict=True):
             if way == "label":
                 yield target
 
 
 def test_automatic_boxes_are_asked_with(small):
     dataset, plans, boxes = small
-    windows, measures = measured(small, boxes)
-    masks = list(shown(windows))
-    assert len(windows) == 6 and len(masks) >= 6
-    everything = np.ones(plans.window, bool)
+    patches, measures = measured(small, boxes)
+    masks = list(shown(patches))
+    assert len(patches) == 6 and len(masks) >= 6
+    everything = np.ones(plans.patch_size, bool)
     assert measures["label"] == pytest.approx(np.mean([dice(m, everything) for m in masks]))
     # the labels are boxes, so that the clipped box of the whole label is the mask
     assert measures["auto"] == pytest.approx(1)
     assert measures["label"] < measures["box"] < 1
-    assert all(window.missed == 0 for window in windows)
+    assert all(patch_size.missed == 0 for patch_size in patches)
 
 
 def test_without_an_automatic_box_the_name_is_asked_with(small):
@@ -87,12 +87,12 @@ def test_a_label_that_its_automatic_box_misses_counts_as_not_found(small):
     _, _, boxes = small
     elsewhere = [[[400, 0, 0], [410, 9, 9]]]
     one_label = {case_id: {**of, "label_2": elsewhere} for case_id, of in boxes.items()}
-    windows, measures = measured(small, one_label)
-    missed, all_labels = sum(window.missed for window in windows), len(list(shown(windows)))
+    patches, measures = measured(small, one_label)
+    missed, all_labels = sum(patch_size.missed for patch_size in patches), len(list(shown(patches)))
     assert 0 < missed < all_labels
     assert measures["auto"] == pytest.approx(1 - missed / all_labels)
     # of several boxes the first alone is looked at: the label may be in another
     two = {case_id: {**of, "label_2": 2 * elsewhere} for case_id, of in boxes.items()}
-    windows, measures = measured(small, two)
-    assert sum(window.missed for window in windows) == 0
+    patches, measures = measured(small, two)
+    assert sum(patch_size.missed for patch_size in patches) == 0
     assert measures["auto"] == pytest.approx(1)

@@ -71,7 +71,7 @@ class CaseSteps:
         return predictor.predict_prompts(prompts, labels=read.labels), read.geometry
 
     def write(self, case: RawCase, segmented: tuple[Prediction, Geometry]) -> dict[str, Any]:
-        """Write all files of a case, each in one step; returns its entry of the report."""
+        """Write all files of a case, each atomically; returns its entry of the report."""
         prediction, geometry = segmented
         file = target(case, self.output)
         if prediction.probabilities is not None:  # first: a segmentation says that a case is done

@@ -214,7 +214,7 @@ def _predict(
     return content
 
 
-KEPT_ENCODINGS = 4  # of windows; an image is asked once, and then mostly window after window
+KEPT_ENCODINGS = 4  # of patches; an image is asked once, and then mostly patch after patch
 
 
 def predict_files(
@@ -236,7 +236,7 @@ def predict_files(
     writers: int = 1,
     dask: str | None = None,
     imports: Sequence[str] = (),
-    jitters: int = 2,
+    n_perturbations: int = 2,
     save_probabilities: bool = False,
     review_list: Path | str | None = None,
 ) -> dict[str, Any]:
@@ -266,7 +266,7 @@ def predict_files(
         dask: address of a Dask scheduler, `tcp://HOST:PORT`; its workers do the cases, each with
             a model of its own, and see the same folders. `readers` and `writers` do not count.
         imports: modules that register the user's own classes, for those workers to import.
-        jitters: moved copies of each prompt whose answers are compared, see `Predictor`.
+        n_perturbations: moved copies of each prompt whose answers are compared, see `Predictor`.
         save_probabilities: write `probabilities/CASE.npz` too, see `read_probabilities`.
         review_list: CSV to write, all cases, those that a person should look at first.
 
@@ -299,7 +299,7 @@ def predict_files(
         "step_size": step_size,
         "tta": tta,
         "most_encodings": KEPT_ENCODINGS,
-        "jitters": jitters,
+        "n_perturbations": n_perturbations,
         "keep_probabilities": save_probabilities,
     }
     with connect(dask) if dask else nullcontext() as client:

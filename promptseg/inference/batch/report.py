@@ -14,7 +14,12 @@ from promptseg.prompts.types import write_prompts_file
 SECONDS_BETWEEN_WRITING = 10.0
 STATUSES = ("done", "kept", "failed")
 _PROMPT_FIELDS = ("boxes", "points", "point_labels", "source", "score", "reason")
-_RESULT_FIELDS = {*_PROMPT_FIELDS, "predicted_iou", "agreement", "flags"}  # that are read again
+_RESULT_FIELDS = {
+    *_PROMPT_FIELDS,
+    "predicted_iou",
+    "prompt_consistency",
+    "flags",
+}  # that are read again
 
 
 class Report:
@@ -120,10 +125,10 @@ COLUMNS = ("case", "quality", "label", "reasons")
 def review_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a case, worst first.
 
-    A case is as good as its worst label, and a label as its predicted IoU or its agreement,
-    whichever is lower; a label with a reason code comes before every label without. Cases that
-    failed come first of all; those of which nothing is known (kept from an earlier run without
-    a report, or asked for no label) are left out.
+    A case is as good as its worst label, and a label as its predicted IoU or its prompt
+    consistency, whichever is lower; a label with a reason code comes before every label
+    without. Cases that failed come first of all; those of which nothing is known (kept from an
+    earlier run without a report, or asked for no label) are left out.
 
     Args:
         report: of `predict_files`.
@@ -146,7 +151,7 @@ def review_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def write_review_list(path: Path, report: Mapping[str, Any]) -> None:
-    """Write `review_rows` as CSV, in one step."""
+    """Write `review_rows` as CSV, atomically."""
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
@@ -156,6 +161,8 @@ def write_review_list(path: Path, report: Mapping[str, Any]) -> None:
 
 
 def _quality(result: Mapping[str, Any]) -> float:
-    """The lower of predicted IoU and agreement; 0 when the network was not asked."""
-    known = [result[name] for name in ("predicted_iou", "agreement") if result[name] is not None]
+    """The lower of predicted IoU and prompt_consistency; 0 when the network was not asked."""
+    known = [
+        result[name] for name in ("predicted_iou", "prompt_consistency") if result[name] is not None
+    ]
     return min(known, default=0.0)

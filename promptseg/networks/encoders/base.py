@@ -37,7 +37,7 @@ class ImageEmbedding:
 
 
 class ImageEncoder(nn.Module, ABC):
-    """An image encoder built for a window and a stride; other windows work if they divide.
+    """An image encoder built for a patch and a stride; other patches work if they divide.
 
     Attributes:
         channels: of the embedding.
@@ -49,7 +49,7 @@ class ImageEncoder(nn.Module, ABC):
 
     @abstractmethod
     def __init__(
-        self, *, channels_in: int, window: Sequence[int], stride: Sequence[int], size: str
+        self, *, channels_in: int, patch_size: Sequence[int], stride: Sequence[int], size: str
     ) -> None:
         super().__init__()
 

@@ -46,7 +46,7 @@ STAGES = [
 
 
 class SqueezeExcitation(nn.Module):
-    """Channels weighted by what the whole window holds of them; the map itself stays a map."""
+    """Channels weighted by what the whole patch holds of them; the map itself stays a map."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ class StagedEncoder(ImageEncoder):
     So an encoder keeps its published stages whatever stride the plans ask for: with stride
     (8, 8, 8) five stages run at strides 2, 4, 8, 8 and 8, with (32, 32, 32) at 2, 4, 8, 16 and
     32; beyond that the last stage is repeated. Each resolution's last map is a feature, and the
-    coarsest, projected to `embedding_channels`, the embedding. No map is pooled over the window;
+    coarsest, projected to `embedding_channels`, the embedding. No map is pooled over the patch;
     blocks may scale by its means.
 
     Subclasses say what a stage is and how it is built.
@@ -27,9 +27,9 @@ class StagedEncoder(ImageEncoder):
     embedding_channels = 256
 
     def __init__(
-        self, *, channels_in: int, window: Sequence[int], stride: Sequence[int], size: str
+        self, *, channels_in: int, patch_size: Sequence[int], stride: Sequence[int], size: str
     ) -> None:
-        super().__init__(channels_in=channels_in, window=window, stride=stride, size=size)
+        super().__init__(channels_in=channels_in, patch_size=patch_size, stride=stride, size=size)
         ladder = stride_ladder(stride)
         self.stem = ConvStem(channels_in, [self.stem_channels], ladder[:1])
         self.levels = nn.ModuleList()

@@ -72,15 +72,15 @@ class ViT(ImageEncoder):
     """
 
     def __init__(
-        self, *, channels_in: int, window: Sequence[int], stride: Sequence[int], size: str
+        self, *, channels_in: int, patch_size: Sequence[int], stride: Sequence[int], size: str
     ) -> None:
-        super().__init__(channels_in=channels_in, window=window, stride=stride, size=size)
+        super().__init__(channels_in=channels_in, patch_size=patch_size, stride=stride, size=size)
         widths = self.widths(size)
         ladder = stride_ladder(stride)
         stem_channels = [
             min(widths.stem_channels * 2**level, widths.channels) for level in range(len(ladder))
         ]
-        grid = [w // s for w, s in zip(window, stride, strict=True)]
+        grid = [w // s for w, s in zip(patch_size, stride, strict=True)]
         self.channels = widths.channels
         self.feature_channels = tuple(stem_channels[:-1])
         self.stem = ConvStem(channels_in, stem_channels, ladder)

@@ -19,7 +19,7 @@ SIGMA = 1.0  # view voxels
 JITTER = (1.0, 0.6)  # of the atlas's error: how far off the boxes are that each step learns on
 ROWS = 1200  # boxes to learn from, at least 4 a case
 PENALTIES = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
-MOST_MOVED = 0.5  # of the side, in one step
+MOST_MOVED = 0.5  # of the side, atomically
 
 
 @AUTO_PROMPTERS.register("regression")

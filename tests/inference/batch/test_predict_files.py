@@ -377,7 +377,7 @@ def test_a_folder_is_predicted_with_networks_that_are_loaded_already(
 ):
     options = {"auto_prompt": "intensity", "parts": 2, "part": 0}
     expected = predict_files(model_folder, images, tmp_path / "out", **options)
-    loaded = Predictor.from_model_folder(model_folder, jitters=2)
+    loaded = Predictor.from_model_folder(model_folder, n_perturbations=2)
     found = predict_folder(loaded, images, str(tmp_path / "out"), **options)
     assert found == expected and list(found["cases"]) == ["a", "c"]
     with pytest.raises(ValueError, match="either --auto-prompt or --prompts, not both"):

@@ -29,7 +29,7 @@ def predict(folder, output, plans):
 
 
 def warnings_in(caplog) -> list[str]:
-    """The window in each warning that a window was assumed."""
+    """The patch in each warning that a patch was assumed."""
     messages = [record.getMessage() for record in caplog.records]
     found = [re.search(r"windowed to \[0, 255\] already.*do \((.*?)\)\.", m) for m in messages]
     return [match[1] for match in found if match]

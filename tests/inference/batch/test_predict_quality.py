@@ -51,7 +51,7 @@ def test_the_command_writes_report_review_list_and_probabilities(
 ):
     output, review = tmp_path / "out", tmp_path / "lists" / "review.csv"
     arguments = ["-m", model_zip, "-i", str(images), "-o", str(output), "--auto-prompt"]
-    arguments += ["--review-list", str(review), "--save_probabilities", "--jitters", "2"]
+    arguments += ["--review-list", str(review), "--save_probabilities", "--n_perturbations", "2"]
     with caplog.at_level(logging.INFO, "promptseg"):
         assert predict.main(arguments) == 1  # one file is broken
 
@@ -68,7 +68,7 @@ def test_the_command_writes_report_review_list_and_probabilities(
         for result in labels.values():
             assert 0 <= result["predicted_iou"] <= 1
             has_prompt = bool(result["boxes"] or result["points"])
-            assert (result["agreement"] is not None) == has_prompt
+            assert (result["prompt_consistency"] is not None) == has_prompt
         assert "no_usable_strategy" in labels["liver"]["flags"]
         assert labels["spleen"]["source"] in ("coarse", "label name")
 
@@ -97,13 +97,13 @@ def test_probabilities_do_not_disturb_the_evaluation(model_zip, images, tmp_path
     output = tmp_path / "out"
     (images / "broken_0000.nii.gz").unlink()
     arguments = ["-m", model_zip, "-i", str(images), "-o", str(output), "--save_probabilities"]
-    assert predict.main([*arguments, "--jitters", "0"]) == 0
+    assert predict.main([*arguments, "--n_perturbations", "0"]) == 0
     for name in ("a", "b"):
         write_image(tmp_path / "truth" / f"{name}.nii.gz", blocks(SMALL)[1], GEOMETRY)
     assert evaluate.main(["-g", str(tmp_path / "truth"), "-p", str(output)]) == 0
     report = read_json(output / "predict_report.json")
     results = [r for entry in report["cases"].values() for r in entry["labels"].values()]
-    assert [result["agreement"] for result in results] == [None] * 6
+    assert [result["prompt_consistency"] for result in results] == [None] * 6
 
 
 def test_probabilities_of_an_earlier_run_do_not_stay_beside_new_segmentations(images, tmp_path):
@@ -119,8 +119,11 @@ def test_a_report_says_where_masks_hang_on_the_exact_prompt(images, tmp_path):
     plans = small_plans(auto_prompts={"liver": {"strategy": "intensity", "candidates": {}}})
     case = RawCase(case_id="a", images=(images / "a_0000.nii.gz",), label=None)
     report = predict_cases(
-        Predictor([TouchyNetwork()], plans, jitters=3), [case], tmp_path, auto_prompt="intensity"
+        Predictor([TouchyNetwork()], plans, n_perturbations=3),
+        [case],
+        tmp_path,
+        auto_prompt="intensity",
     )
     labels = report["cases"]["a"]["labels"]
-    assert labels["liver"]["voxels"] and labels["liver"]["agreement"] == 0
+    assert labels["liver"]["voxels"] and labels["liver"]["prompt_consistency"] == 0
     assert "disagreement" in labels["liver"]["flags"]

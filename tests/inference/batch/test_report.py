@@ -9,8 +9,12 @@ import pytest
 from promptseg.inference.batch.report import review_rows, write_review_list
 
 
-def label(predicted_iou, agreement=None, *flags):
-    return {"predicted_iou": predicted_iou, "agreement": agreement, "flags": list(flags)}
+def label(predicted_iou, prompt_consistency=None, *flags):
+    return {
+        "predicted_iou": predicted_iou,
+        "prompt_consistency": prompt_consistency,
+        "flags": list(flags),
+    }
 
 
 def done(**labels):
