@@ -27,6 +27,7 @@ from scipy import ndimage
 from promptseg.io.images import read_image
 from promptseg.preprocessing.normalize import ct_window, normalize
 from promptseg.prompts.automatic import auto_prompt
+from promptseg.tables import markdown_row, markdown_table
 
 SHAPES = ((50, 141, 142), (100, 283, 283), (200, 512, 512))
 METHODS: dict[str, Callable] = {
@@ -94,8 +95,8 @@ def main() -> None:
 
     cores = len(os.sched_getaffinity(0))
     print(f"{cores} cores, load {os.getloadavg()[0]:.1f}, {arguments.runs} runs each\n")
-    print("| voxels | method | median s | fastest s | CPU s | ns a voxel | ratio | peak / volume |")
-    print("|---|---|---|---|---|---|---|---|")
+    columns = ["voxels", "method", "median s", "fastest s", "CPU s", "ns per voxel", "ratio"]
+    print(markdown_table([*columns, "peak / volume"], []))
     for shape in SHAPES:
         image = ct_like(ct, shape)
         same = np.array_equal(METHODS["promptseg"](image), METHODS["SciPy"](image))
@@ -105,13 +106,19 @@ def main() -> None:
             np.save(volume := Path(folder) / "volume.npy", image)
             peaks = {name: peak_bytes(name, volume) / image.nbytes for name in METHODS}
         for name, median in medians.items():
-            print(
-                f"| {image.size / 1e6:.1f} M | {name} | {median:.2f} | {min(taken[name])[0]:.2f} "
-                f"| {statistics.median(p for _, p in taken[name]):.2f} "
-                f"| {1e9 * median / image.size:.0f} | {median / medians['promptseg']:.1f} "
-                f"| {peaks[name]:.2f} |"
-            )
-        print(f"| | box equal to SciPy's: {'yes' if same else 'NO'} | | | | | | |", flush=True)
+            row = [
+                f"{image.size / 1e6:.1f} M",
+                name,
+                f"{median:.2f}",
+                f"{min(taken[name])[0]:.2f}",
+                f"{statistics.median(p for _, p in taken[name]):.2f}",
+                f"{1e9 * median / image.size:.0f}",
+                f"{median / medians['promptseg']:.1f}",
+                f"{peaks[name]:.2f}",
+            ]
+            print(markdown_row(row))
+        verdict = f"box equal to SciPy's: {'yes' if same else 'NO'}"
+        print(markdown_row(["", verdict, *[""] * 6]), flush=True)
 
 
 if __name__ == "__main__":

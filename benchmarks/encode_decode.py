@@ -39,6 +39,7 @@ from promptseg.networks.encoders import ENCODERS
 from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
 from promptseg.networks.promptable import PromptableNetwork, build_network
 from promptseg.plans import Plans
+from promptseg.tables import markdown_row, markdown_table
 
 LABELS, BAR = 20, 3.0
 PATCHES = {  # patch and stride, zyx: the hippocampus plans, and a CT's
@@ -194,8 +195,8 @@ def main() -> int:
         f"{device}, {torch.get_num_threads()} threads on {len(os.sched_getaffinity(0))} cores, "
         f"load {os.getloadavg()[0]:.1f}, {args.runs} runs each, torch {torch.__version__}\n"
     )
-    titles = "patch | encoder | level | one label, s | 20 labels, s | ratio | patches encoded | bar"
-    print(f"| {titles} |\n|---|---|---|---|---|---|---|---|")
+    columns = ["patch", "encoder", "level", "one label, s", f"{LABELS} labels, s", "ratio"]
+    print(markdown_table([*columns, "patches encoded", "bar"], []))
     missed = 0
     for name, (patch_size, stride) in PATCHES.items():
         for encoder in args.encoders:
@@ -206,24 +207,22 @@ def main() -> int:
                     device, memory_format=torch.channels_last_3d
                 )
                 network.eval()
-                title = f"| {name} {'x'.join(map(str, patch_size))} | {encoder} {size}"
+                title = [f"{name} {'x'.join(map(str, patch_size))}", f"{encoder} {size}"]
                 levels = {
                     **network_levels(network, plans, args.runs, device),
                     **predictor_levels(network, plans, args.runs, device),
                 }
                 for level, measured in levels.items():
-                    missed += print_row(f"{title} | {level}", *measured, level != "image")
+                    missed += print_row([*title, level], *measured, level != "image")
     return int(missed > 0)
 
 
-def print_row(title: str, turns: Turns, encoded: int, patches: int, has_bar: bool) -> bool:
+def print_row(title: list[str], turns: Turns, encoded: int, patches: int, has_bar: bool) -> bool:
     """Print a row; whether it misses the bar."""
     missed = (has_bar and turns.ratio > BAR) or encoded != patches
-    print(
-        f"{title} | {turns.one:.4f} | {turns.many:.4f} | {turns.ratio:.2f} "
-        f"| {encoded} of {patches} | {'missed' if missed else 'met' if has_bar else ''} |",
-        flush=True,
-    )
+    times = [f"{turns.one:.4f}", f"{turns.many:.4f}", f"{turns.ratio:.2f}"]
+    verdict = "missed" if missed else "met" if has_bar else ""
+    print(markdown_row([*title, *times, f"{encoded} of {patches}", verdict]), flush=True)
     return missed
 
 

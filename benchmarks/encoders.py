@@ -23,11 +23,12 @@ from typing import Any
 
 from commands import Runner, Stopped, load_results
 from fold import Training, import_flags, plan_if_missing
-from train_tables import dice, table
+from train_tables import dice
 
 from promptseg.commands.parsing import seconds, share_cores
 from promptseg.files import read_json, write_json
 from promptseg.folders import Folders, find_dataset_folder, find_folders
+from promptseg.tables import markdown_table
 
 STEPS, WARM_UP = 10, 3  # of the measurement on a quiet machine
 
@@ -136,7 +137,7 @@ def report(results: dict[str, Any]) -> str:
         ]
         for name, r in sorted(done.items(), key=lambda item: -item[1]["validation_dice"])
     ]
-    lines = [f"{title}\n", table([*columns, "Dice", "gap to best", "Dice, predict"], rows)]
+    lines = [f"{title}\n", markdown_table([*columns, "Dice", "gap to best", "Dice, predict"], rows)]
     lines += [
         f"\n{name}: {_summary_line(r)}"
         for name, r in results["trainers"].items()

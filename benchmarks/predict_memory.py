@@ -27,6 +27,7 @@ import numpy as np
 from scipy import ndimage
 
 from promptseg.io.images import Geometry, read_image, write_image
+from promptseg.tables import markdown_table
 
 SHAPE = (400, 512, 512)
 KIDNEY_MM = np.array([110.0, 60.0, 60.0])
@@ -81,11 +82,11 @@ def main() -> None:
 
 
 def report(rows: dict[str, dict[str, float]]) -> None:
-    print(f"| what | {' | '.join(COLUMNS.values())} |")
-    print("|---" * (len(COLUMNS) + 1) + "|")
-    for name, row in rows.items():
-        numbers = [f"{row[k]:.0f}" if k == "peak" else f"{row[k]:.2f}" for k in COLUMNS]
-        print(f"| {name} | {' | '.join(numbers)} |")
+    cells = [
+        [name, *(f"{row[k]:.0f}" if k == "peak" else f"{row[k]:.2f}" for k in COLUMNS)]
+        for name, row in rows.items()
+    ]
+    print(markdown_table(["what", *COLUMNS.values()], cells))
     crop, whole = rows["crop, 1 label"], rows["whole .nii, 1 label"]
     places = rows["whole .nii, 20 labels in 20 places"]
     together = rows["crop, 20 labels in one place"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from promptseg.tables import markdown_table
+
 PROMPTS = ("automatic", "manual boxes", "names alone")
 
 
@@ -68,7 +70,7 @@ def training_table(results: dict[str, Any]) -> str:
         return ""
     columns = ["tool", "budget, s", "steps", "s a step", *(f"Dice, {name}" for name in labels)]
     columns += ["Dice", "Dice, boxes held out", "training, s", "training, CPU s"]
-    text = table([*columns, "prediction, s", "prediction, CPU s"], rows)
+    text = markdown_table([*columns, "prediction, s", "prediction, CPU s"], rows)
     if "nnunet" in results:
         text += (
             f"\n\nnnU-Net {results['nnunet']['version']}, 3d_fullres: its default trainer, but for "
@@ -97,7 +99,9 @@ def prompts_table(results: dict[str, Any]) -> str:
             ]
         )
     columns = ["tool", "budget, s", *PROMPTS, "automatic, boxes held out"]
-    return table([*columns, "automatic - manual", "held out - manual"], rows) if rows else ""
+    return (
+        markdown_table([*columns, "automatic - manual", "held out - manual"], rows) if rows else ""
+    )
 
 
 def pipeline_table(results: dict[str, Any]) -> str:
@@ -114,12 +118,7 @@ def pipeline_table(results: dict[str, Any]) -> str:
         for trainer, p in results.get("pipeline", {}).items()
     ]
     columns = ["trainer", "fixed batch, s a step", "real data, s a step", "ratio"]
-    return table([*columns, "making a batch, s", "workers"], rows) if rows else ""
-
-
-def table(columns: list[str], rows: list[list[Any]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    return markdown_table([*columns, "making a batch, s", "workers"], rows) if rows else ""
 
 
 def dice(value: float | None) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from promptseg.tables import aligned
+
 _WORST = 3
 
 
@@ -26,10 +28,9 @@ def format_table(summary: dict[str, Any]) -> str:
     ]
     undefined = sum(by_label["Dice"] for by_label in summary["undefined"].values())
     total = ["mean", *_columns(summary["foreground_mean"]), str(count), str(undefined)]
-    widths = [max(len(row[i]) for row in [header, *rows, total]) for i in range(len(header))]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    lines = [_line(header, widths), rule, *(_line(row, widths) for row in rows)]
-    lines += [rule, _line(total, widths)]
+    first, *middle, last = aligned([header, *rows, total])
+    rule = "-" * len(first)
+    lines = [first, rule, *middle, rule, last]
     if undefined:
         lines.append(
             f"no Dice: {undefined} times a label was in neither segmentation; left out of the means"
@@ -59,11 +60,6 @@ def _worst_cases(summary: dict[str, Any]) -> list[str]:
         if _is_number(row["metrics"][label]["Dice"])
     ]
     return [f"{case} {name} {value:.3f}" for value, case, name in sorted(scored)[:_WORST]]
-
-
-def _line(cells: list[str], widths: list[int]) -> str:
-    first, *rest = zip(cells, widths, strict=True)
-    return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)])
 
 
 def _number(value: float | None, form: str) -> str:

@@ -22,6 +22,7 @@ from promptseg.plans import Normalization
 from promptseg.prompts.auto_prompter import Proposal
 from promptseg.prompts.strategies import AUTO_PROMPTERS
 from promptseg.prompts.strategies.fitted import FittedPrompter
+from promptseg.tables import aligned
 
 if TYPE_CHECKING:
     from promptseg.io.dataset import RawCase
@@ -72,21 +73,24 @@ class AutoPromptFit:
         The column `cropped` is the box IoU of the same fits on the same cases cropped off-centre
         at random: where it is much lower, the box hangs on how the volumes are cropped.
         """
-        width = max([len(label) for label in self.labels] + [len("label")])
-        lines = [
-            f"{'label':<{width}}   {'automatic prompt':<18} {'box IoU':>14} {'cropped':>8} "
-            f"{'recall':>7} {'empty':>6} {'whole':>6} {'score rank':>11}"
+        titles = [
+            "label",
+            " ",
+            "automatic prompt",
+            "box IoU",
+            "cropped",
+            "recall",
+            "empty",
+            "whole",
         ]
+        rows, reasons = [[*titles, "score rank"]], []
         for label, entry in self.labels.items():
             for name, c in entry["candidates"].items():
-                mark = "*" if name == entry["strategy"] else " "
-                cropped, rank = _number(c["iou_off_centre"]), _number(c["score_correlation"])
-                lines.append(
-                    f"{label:<{width}} {mark} {name:<18} {c['iou_mean']:>5.3f} +- "
-                    f"{c['iou_std']:.3f} {cropped:>8} {c['recall_mean']:>7.2f} "
-                    f"{c['empty_fraction']:>6.0%} {c['whole_fraction']:>6.0%} {rank:>11}"
-                )
-            lines.append(f"{label:<{width}} -> {entry['strategy']}: {entry['reason']}")
+                rows.append([label, "*" if name == entry["strategy"] else "", name, *_figures(c)])
+            reasons.append((len(rows), f"{label} -> {entry['strategy']}: {entry['reason']}"))
+        lines = aligned(rows, left=(0, 1, 2))
+        for number, reason in reversed(reasons):
+            lines.insert(number, reason)
         return "\n".join(lines)
 
 
@@ -330,6 +334,18 @@ def _proposal(boxes: tuple[np.ndarray, ...]) -> Proposal:
         score=0.0,
         reason="ok" if boxes else "nothing_found",
     )
+
+
+def _figures(candidate: dict[str, Any]) -> list[str]:
+    """The cross-validated figures of a candidate, as the table shows them."""
+    return [
+        f"{candidate['iou_mean']:.3f} +- {candidate['iou_std']:.3f}",
+        _number(candidate["iou_off_centre"]),
+        f"{candidate['recall_mean']:.2f}",
+        f"{candidate['empty_fraction']:.0%}",
+        f"{candidate['whole_fraction']:.0%}",
+        _number(candidate["score_correlation"]),
+    ]
 
 
 def _number(value: float | None) -> str:

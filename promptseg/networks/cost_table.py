@@ -10,6 +10,7 @@ from promptseg.networks.cost import count_parameters, network_cost
 from promptseg.networks.encoders import ENCODERS
 from promptseg.networks.promptable import build_network
 from promptseg.plans import Normalization, Plans
+from promptseg.tables import aligned
 
 DEFAULT_PATCH, DEFAULT_STRIDE = (40, 56, 40), (8, 8, 8)  # as planned for hippocampus MR
 
@@ -60,7 +61,7 @@ def cost_table(
     for encoder in ENCODERS:
         using = ", ".join(name for name, used in trainers.items() if used == encoder)
         rows.append([encoder, using or "-", *_cost_cells(plans, encoder, device)])
-    return "\n".join([f"{_described(plans)}\n", *_aligned(rows, texts=2), _NOTES])
+    return "\n".join([f"{_described(plans)}\n", *aligned(rows, left=(0, 1, -1)), _NOTES])
 
 
 def trainer_table(plans: Plans, trainers: Mapping[str, str]) -> str:
@@ -77,7 +78,7 @@ def trainer_table(plans: Plans, trainers: Mapping[str, str]) -> str:
         rows.append([trainer, encoder, *millions, _first_sentence(encoder)])
     return "\n".join(
         [
-            *_aligned(rows, texts=2),
+            *aligned(rows, left=(0, 1, -1)),
             f"\nM: million parameters, {_described(plans)}.",
             "promptseg_encoders tells their operations and memory, for your dataset's plans too.",
         ]
@@ -110,16 +111,3 @@ def _described(plans: Plans) -> str:
         f"size {plans.size}, patch {plans.patch_size}, stride {plans.stride} (zyx), "
         f"{len(plans.channel_names)} channel(s), batch size {plans.batch_size}"
     )
-
-
-def _aligned(rows: Sequence[Sequence[str]], texts: int) -> list[str]:
-    """Rows as lines: `texts` columns to the left, numbers to the right, the last as it is."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for *cells, last in rows:
-        padded = [
-            cell.ljust(width) if i < texts else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths[:-1], strict=True))
-        ]
-        lines.append("  ".join([*padded, last]))
-    return lines
