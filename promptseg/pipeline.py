@@ -29,7 +29,7 @@ from promptseg.networks.device import choose_device
 from promptseg.plans import DEFAULT_PLANS_NAME, Plans, load_plans, save_plans
 from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.prompts.given import case_from_json
-from promptseg.signals import interrupt, signal_handlers
+from promptseg.signals import interrupted_by_signals
 from promptseg.training.checkpoint import check_untrained
 from promptseg.training.distillation import Teacher, check_teacher_fits
 from promptseg.training.distributed import is_rank_zero, join, run_on_rank_zero
@@ -192,7 +192,7 @@ def train(
 
         def validate() -> None:
             if validation_cases and not _is_validated(fold_folder):
-                with signal_handlers(interrupt):
+                with interrupted_by_signals():
                     validate_fold(
                         model_folder,
                         fold,

@@ -1,4 +1,4 @@
-"""Signals that come while sample workers start are not lost, and never reach the workers."""
+"""Signals interrupt; those that arrive while workers start are not lost, and never reach these."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import threading
 
 import pytest
 
-from promptseg.signals import STOPPING, signal_handlers, signals_held_out
+from promptseg.signals import STOPPING, interrupted_by_signals, signal_handlers, signals_blocked
 
 
 @pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_in_the_block_is_not_lost(number):
     seen = []
     with signal_handlers(lambda came, frame: seen.append(came)):
-        with signals_held_out():
+        with signals_blocked():
             os.kill(os.getpid(), number)  # another thread of this process may take it at once
         assert seen == [number]
 
@@ -25,17 +25,17 @@ def test_a_signal_in_the_block_is_not_lost(number):
 def test_a_thread_is_not_interrupted_in_the_block():
     seen = []
     with signal_handlers(lambda came, frame: seen.append(came)):
-        with signals_held_out():
+        with signals_blocked():
             signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
             assert seen == []
         assert seen == [signal.SIGTERM]
 
 
 def test_a_process_started_in_the_block_outlives_the_signal():
-    with signals_held_out():
+    with signals_blocked():
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     child.send_signal(signal.SIGTERM)
-    child.communicate(b"go on\n", timeout=60)
+    child.communicate(b"continue\n", timeout=60)
     assert child.returncode == 0
 
 
@@ -44,3 +44,22 @@ def test_handlers_are_put_back():
     with signal_handlers(signal.SIG_IGN):
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     assert [signal.getsignal(number) for number in STOPPING] == before
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_either_signal_interrupts_as_ctrl_c_does(number):
+    with pytest.raises(KeyboardInterrupt), interrupted_by_signals():
+        signal.raise_signal(number)
+
+
+def test_another_thread_than_the_main_one_leaves_signals_alone():
+    before, seen = [signal.getsignal(number) for number in STOPPING], []
+
+    def look():
+        with interrupted_by_signals():
+            seen.extend(signal.getsignal(number) for number in STOPPING)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert seen == before

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +19,7 @@ from promptseg.commands.parsing import (
     run_command,
 )
 from promptseg.folders import find_model_folder
-from promptseg.signals import interrupt
+from promptseg.signals import interrupted_by_signals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -136,17 +134,13 @@ def _run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _stopped_cleanly(output: Path) -> Iterator[None]:
-    """SIGTERM, as batch systems send it, stops as Ctrl-C does; either says how to go on."""
-    is_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, interrupt) if is_main else None
+    """Interrupted by SIGTERM or Ctrl-C, the command says how to continue."""
     try:
-        yield
+        with interrupted_by_signals():
+            yield
     except KeyboardInterrupt:
         print(
-            f"what is done is in {output}; the same command with --continue_prediction goes on",
+            f"what is done is in {output}; the same command with --continue_prediction continues",
             file=sys.stderr,
         )
         raise
-    finally:
-        if is_main:
-            signal.signal(signal.SIGTERM, before)

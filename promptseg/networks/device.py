@@ -6,7 +6,7 @@ import torch
 
 
 def choose_device(device: str | None = None) -> str:
-    """The device to run on: the one asked for, else CUDA if there is one, else the CPU.
+    """The device to run on: the requested one, else CUDA, else MPS, else the CPU.
 
     Args:
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or None.
@@ -15,7 +15,9 @@ def choose_device(device: str | None = None) -> str:
         ValueError: for an unknown device, or one that this machine does not have.
     """
     if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         wanted = torch.device(device)
     except RuntimeError as error:

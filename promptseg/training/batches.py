@@ -1,7 +1,9 @@
-"""The batches of a run, one a step, made in worker processes."""
+"""The batches of a run, one per step, made in worker processes."""
 
 from __future__ import annotations
 
+import atexit
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,21 +12,21 @@ from functools import partial
 import torch
 from torch.utils.data import DataLoader
 
-from promptseg.signals import set_up_worker, signals_held_out
+from promptseg.signals import signals_blocked
 from promptseg.training.sampling import Batch, TrainingSteps
 
 NO_END = 10**9  # steps of a run that ends by time
 PREFETCHED = 4  # batches that each worker keeps ready
 
 
-def batches(steps: TrainingSteps, first: int, workers: int, *, on_cpu: bool) -> Iterator[Batch]:
+def batches(steps: TrainingSteps, first: int, processes: int, *, on_cpu: bool) -> Iterator[Batch]:
     """The batches from a step to the run's end; worker errors arrive with their own traceback.
 
     Args:
-        steps: what each batch is; their settings say how many there are.
-        first: step.
-        workers: processes that make batches; 0 makes them in this process.
-        on_cpu: whether the steps run on the same cores as the workers, which then give way.
+        steps: the batch of each step; their settings say how many steps there are.
+        first: step to begin with.
+        processes: worker processes that make batches; 0 makes them in this process.
+        on_cpu: whether training uses the same cores as the workers, which then give way.
     """
     settings, last = steps.settings, NO_END
     if settings.time_budget is None:
@@ -33,26 +35,39 @@ def batches(steps: TrainingSteps, first: int, workers: int, *, on_cpu: bool) -> 
         steps,
         batch_size=None,
         sampler=range(first, last),
-        num_workers=workers,
-        multiprocessing_context="spawn" if workers else None,
-        prefetch_factor=PREFETCHED if workers else None,
-        worker_init_fn=partial(set_up_worker, gives_way=on_cpu),
+        num_workers=processes,
+        multiprocessing_context="spawn" if processes else None,
+        prefetch_factor=PREFETCHED if processes else None,
+        worker_init_fn=partial(_set_up_worker, gives_way=on_cpu),
         # the loader draws a seed when it starts; from torch's own generator, a continued run would
         # draw one more
         generator=torch.Generator(),
     )
-    # Ctrl-C reaches every process of the terminal. Workers inherit that it is held out, so that
-    # they go on until the trainer has stopped and saved.
-    with signals_held_out():
+    # Ctrl-C reaches every process of the terminal. Workers inherit that it is blocked, so that
+    # they continue until the trainer has stopped and saved.
+    with signals_blocked():
         return iter(loader)
 
 
-@contextmanager
-def deaths_explained(workers: int) -> Iterator[None]:
-    """Says what to do about a worker that was killed, wherever the loader's error arrives.
+def _set_up_worker(worker: int, *, gives_way: bool) -> None:
+    """Let a worker end without cleaning up, and give way to training on the same cores.
 
-    PyTorch raises it from a signal handler, so in the middle of a step, too: the weights may then
-    be between two steps, and are not to be saved.
+    On a CPU its batches are ready before they are needed, whereas a step waits for its slowest
+    thread. It holds nothing that needs cleaning up, and must not try: a run that ends by time
+    leaves workers in the middle of sending; Python would stop their sending threads inside torch,
+    which aborts the process with a message on the terminal.
+    """
+    atexit.register(os._exit, 0)
+    if gives_way and hasattr(os, "nice"):  # not on Windows
+        os.nice(10)
+
+
+@contextmanager
+def deaths_explained(processes: int) -> Iterator[None]:
+    """Explain what to do about a worker that was killed, wherever the loader's error arrives.
+
+    PyTorch raises it from a signal handler, possibly in the middle of a step: the weights may then
+    be between two steps, and must not be saved.
 
     Raises:
         RuntimeError: in place of the loader's.
@@ -64,6 +79,6 @@ def deaths_explained(workers: int) -> Iterator[None]:
             raise
         raise RuntimeError(
             f"a process that makes samples was killed, most often because memory ran out "
-            f"({error}); continue with --c and fewer of them (-np, here {workers}; 0 makes samples "
-            f"in the training process)"
+            f"({error}); continue with --c and fewer of them (-np, here {processes}; 0 makes "
+            f"samples in the training process)"
         ) from error

@@ -5,10 +5,16 @@ from promptseg.networks.device import choose_device
 
 
 def test_a_gpu_is_taken_when_there_is_one(monkeypatch):
-    for available, expected in ((True, "cuda"), (False, "cpu")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+    for cuda, mps, expected in (
+        (True, False, "cuda"),
+        (True, True, "cuda"),
+        (False, True, "mps"),
+        (False, False, "cpu"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
         assert choose_device() == expected
-    assert choose_device("cpu") == "cpu"
+        assert choose_device("cpu") == "cpu"
 
 
 def test_devices_that_are_not_there_are_refused_with_what_to_do(monkeypatch):

@@ -225,7 +225,7 @@ def test_a_terminated_command_leaves_whole_files_and_is_continued(model_folder, 
     finally:
         running.kill()
     assert running.returncode == 130
-    assert "the same command with --continue_prediction goes on" in error
+    assert "the same command with --continue_prediction continues" in error
     written = {path.name.removesuffix(".nii.gz") for path in output.glob("*.nii.gz")}
     assert set(names[:3]) <= written < set(names) and not list(output.glob(".*"))
     report = read_json(output / "predict_report.json")
