@@ -25,7 +25,6 @@ nothing else should run meanwhile: the load and the processor seconds are measur
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -38,7 +37,7 @@ from nnunet import NNUNet
 from train_tables import report, summary_line
 
 from promptseg.commands.parsing import seconds
-from promptseg.files import read_json, write_json
+from promptseg.files import read_json, through_json, write_json
 from promptseg.folders import find_dataset_folder, find_folders
 from promptseg.plans import load_plans
 from promptseg.preprocessing.dataset import PreprocessedDataset
@@ -61,7 +60,7 @@ class Benchmark:
         plans = load_plans(self.source / f"{args.plans_name}.json")
         cases = PreprocessedDataset(self.source / plans.data_identifier).case_ids
         cases_of_fold(self.source, str(args.fold), cases)  # writes the folds if there are none
-        same_plans = {"plans": json.loads(json.dumps(plans.to_json()))}
+        same_plans = {"plans": through_json(plans.to_json())}
         if {**same_plans, **self.results}["plans"] != same_plans["plans"]:
             raise SystemExit(f"error: {self.path} is of other plans; name another --work folder")
         self.results |= {"labels": plans.labels, "size": plans.size, **same_plans}

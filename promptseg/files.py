@@ -100,6 +100,11 @@ def read_json(path: Path | str) -> Any:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
+def through_json(content: Any) -> Any:
+    """Content as it would be read back from a JSON file: tuples as lists, keys as text."""
+    return json.loads(json.dumps(content))
+
+
 def _indented(content: Any, indent: int = 0, width: int = 100) -> str:
     """JSON of plain types: one line where it fits and holds no object, else one item a line."""
     line = json.dumps(content, allow_nan=False)

@@ -17,6 +17,7 @@ from promptseg.commands.parsing import (
     run_command,
 )
 from promptseg.parallel import Workers
+from promptseg.words import rounded
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +71,8 @@ def _planned(dataset: str, args: argparse.Namespace, workers: Workers) -> int:
         return 1
     plans = result.plans
     print(f"\n{plans.dataset_name}: {result.folder / (plans.plans_name + '.json')}")
-    print(f"  spacing {_short(plans.spacing)} mm, median shape {plans.median_shape} (zyx)")
+    spacing = rounded(plans.spacing, digits=4)
+    print(f"  spacing {spacing} mm, median shape {plans.median_shape} (zyx)")
     print(f"  patch {plans.patch_size}, stride {plans.stride}, batch size {plans.batch_size}")
     for rule, reason in plans.reasons.items():
         print(f"  {rule}: {reason}")
@@ -80,7 +82,3 @@ def _planned(dataset: str, args: argparse.Namespace, workers: Workers) -> int:
     for case_id, message in result.failed.items():
         print(f"  not preprocessed: {case_id}: {message}")
     return 1 if result.failed else 0
-
-
-def _short(values: Sequence[float]) -> str:
-    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"

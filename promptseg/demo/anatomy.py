@@ -35,7 +35,7 @@ class _Patient:
         vary = self.rng.uniform
         moved = np.multiply(center, self.build) + self.shift + vary(-move, move, 3)
         scaled = np.multiply(radii, self.build) * vary(1 - scale, 1 + scale, 3)
-        return _plain(moved, scaled, np.add(degrees, vary(-turn, turn, 3)))
+        return _ellipsoid(moved, scaled, np.add(degrees, vary(-turn, turn, 3)))
 
 
 def abdomen(rng: np.random.Generator) -> tuple[Structure, ...]:
@@ -81,7 +81,7 @@ def _back_muscles_and_ribs(patient: _Patient, wall: Ellipsoid, fat: float) -> li
 def _stomach_bowel_and_spleen(patient: _Patient, cavity: Ellipsoid) -> list[Structure]:
     stomach = patient.ellipsoid((8, -32, 44), (44, 24, 32), (-18, 0, 0), move=5, scale=0.1, turn=10)
     lumen = _shrunk(stomach, 4.0)
-    gas = _plain(
+    gas = _ellipsoid(
         np.subtract(stomach.center, (0, 0.55 * stomach.radii[1], 0)),
         np.multiply(stomach.radii, (0.7, 0.35, 0.6)),
     )
@@ -137,7 +137,9 @@ def _kidneys(patient: _Patient, cavity: Ellipsoid) -> list[Structure]:
         )
         hilum = np.add(kidney.center, (0, -5, -9 * side))
         kidneys.append(kidney)
-        sinuses.append(_plain(hilum, np.multiply(kidney.radii, (0.45, 0.42, 0.42)), kidney.degrees))
+        sinuses.append(
+            _ellipsoid(hilum, np.multiply(kidney.radii, (0.45, 0.42, 0.42)), kidney.degrees)
+        )
     return [
         Structure(tissue="kidney", parts=tuple(kidneys), within=cavity, label="kidney"),
         Structure(tissue="sinus", parts=tuple(sinuses), within=cavity, label="kidney"),
@@ -161,7 +163,7 @@ def liver_under_a_probe(rng: np.random.Generator) -> tuple[Structure, ...]:
     vary = {"move": 1.5, "scale": 0.08, "turn": 6.0}
     liver = patient.ellipsoid((0, -4, -8), (46, 34, 50), (6, 0, 0), **vary)
     kidney = patient.ellipsoid((2, 27, 18), (22, 14, 27), (16, 0, 0), **vary)
-    sinus = _plain(kidney.center, np.multiply(kidney.radii, (0.4, 0.36, 0.5)), kidney.degrees)
+    sinus = _ellipsoid(kidney.center, np.multiply(kidney.radii, (0.4, 0.36, 0.5)), kidney.degrees)
     gallbladder = patient.ellipsoid((-4, -6, 26), (14, 9, 11), (20, 0, 0), **vary)
     veins = (
         patient.ellipsoid((2, 4, -30), (3.5, 4, 24), (30, 0, 0), **vary),
@@ -169,10 +171,10 @@ def liver_under_a_probe(rng: np.random.Generator) -> tuple[Structure, ...]:
     )
     lesion_center = np.add((0, -6, -22), rng.uniform((-6, -5, -6), (6, 5, 6)))
     lesion = patient.ellipsoid(lesion_center, (rng.uniform(8.5, 10.5),) * 3, **vary)
-    skin_fat = _plain((0, -54, 0), (LONG, 9, LONG))
-    wall = _plain((0, -54, 0), (LONG, 17, LONG))
+    skin_fat = _ellipsoid((0, -54, 0), (LONG, 9, LONG))
+    wall = _ellipsoid((0, -54, 0), (LONG, 17, LONG))
     return (
-        Structure(tissue="fat", parts=(_plain((0, 0, 0), (LONG,) * 3),)),
+        Structure(tissue="fat", parts=(_ellipsoid((0, 0, 0), (LONG,) * 3),)),
         Structure(tissue="diaphragm", parts=(_shrunk(liver, -3.0),)),
         Structure(tissue="liver", parts=(liver,), label="liver"),
         Structure(tissue="vessel", parts=veins, within=liver, label="liver"),
@@ -186,7 +188,7 @@ def liver_under_a_probe(rng: np.random.Generator) -> tuple[Structure, ...]:
     )
 
 
-def _plain(
+def _ellipsoid(
     center: Sequence[float], radii: Sequence[float], degrees: Sequence[float] = (0.0, 0.0, 0.0)
 ) -> Ellipsoid:
     """An ellipsoid as given, in Python numbers."""
@@ -197,4 +199,4 @@ def _plain(
 def _shrunk(ellipsoid: Ellipsoid, mm: float) -> Ellipsoid:
     """The same ellipsoid with its radii smaller by `mm`."""
     radii = [radius - mm for radius in ellipsoid.radii]
-    return _plain(ellipsoid.center, radii, ellipsoid.degrees)
+    return _ellipsoid(ellipsoid.center, radii, ellipsoid.degrees)

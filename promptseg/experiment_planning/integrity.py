@@ -156,12 +156,8 @@ def _values_with_counts(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _listed(values: np.ndarray, counts: np.ndarray) -> str:
-    shown = [
-        f"{v:g} ({n} voxel{'s' if n > 1 else ''})"
-        for v, n in zip(values[:5], counts[:5], strict=True)
-    ]
-    more = f" and {len(values) - 5} more" if len(values) > 5 else ""
-    return ", ".join(shown) + more
+    pairs = zip(values, counts, strict=True)
+    return some((f"{v:g} ({n} voxel{'s' if n > 1 else ''})" for v, n in pairs), most=5)
 
 
 def check_geometry(

@@ -216,7 +216,7 @@ def _channel_names(case_id: str, channels: Iterable[int], like: Path) -> str:
 def _notes_on_names(paths: list[Path]) -> list[str]:
     if not paths:
         return []
-    names = ", ".join(path.name for path in sorted(paths)[:3]) + (", ..." if paths[3:] else "")
+    names = some((path.name for path in sorted(paths)), most=3)
     return [
         f"{len(paths)} file(s) have no channel number (_0000) in their name and are taken as whole "
         f"cases: {names}"

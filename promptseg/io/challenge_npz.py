@@ -11,6 +11,7 @@ import numpy as np
 
 from promptseg.files import replacing
 from promptseg.io.npz import npz_keys, read_npz
+from promptseg.words import short
 
 SPACING_ORDERS = ("auto", "xyz", "zyx")
 LABEL_KEYS = ("segs", "gts")  # predictions, ground truth
@@ -190,7 +191,7 @@ def label_values(text_prompts: Any, where: str = "npz") -> list[int]:
     if not all(str(key).isdecimal() for key in keys):
         raise ValueError(
             f"{where}: text_prompts: expected {{'1': TEXT, ..., 'instance_label': 0 or 1}}, found "
-            f"{text_prompts!r}"[:500]
+            f"{short(text_prompts)}"
         )
     return sorted(int(key) for key in keys)
 
@@ -199,7 +200,7 @@ def _entries(entries: Any, where: str) -> list[dict]:
     if entries is None:
         return []
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{where}: expected a list of dicts, found {entries!r}"[:500])
+        raise ValueError(f"{where}: expected a list of dicts, found {short(entries)}")
     return entries
 
 
@@ -219,7 +220,7 @@ def _points(points: Any, where: str) -> list[list[int]]:
         isinstance(point, (list, np.ndarray)) and len(point) == 3 and _whole_numbers(list(point))
         for point in points
     ):
-        raise ValueError(f"{where}: expected [[z, y, x], ...] in voxels, found {points!r}"[:500])
+        raise ValueError(f"{where}: expected [[z, y, x], ...] in voxels, found {short(points)}")
     return [[int(v) for v in point] for point in points]
 
 

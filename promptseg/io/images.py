@@ -13,6 +13,7 @@ from promptseg.files import replacing
 from promptseg.io.challenge_npz import LABEL_KEYS, read_npz_volume, write_npz_labels
 from promptseg.io.itk import count_channels as count_itk_channels
 from promptseg.io.itk import is_dicom_folder, read_itk
+from promptseg.words import rounded
 
 __all__ = [
     "FILE_ENDINGS",
@@ -69,10 +70,11 @@ class Geometry:
             "origin": np.allclose(self.origin, other.origin, rtol=0, atol=allowed_mm),
         }
         units = {"shape": " (zyx, voxels)", "spacing": " (zyx, mm)", "origin": " (xyz, mm)"}
+        differing = [name for name, same in agree.items() if not same]
+        values = [[rounded(getattr(g, name)) for g in (self, other)] for name in differing]
         return [
-            (name, _short(getattr(self, name)), _short(getattr(other, name)) + units.get(name, ""))
-            for name, same in agree.items()
-            if not same
+            (name, mine, its + units.get(name, ""))
+            for name, (mine, its) in zip(differing, values, strict=True)
         ]
 
     def difference_from(self, other: Geometry, tolerance: float = 1e-3) -> str | None:
@@ -216,7 +218,3 @@ def _geometry(image: sitk.Image) -> Geometry:
         origin=tuple(float(v) for v in image.GetOrigin()),
         direction=tuple(float(v) for v in image.GetDirection()),
     )
-
-
-def _short(values: Sequence[float]) -> str:
-    return "(" + ", ".join(f"{v:.6g}" for v in values) + ")"

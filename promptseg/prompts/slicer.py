@@ -19,6 +19,7 @@ from promptseg.files import read_json
 from promptseg.prompts.given import CasePrompts, GivenPrompts
 from promptseg.prompts.types import WORLD
 from promptseg.prompts.world import RAS, corners
+from promptseg.words import plain
 
 MARKUPS = ".mrk.json"
 _TO_LPS = {"LPS": np.ones(3), "RAS": RAS}
@@ -89,22 +90,18 @@ def label_named(text: str, labels: Iterable[str]) -> tuple[str | None, bool]:
     Returns:
         the label, None if the text names none; True for the background.
     """
-    by_name = {_plain(label): label for label in labels}
+    by_name = {plain(label): label for label in labels}
     text = text.strip()
     numbered = _COUNTER.sub("", text)
     for name in (text, numbered):
-        if _plain(name) in by_name:
-            return by_name[_plain(name)], False
+        if plain(name) in by_name:
+            return by_name[plain(name)], False
     negative = bool(_NEGATIVE.search(numbered))
     bare = _POSITIVE.sub("", _NEGATIVE.sub("", numbered)).strip(" -_")
     for name in (bare, _COUNTER.sub("", bare)):
-        if _plain(name) in by_name:
-            return by_name[_plain(name)], negative
+        if plain(name) in by_name:
+            return by_name[plain(name)], negative
     return None, negative
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[-_ ]+", " ", text).casefold()
 
 
 def _markups(path: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from promptseg.files import read_json, write_json
 from promptseg.preprocessing.resample import scale_coordinates
+from promptseg.words import short
 
 PROMPTS_FORMAT = 1
 VOXEL = "voxel zyx"
@@ -285,7 +286,7 @@ def _kinds(point_labels: Any, count: int, where: str) -> np.ndarray:
     if kinds.shape != (count,) or not np.isin(kinds, (0, 1)).all():
         raise ValueError(
             f"{where}: {count} points need as many labels, each 1 (foreground) or 0 "
-            f"(background), found {_short(point_labels)}"
+            f"(background), found {short(point_labels)}"
         )
     return kinds.astype(int)
 
@@ -298,9 +299,9 @@ def _numbers(values: Any, item_shape: tuple[int, ...], where: str) -> np.ndarray
     try:
         array = np.asarray(values)
     except (TypeError, ValueError) as error:  # lists of different lengths
-        raise ValueError(f"{where}: expected numbers, found {_short(values)}") from error
+        raise ValueError(f"{where}: expected numbers, found {short(values)}") from error
     if array.dtype.kind not in "iuf":  # also texts such as "3": a typo is likelier than a number
-        raise ValueError(f"{where}: expected numbers, found {_short(values)}")
+        raise ValueError(f"{where}: expected numbers, found {short(values)}")
     array = array.astype(float)
     if array.shape == item_shape:
         array = array[None]
@@ -308,10 +309,5 @@ def _numbers(values: Any, item_shape: tuple[int, ...], where: str) -> np.ndarray
         wanted = ", ".join(map(str, ("n", *item_shape)))
         raise ValueError(f"{where}: expected shape ({wanted}), found {array.shape}")
     if not np.isfinite(array).all():
-        raise ValueError(f"{where}: must be finite, found {_short(array.tolist())}")
+        raise ValueError(f"{where}: must be finite, found {short(array.tolist())}")
     return array
-
-
-def _short(values: Any) -> str:
-    text = repr(values)
-    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from promptseg.experiment_planning.rules import BUDGETS, SEGVOL_PATCH_SIZE, SEGVOL_STRIDE
-from promptseg.files import WRITING, write_json
+from promptseg.files import WRITING, through_json, write_json
 from promptseg.io.dataset import problems_of_content
 from promptseg.networks.pretrained_report import PretrainedReport
 from promptseg.networks.promptable import build_network
@@ -80,8 +79,8 @@ def import_segvol(
             {
                 "trainer": "ViTTrainer",
                 "encoder": "vit",
-                "plans": json.loads(json.dumps(plans.to_json())),
-                "settings": json.loads(json.dumps(TrainingSettings().to_json())),
+                "plans": through_json(plans.to_json()),
+                "settings": through_json(TrainingSettings().to_json()),
                 "network": network.state_dict(),
             },
         )
@@ -126,7 +125,7 @@ def segvol_plans(
             "spacing": reason,
         },
     )
-    return Plans.from_json(json.loads(json.dumps(plans.to_json())), "plans for SegVol's weights")
+    return Plans.from_json(through_json(plans.to_json()), "plans for SegVol's weights")
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:

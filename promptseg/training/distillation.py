@@ -120,9 +120,9 @@ def check_teacher_fits(teacher: Plans, student: Plans, source: Path | str) -> No
         ValueError: naming what differs.
     """
     differences = [
-        f"{name} {_plain(teacher, name)} there, {_plain(student, name)} here"
+        f"{name} {_comparable(teacher, name)} there, {_comparable(student, name)} here"
         for name in SAME_IN_BOTH
-        if _plain(teacher, name) != _plain(student, name)
+        if _comparable(teacher, name) != _comparable(student, name)
     ]
     if differences:
         raise ValueError(
@@ -131,7 +131,7 @@ def check_teacher_fits(teacher: Plans, student: Plans, source: Path | str) -> No
         )
 
 
-def _plain(plans: Plans, name: str) -> object:
+def _comparable(plans: Plans, name: str) -> object:
     """A field to compare and to print; labels with their order, which numbers their vectors."""
     value = getattr(plans, name)
     return list(value.items()) if isinstance(value, dict) else value

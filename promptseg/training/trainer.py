@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from promptseg.files import replacing
+from promptseg.files import replacing, through_json
 from promptseg.networks.promptable import build_network
 from promptseg.plans import Plans
 from promptseg.registry import Registry
@@ -136,7 +135,7 @@ class BaseTrainer(ABC):
             self.auto_boxes,
             self.settings.seed,
         )
-        rows, settings = self.progress.rows, _plain(self.settings.to_json())
+        rows, settings = self.progress.rows, through_json(self.settings.to_json())
         loggers = metric_loggers(self.options, self.folder, rows, self._title(), settings)
         deaths = deaths_explained(self.options.workers)
         with signal_handlers(self._request_stop), loggers as self.log_row, deaths:
@@ -320,8 +319,8 @@ class BaseTrainer(ABC):
             {
                 "trainer": self.name,
                 "encoder": self.encoder,
-                "plans": _plain(self.plans.to_json()),
-                "settings": _plain(self.settings.to_json()),
+                "plans": through_json(self.plans.to_json()),
+                "settings": through_json(self.settings.to_json()),
                 **self.learner.state(),
                 **self.progress.state(),
                 **self._cases(),
@@ -341,8 +340,3 @@ class BaseTrainer(ABC):
         is_best = self.progress.rows and epochs_since_best(self.progress.rows) == 0
         if is_best and not (self.folder / "checkpoint_best.pth").exists():
             self._save("best")
-
-
-def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Tuples as lists, so that plans compare equal after a round trip through a checkpoint."""
-    return json.loads(json.dumps(content))
