@@ -28,6 +28,7 @@ from promptseg.io.dataset import RawCase
 from promptseg.networks.device import choose_device
 from promptseg.plans import DEFAULT_PLANS_NAME, Plans, load_plans, save_plans
 from promptseg.preprocessing.dataset import PreprocessedDataset
+from promptseg.presets import preset_of
 from promptseg.prompts.given import case_from_json
 from promptseg.signals import interrupted_by_signals
 from promptseg.training.checkpoint import check_untrained
@@ -286,8 +287,8 @@ def validate_fold(
     given = {case_id: case_from_json(labels) for case_id, labels in prompts.items()}
     report = predict_cases(predictor, cases, folder, from_file=given)
     truth_folder = preprocessed / "gt_segmentations"
-    # SegVol's weights find nothing by name until they are trained
-    if not report["failed"] and plans.preset != "segvol":
+    preset = preset_of(plans)
+    if not report["failed"] and (preset is None or preset.knows_names):
         truth, _ = label_files(truth_folder, "ground truth")
         write_coarse_quality(folder.parent, measure_coarse(predictor, cases, truth))
     # last: a summary without failures means that all has been validated

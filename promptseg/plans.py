@@ -12,7 +12,8 @@ from promptseg.files import read_json, write_json
 
 PLANS_FORMAT = 1
 DEFAULT_PLANS_NAME = "PromptSegPlans"
-PRESETS = ("none", "segvol")
+PRESETS = ("none", "segvol")  # see presets.py
+KEEPING_SPACING = ("segvol",)  # presets that leave every image on its own voxels
 NORMALIZATIONS = ("window", "percentiles", "foreground")
 
 
@@ -87,7 +88,7 @@ class Plans:
     @property
     def keeps_spacing(self) -> bool:
         """Whether every image stays on its own voxels instead of being resampled to `spacing`."""
-        return self.preset == "segvol"
+        return self.preset in KEEPING_SPACING
 
     @property
     def data_identifier(self) -> str:

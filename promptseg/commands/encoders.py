@@ -61,7 +61,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.dataset is None:
         plans = plans_for_cost(**own)
     elif own:
-        flags = ", ".join(f"--{name}" for name in own)
+        flags = ", ".join("--" + name.replace("_", "-") for name in own)
         raise ValueError(f"{flags}: the plans of dataset {args.dataset} say that; leave out -d")
     else:
         made_by = f"run `promptseg_plan -d {args.dataset}` first"

@@ -23,8 +23,6 @@ from promptseg.experiment_planning.fingerprint import (
 from promptseg.experiment_planning.integrity import Problem, report
 from promptseg.experiment_planning.rules import (
     BUDGETS,
-    SEGVOL_PATCH_SIZE,
-    SEGVOL_STRIDE,
     choose_ct_window,
     patch_size_and_stride,
     target_spacing,
@@ -34,16 +32,18 @@ from promptseg.folders import Folders, find_dataset_folder
 from promptseg.io.dataset import RawCase, RawDataset, case_groups, read_raw_dataset
 from promptseg.io.images import file_ending
 from promptseg.parallel import Workers
-from promptseg.plans import DEFAULT_PLANS_NAME, PRESETS, Normalization, Plans, save_plans
-from promptseg.preprocessing.dataset import PreprocessedDataset, remove_case
-from promptseg.preprocessing.normalize import (
-    ct_window,
-    foreground_clipping,
-    keep_windowed,
-    percentile_clipping,
+from promptseg.plans import (
+    DEFAULT_PLANS_NAME,
+    KEEPING_SPACING,
+    Normalization,
+    Plans,
+    save_plans,
 )
+from promptseg.preprocessing.dataset import PreprocessedDataset, remove_case
+from promptseg.preprocessing.normalize import ct_window, keep_windowed, percentile_clipping
 from promptseg.preprocessing.preprocess import preprocess_dataset
 from promptseg.preprocessing.resample import resampled_shape
+from promptseg.presets import find_preset
 
 log = logging.getLogger(__name__)
 
@@ -124,14 +124,13 @@ def plan_dataset(
 
 def checked_size(size: str | None, preset: str) -> str:
     """The size that was asked for, or the usual one; a ValueError for what there is not."""
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
-    usual = "base" if preset == "segvol" else "tiny"
+    fixed = find_preset(preset)
+    usual = fixed.size if fixed else "tiny"
     size = size or usual
     if size not in BUDGETS:
         raise ValueError(f"unknown size {size!r}; there are {', '.join(BUDGETS)}")
-    if preset == "segvol" and size != usual:
-        raise ValueError(f"SegVol's weights have size {usual!r}; leave out the size {size!r}")
+    if fixed and size != usual:
+        raise ValueError(f"{fixed.title} have size {usual!r}; leave out the size {size!r}")
     return size
 
 
@@ -144,11 +143,8 @@ def _plan(
     workers: Workers,
     skip_broken: bool,
 ) -> PlanningResult:
-    if preset == "segvol" and len(raw.channel_names) != 1:
-        raise ValueError(
-            f"{raw.name} has {len(raw.channel_names)} channels ({', '.join(raw.channel_names)}), "
-            f"but SegVol's weights look at one; make a dataset of the channel you want"
-        )
+    if fixed := find_preset(preset):
+        fixed.check_channels(raw.name, raw.channel_names)
     groups = case_groups(raw.folder / "dataset.json", [case.case_id for case in raw.cases])
     examination = examine_dataset(raw, workers)
     for warning in examination.warnings:
@@ -192,11 +188,11 @@ def choose_normalizations(
 ) -> tuple[tuple[Normalization, ...], str]:
     """A CT window where a channel is CT, percentile clipping elsewhere, and the reason.
 
-    With the preset `segvol` every channel is normalized as SegVol does.
+    With a preset every channel has the preset's normalization.
     """
-    if preset == "segvol":
-        reason = "preset segvol: SegVol's, between percentiles of the voxels above the mean"
-        return (foreground_clipping(),) * len(fingerprint.modalities), reason
+    if fixed := find_preset(preset):
+        reason = f"preset {preset}: {fixed.normalization_reason}"
+        return (fixed.normalization,) * len(fingerprint.modalities), reason
     chosen, reasons = [], []
     for channel, modality in enumerate(fingerprint.modalities):
         statistics = [case.channels[channel] for case in fingerprint.cases]
@@ -227,16 +223,19 @@ def make_plans(
     spacings = np.array([case.spacing for case in fingerprint.cases])
     shapes = np.array([case.shape for case in fingerprint.cases])
     spacing, spacing_reason = target_spacing(spacings, shapes)
-    own_voxels = preset == "segvol"
+    own_voxels = preset in KEEPING_SPACING
     resampled = [
         s if own_voxels else resampled_shape(s, sp, spacing)
         for s, sp in zip(shapes, spacings, strict=True)
     ]
     median_shape = tuple(int(n) for n in np.median(resampled, axis=0).round())
     if own_voxels:
-        spacing_reason += "; preset segvol: only for the record, every image keeps its own voxels"
-        patch_size, stride = SEGVOL_PATCH_SIZE, SEGVOL_STRIDE
-        patch_reason = "preset segvol: what the released weights were trained with"
+        spacing_reason += (
+            f"; preset {preset}: only for the record, every image keeps its own voxels"
+        )
+    if fixed := find_preset(preset):
+        patch_size, stride = fixed.patch_size, fixed.stride
+        patch_reason = f"preset {preset}: what the released weights were trained with"
     else:
         patch_size, stride, patch_reason = patch_size_and_stride(
             median_shape, spacing, BUDGETS[size]

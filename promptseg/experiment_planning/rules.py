@@ -35,7 +35,6 @@ BUDGETS = {
     "base": Budget(patch_voxels=32 * 256 * 256, tokens=2048, batch_size=2),
 }
 
-SEGVOL_PATCH_SIZE, SEGVOL_STRIDE = (32, 256, 256), (4, 16, 16)  # of the released weights, zyx
 ANISOTROPY = 3.0  # nnU-Net's threshold for calling a spacing anisotropic
 
 

@@ -26,6 +26,7 @@ from promptseg.networks.promptable import PromptableNetwork
 from promptseg.plans import Plans
 from promptseg.preprocessing.lazy import LazyImage
 from promptseg.preprocessing.normalize import check_windowed
+from promptseg.presets import preset_of
 from promptseg.prompts.types import Prompts, make_prompts
 
 __all__ = ["LabelResult", "Prediction", "Predictor", "PreparedImage"]
@@ -128,10 +129,8 @@ class Predictor:
             networks, plans, settings = load_networks(opened, folds, checkpoint)
             measured = read_coarse_quality(opened, folds)
         log.info("predicting on %s", device)
-        if plans.preset == "segvol":  # its module needs this one
-            from promptseg.segvol.predictor import SegVolPredictor
-
-            cls = SegVolPredictor
+        if preset := preset_of(plans):
+            cls = preset.predictor_class
         return cls(
             networks,
             plans,

@@ -12,6 +12,7 @@ from promptseg.inference.coarse import COARSE, HYBRID, OWN, own_prompts
 from promptseg.inference.prepared import PreparedImage
 from promptseg.plans import Plans
 from promptseg.preprocessing.lazy import LazyImage
+from promptseg.presets import preset_of
 from promptseg.prompts.automatic import propose_boxes
 from promptseg.prompts.strategies import AUTO_PROMPTERS
 from promptseg.prompts.types import Prompts, make_prompts
@@ -46,9 +47,9 @@ class Proposer:
             if strategy not in AUTO_PROMPTERS:
                 known = ", ".join([PLANS, *OWN, *AUTO_PROMPTERS])
                 raise ValueError(f"unknown automatic prompt {strategy!r}; registered: {known}")
-        elif self.plans.preset == "segvol":
+        elif (preset := preset_of(self.plans)) and not preset.knows_names:
             raise ValueError(
-                f"{strategy} asks the network by the labels' names, which SegVol's weights do not "
+                f"{strategy} asks the network by the labels' names, which {preset.title} do not "
                 f"know; choose another strategy, such as intensity"
             )
 

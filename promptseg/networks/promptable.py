@@ -11,7 +11,7 @@ from promptseg.networks.mask_decoder import MaskDecoder
 from promptseg.networks.prompt_encoder import PromptBatch, PromptEncoder
 from promptseg.plans import Plans
 from promptseg.preprocessing.resample import resample_logits
-from promptseg.segvol import SegVolNetwork, build_segvol_network
+from promptseg.presets import preset_of
 
 
 class PromptableNetwork(nn.Module):
@@ -72,15 +72,17 @@ def decode_in_parts(
     return torch.cat(logits), torch.cat(iou)
 
 
-def build_network(plans: Plans, encoder: str) -> PromptableNetwork | SegVolNetwork:
+def build_network(plans: Plans, encoder: str) -> nn.Module:
     """The network that plans and an encoder's name describe, with random weights.
+
+    A `PromptableNetwork`, or with a preset the preset's own, which has the same interface.
 
     Raises:
         ValueError: for an unknown encoder or size, listing those that there are, and for plans
-            of the preset `segvol` with another encoder than `vit`.
+            with a preset and another encoder than the preset's.
     """
-    if plans.preset == "segvol":
-        return build_segvol_network(plans, encoder)
+    if preset := preset_of(plans):
+        return preset.build_network(plans, encoder)
     image_encoder = ENCODERS.get(encoder)(
         channels_in=len(plans.channel_names),
         patch_size=plans.patch_size,

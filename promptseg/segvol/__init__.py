@@ -1,10 +1,19 @@
-"""SegVol's network with its exact forward pass, for its released weights and plans like them.
+"""SegVol for its released weights: all that the preset `segvol` names, behind `preset.PRESET`.
+
+- `preset`: what plans with the preset fix; see `promptseg.presets`.
+- `network`, `image_encoder`, `prompt_encoder`, `mask_decoder`: its exact forward pass.
+- `weights`: its checkpoints, and which of their tensors make which of ours.
+- `import_weights`: a model folder of a checkpoint, without a dataset.
+- `preprocessing`, `views`, `decoder`, `predictor`: its inference, first the whole volume, then
+  the region where something was found.
 
 From a file to logits, part by part:
 
 ```python
+from promptseg.segvol.weights import read_segvol_state, segvol_network
+
 state = read_segvol_state("SegVol_v1.pth")  # or any state dict under SegVol's own names
-network = segvol_network(state, patch=(32, 256, 256), stride=(4, 16, 16), heads=12)
+network = segvol_network(state, patch_size=(32, 256, 256), stride=(4, 16, 16), heads=12)
 
 embedding = network.image_encoder(image)  # (b, 1, 32, 256, 256) in [0, 1] -> (b, 768, 8, 16, 16)
 text = network.label_text.align(clip_vectors)  # (n, 512) -> (n, 768), SegVol's text embedding
@@ -26,15 +35,3 @@ Source:
     Du et al. 2024, "SegVol: Universal and Interactive Volumetric Medical Image Segmentation",
     arXiv:2311.13385. Differs: a learned vector for each label in place of CLIP's text model.
 """
-
-from promptseg.segvol.network import SegVolNetwork, SegVolSizes, build_segvol_network
-from promptseg.segvol.weights import load_segvol, read_segvol_state, segvol_network
-
-__all__ = [
-    "SegVolNetwork",
-    "SegVolSizes",
-    "build_segvol_network",
-    "load_segvol",
-    "read_segvol_state",
-    "segvol_network",
-]

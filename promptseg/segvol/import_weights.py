@@ -7,13 +7,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from promptseg.experiment_planning.rules import BUDGETS, SEGVOL_PATCH_SIZE, SEGVOL_STRIDE
+from promptseg.experiment_planning.rules import BUDGETS
 from promptseg.files import WRITING, through_json, write_json
 from promptseg.io.dataset import problems_of_content
 from promptseg.networks.pretrained_report import PretrainedReport
 from promptseg.networks.promptable import build_network
 from promptseg.plans import Plans, save_plans
-from promptseg.preprocessing.normalize import foreground_clipping
+from promptseg.segvol.preset import PRESET
 from promptseg.segvol.weights import load_segvol, read_segvol_state
 from promptseg.training.checkpoint import save_checkpoint
 from promptseg.training.settings import TrainingSettings
@@ -27,9 +27,9 @@ def import_segvol(
     folder: Path | str,
     *,
     labels: Sequence[str] = ("object",),
-    size: str = "base",
-    patch_size: Sequence[int] = SEGVOL_PATCH_SIZE,
-    stride: Sequence[int] = SEGVOL_STRIDE,
+    size: str = PRESET.size,
+    patch_size: Sequence[int] = PRESET.patch_size,
+    stride: Sequence[int] = PRESET.stride,
     overwrite: bool = False,
 ) -> PretrainedReport:
     """Make a model folder of SegVol's weights, for `predict_files` and `Predictor`.
@@ -65,7 +65,7 @@ def import_segvol(
     if problems := problems_of_content(dataset) + _problems_of_names(labels):
         raise ValueError(f"labels {list(labels)} cannot be used: {'; '.join(problems)}")
     plans = segvol_plans(labels, size=size, patch_size=patch_size, stride=stride)
-    network = build_network(plans, "vit")
+    network = build_network(plans, PRESET.encoder)
     report = load_segvol(network, read_segvol_state(weights), source=str(weights))
 
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -95,9 +95,9 @@ def import_segvol(
 def segvol_plans(
     labels: Sequence[str],
     *,
-    size: str = "base",
-    patch_size: Sequence[int] = SEGVOL_PATCH_SIZE,
-    stride: Sequence[int] = SEGVOL_STRIDE,
+    size: str = PRESET.size,
+    patch_size: Sequence[int] = PRESET.patch_size,
+    stride: Sequence[int] = PRESET.stride,
 ) -> Plans:
     """Plans for weights that were trained elsewhere, checked as if they were read from a file.
 
@@ -109,10 +109,10 @@ def segvol_plans(
         dataset_name="Dataset000_SegVol",
         plans_name="SegVolPlans",
         size=size,
-        preset="segvol",
+        preset=PRESET.name,
         channel_names=("image",),
         modalities=("unknown",),
-        normalizations=(foreground_clipping(),),
+        normalizations=(PRESET.normalization,),
         spacing=(1.0, 1.0, 1.0),
         median_shape=(1, 1, 1),
         patch_size=tuple(patch_size),

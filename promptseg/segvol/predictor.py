@@ -17,8 +17,8 @@ from promptseg.inference.sliding_window import Blend, groups_of_at_most, open_vo
 from promptseg.networks.prompt_encoder import Query
 from promptseg.plans import Plans
 from promptseg.prompts.types import Prompts
-from promptseg.segvol import SegVolNetwork
 from promptseg.segvol.decoder import FirstLook, SegVolDecoder
+from promptseg.segvol.network import SegVolNetwork
 from promptseg.segvol.preprocessing import SegVolImage
 from promptseg.segvol.views import in_region, is_prompt
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from promptseg.io.torch_files import load_safely
 from promptseg.networks.pretrained_report import PretrainedReport
 from promptseg.plans import Plans
-from promptseg.segvol.weights import load_segvol, segvol_state
+from promptseg.presets import find_preset, preset_of
 from promptseg.training.checkpoint import check_format
 
 log = logging.getLogger(__name__)
@@ -47,9 +47,10 @@ def load_pretrained(network: nn.Module, plans: Plans, path: Path | str) -> Pretr
     if isinstance(content, Mapping) and "format_version" in content:
         report = _load_own(network, plans, content, path)
     else:
-        state = segvol_state(content, path)
-        only = "" if plans.preset == "segvol" else SHARED_WITH_SEGVOL
-        report = load_segvol(network, state, only=only, source=str(path))
+        preset, only = preset_of(plans), ""
+        if preset is None:
+            preset, only = find_preset("segvol"), SHARED_WITH_SEGVOL
+        report = preset.load_weights(network, content, path, only=only)
     if not any(name.startswith(ENCODER) for name in report.loaded):
         raise ValueError(
             f"{path}: nothing of its image encoder fits this network (size {plans.size}, patch "
@@ -76,7 +77,8 @@ def _load_own(
             f"{path} was trained with the preset {theirs.preset}, these plans have the preset "
             f"{plans.preset}: their networks differ; plan with --preset {theirs.preset}"
         )
-    encoder = "vit" if plans.preset == "segvol" else network.image_encoder.name
+    preset = preset_of(plans)
+    encoder = preset.encoder if preset else network.image_encoder.name
     if content["encoder"] != encoder:
         raise ValueError(
             f"{path} is of the encoder {content['encoder']}, this network's is {encoder}; train "

@@ -99,7 +99,7 @@ def test_an_encoder_that_cannot_be_built_is_a_row_that_says_why():
 
 
 def test_promptseg_encoders_takes_a_patch(capsys):
-    assert encoders.main(["--patch", "8", "16", "24", "--stride", "4", "8", "8"]) == 0
+    assert encoders.main(["--patch-size", "8", "16", "24", "--stride", "4", "8", "8"]) == 0
     out = capsys.readouterr().out
     assert "size tiny, patch (8, 16, 24), stride (4, 8, 8) (zyx)" in out
     assert all(name in out for name in TRAINERS)
@@ -108,8 +108,8 @@ def test_promptseg_encoders_takes_a_patch(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--patch", "8", "12", "20"], "patch (8, 12, 20) is no multiple of stride (8, 8, 8)"),
-        (["--patch", "0", "8", "8"], "expected 3 positive whole numbers, zyx, found (0, 8, 8)"),
+        (["--patch-size", "8", "12", "20"], "patch (8, 12, 20) is no multiple of stride (8, 8, 8)"),
+        (["--window", "0", "8", "8"], "expected 3 positive whole numbers, zyx, found (0, 8, 8)"),
         (["--stride", "8", "-8", "8"], "stride: expected 3 positive whole numbers, zyx"),
         (["-d", "4", "--size", "tiny"], "--size: the plans of dataset 4 say that; leave out -d"),
         (["-d", "4", "--preprocessed", "nowhere"], "run `promptseg_plan -d 4` first"),

@@ -23,7 +23,7 @@ from tests.segvol.test_predictor import box_of, points_of, volume
 
 PATCH_SIZE, STRIDE = (8, 32, 48), (2, 8, 8)
 REDUCED = {"size": "tiny", "patch_size": PATCH_SIZE, "stride": STRIDE}
-FLAGS = ["--size", "tiny", "--patch", *map(str, PATCH_SIZE), "--stride", *map(str, STRIDE)]
+FLAGS = ["--size", "tiny", "--patch-size", *map(str, PATCH_SIZE), "--stride", *map(str, STRIDE)]
 # Turned about two axes by 3-4-5 and 5-12-13 triangles.
 OBLIQUE = (
     np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
@@ -257,7 +257,7 @@ def test_a_missing_file_and_wrong_sizes_are_refused_with_what_does_not_fit(weigh
         import_segvol(weights[0], tmp_path / "model", **{**REDUCED, "patch_size": (8, 32, 64)})
     with pytest.raises(ValueError, match=r"patch \(8, 32, 50\) is no multiple of stride"):
         import_segvol(weights[0], tmp_path / "model", **{**REDUCED, "patch_size": (8, 32, 50)})
-    with pytest.raises(ValueError, match="patch: expected 3 positive whole numbers"):
+    with pytest.raises(ValueError, match="patch_size: expected 3 positive whole numbers"):
         import_segvol(weights[0], tmp_path / "model", **{**REDUCED, "patch_size": (8, 0, 48)})
     with pytest.raises(ValueError, match="unknown size 'huge'"):
         import_segvol(weights[0], tmp_path / "model", **{**REDUCED, "size": "huge"})

@@ -7,7 +7,7 @@ import torch
 
 from promptseg.networks.prompt_encoder import Query, batch_queries
 from promptseg.networks.promptable import build_network, decode_in_parts
-from promptseg.segvol import SegVolNetwork, SegVolSizes
+from promptseg.segvol.network import SegVolNetwork, SegVolSizes
 from tests.small_plans import small_plans
 
 PLANS = small_plans(preset="segvol")  # 8x12x16 voxels, stride 2x4x4: a grid of 4x3x4

@@ -8,8 +8,8 @@ from monai.networks.nets.vista3d import TwoWayTransformer
 
 from promptseg.networks.prompt_encoder import Query, batch_queries
 from promptseg.networks.promptable import decode_in_parts
-from promptseg.segvol import segvol_network
 from promptseg.segvol.mask_decoder import SegVolMaskDecoder
+from promptseg.segvol.weights import segvol_network
 from tests.segvol.checkpoint import segvol_state_dict
 from tests.segvol.reference import Reference
 

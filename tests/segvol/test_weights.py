@@ -8,14 +8,17 @@ import pytest
 import torch
 
 from promptseg.networks.encoders.vit import ViTSize
-from promptseg.segvol import (
-    SegVolNetwork,
-    SegVolSizes,
+from promptseg.segvol.network import SegVolNetwork, SegVolSizes
+from promptseg.segvol.weights import (
+    expected_shape,
+    is_new,
     load_segvol,
     read_segvol_state,
     segvol_network,
+    segvol_sizes,
+    segvol_state,
+    sources_of,
 )
-from promptseg.segvol.weights import expected_shape, is_new, segvol_sizes, segvol_state, sources_of
 from tests.segvol.checkpoint import segvol_shapes, segvol_state_dict, write_segvol_checkpoint
 
 PATCH_SIZE, STRIDE = (8, 32, 16), (4, 8, 4)
