@@ -11,7 +11,7 @@ from promptseg.files import read_json
 from promptseg.networks.device import choose_device
 from promptseg.plans import load_plans
 from promptseg.preprocessing.dataset import PreprocessedDataset
-from promptseg.training.sampling import TrainingSteps
+from promptseg.training.dataset import TrainingSteps
 from promptseg.training.settings import RunOptions
 from promptseg.training.splits import cases_of_fold
 from promptseg.training.trainer import BaseTrainer

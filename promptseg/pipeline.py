@@ -34,7 +34,7 @@ from promptseg.signals import interrupted_by_signals
 from promptseg.training.checkpoint import check_untrained
 from promptseg.training.distillation import Teacher, check_teacher_fits
 from promptseg.training.distributed import is_rank_zero, join, run_on_rank_zero
-from promptseg.training.sampling import AutoBoxes
+from promptseg.training.patches import AutoBoxes
 from promptseg.training.settings import RunOptions
 from promptseg.training.splits import cases_of_fold
 from promptseg.training.trainers import TRAINERS

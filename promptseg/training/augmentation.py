@@ -21,13 +21,13 @@ from batchgenerators.transforms.spatial_transforms import SpatialTransform
 
 
 def make_augmentation(patch_size: Sequence[int], spacing: Sequence[float]) -> AbstractTransform:
-    """The pipeline, after nnU-Net's, somewhat milder.
+    """The augmentation pipeline, after nnU-Net's but somewhat milder.
 
     Rotations are kept in the plane where the slices are more than three times as thick as the
     pixels: out-of-plane rotation would interpolate between distant slices.
 
     Args:
-        patch: voxels, zyx.
+        patch_size: voxels, zyx.
         spacing: mm, zyx.
     """
     thick = max(spacing) > 3 * min(spacing)
@@ -72,7 +72,7 @@ def augment(
     """Apply a pipeline to one sample.
 
     batchgenerators draws from the global generators of NumPy and Python; both are seeded from
-    `rng` here and put back afterwards, so that a sample depends on `rng` alone.
+    `rng` here and restored afterwards, so that a sample depends on `rng` alone.
 
     Args:
         transform: from `make_augmentation`.

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from promptseg.signals import signals_blocked
-from promptseg.training.sampling import Batch, TrainingSteps
+from promptseg.training.dataset import Batch, TrainingSteps
 
 NO_END = 10**9  # steps of a run that ends by time
 PREFETCHED = 4  # batches that each worker keeps ready

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from promptseg.plans import Plans
-from promptseg.training.sampling import Batch
+from promptseg.training.dataset import Batch
 
 SAME_IN_BOTH = (  # fields of the plans that say what a network is shown and asked
     "preset",

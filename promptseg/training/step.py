@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from promptseg.training.averaging import weight_average
 from promptseg.training.checkpoint import load_weights
+from promptseg.training.dataset import Batch
 from promptseg.training.distillation import Teacher, distillation_loss
 from promptseg.training.losses import PromptLoss
 from promptseg.training.optimizer import make_optimizer
 from promptseg.training.precision import MixedPrecision, choose_precision
-from promptseg.training.sampling import Batch
 from promptseg.training.settings import RunOptions, TrainingSettings
 
 log = logging.getLogger(__name__)

@@ -28,6 +28,7 @@ from promptseg.training.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
+from promptseg.training.dataset import Batch, TrainingSteps
 from promptseg.training.distillation import Teacher, check_teacher_is_wanted
 from promptseg.training.distributed import is_rank_zero
 from promptseg.training.logging import (
@@ -37,9 +38,9 @@ from promptseg.training.logging import (
     write_metrics,
 )
 from promptseg.training.optimizer import seed_everything
+from promptseg.training.patches import AutoBoxes
 from promptseg.training.pretrained import load_pretrained
 from promptseg.training.progress import Progress, progress_bar
-from promptseg.training.sampling import AutoBoxes, Batch, TrainingSteps
 from promptseg.training.settings import RECIPES, RunOptions, TrainingSettings, extended
 from promptseg.training.step import Learner
 from promptseg.training.validation import validate, validation_patches

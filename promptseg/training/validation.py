@@ -1,4 +1,4 @@
-"""A small fixed set of validation patches, asked in three ways after every epoch."""
+"""A small fixed set of validation patches, queried in three ways after every epoch."""
 
 from __future__ import annotations
 
@@ -14,27 +14,22 @@ from promptseg.networks.promptable import PromptableNetwork, decode_in_parts
 from promptseg.plans import Plans
 from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.prompts.simulated import jitter_box
+from promptseg.training.dataset import Batch, make_batch
 from promptseg.training.losses import PromptLoss, hard_dice
-from promptseg.training.sampling import (
-    AutoBoxes,
-    Batch,
-    draw_patch_start,
-    label_boxes,
-    make_batch,
-    zoom_in,
-)
+from promptseg.training.patches import AutoBoxes, label_boxes, zoom_in
+from promptseg.training.sampling import draw_patch_start
 
 WAYS = ("label", "box", "auto")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidationWindow:
+class ValidationPatch:
     """One patch with queries in several ways.
 
     Attributes:
         batch: the patch and its queries.
-        ways: of each query, one of `WAYS`.
-        missed: labels in the patch whose automatic box lies outside it.
+        ways: for each query its way, one of `WAYS`.
+        missed: number of labels in the patch whose automatic box lies outside it.
     """
 
     batch: Batch
@@ -49,13 +44,13 @@ def validation_patches(
     auto_boxes: AutoBoxes,
     seed: int,
     most: int = 12,
-) -> list[ValidationWindow]:
-    """One patch a case, on a label, for up to `most` cases; the same at every call.
+) -> list[ValidationPatch]:
+    """One patch per case, on a label, for up to `most` cases; the same at every call.
 
-    Each label in the patch is asked for by its name, by a jittered box with the name, and
+    Each label in the patch is queried by its name, by a jittered box with the name, and
     automatically: by the plans' box with the name, or by the name where the plans have no box in
-    this case. A box that lies elsewhere finds nothing here; of several, the others might, so that
-    nothing is asked then.
+    this case. A single box that lies elsewhere counts as missed. Of several, another might lie
+    here, so that the label is then not queried automatically.
     """
     dataset = PreprocessedDataset(folder)
     patches = []
@@ -72,41 +67,41 @@ def validation_patches(
             if boxes[name] is None:
                 continue
             whole = sample.whole_boxes[name]
-            asked = {"label": None, "box": jitter_box(whole, plans.patch_size, rng)}
+            boxes_by_way = {"label": None, "box": jitter_box(whole, plans.patch_size, rng)}
             proposed = len(auto_boxes.get(case_id, {}).get(name, ()))
             if name in sample.auto_boxes or not proposed:
-                asked["auto"] = sample.auto_boxes.get(name)
+                boxes_by_way["auto"] = sample.auto_boxes.get(name)
             elif proposed == 1:
                 missed += 1
-            for way, box in asked.items():
+            for way, box in boxes_by_way.items():
                 queries.append(Query(label=index, box=box))
                 values.append(value)
                 ways.append(way)
         if queries:
             batch = make_batch([sample], queries, values)
-            patches.append(ValidationWindow(batch=batch, ways=tuple(ways), missed=missed))
+            patches.append(ValidationPatch(batch=batch, ways=tuple(ways), missed=missed))
     return patches
 
 
 @torch.no_grad()
 def validate(
     network: PromptableNetwork,
-    patches: Sequence[ValidationWindow],
+    patches: Sequence[ValidationPatch],
     loss: PromptLoss,
     device: str | torch.device,
 ) -> dict[str, float | None]:
-    """Mean loss and, for each way of asking, the mean Dice; None where nothing was asked."""
+    """Mean loss and, for each way of `WAYS`, the mean Dice; None where there was no query."""
     losses: list[float] = []
     dice: dict[str, list[float]] = {way: [] for way in WAYS}
     network.eval()
-    for patch_size in patches:
-        batch = patch_size.batch.to(device)
+    for patch in patches:
+        batch = patch.batch.to(device)
         target = batch.targets()
         logits, iou = decode_in_parts(network, network.encode(batch.image), batch.prompts)
         losses.append(float(loss(logits, iou, target)))
-        for way, value in zip(patch_size.ways, hard_dice(logits, target).tolist(), strict=True):
+        for way, value in zip(patch.ways, hard_dice(logits, target).tolist(), strict=True):
             dice[way].append(value)
-        dice["auto"] += [0.0] * patch_size.missed
+        dice["auto"] += [0.0] * patch.missed
     network.train()
     means = {f"val_dice_{way}": _mean(values) for way, values in dice.items()}
     return {"val_loss": _mean(losses), **means}

@@ -22,7 +22,7 @@ from promptseg.plans import load_plans
 from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.training import distributed
 from promptseg.training.checkpoint import load_checkpoint
-from promptseg.training.sampling import TrainingSteps
+from promptseg.training.dataset import TrainingSteps
 from promptseg.training.settings import TrainingSettings
 from tests.training.rank import in_each_of_two
 from tests.training.test_training import wait_for, weights

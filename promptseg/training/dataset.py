@@ -1,0 +1,189 @@
+"""The batch of each training step, made of patches of preprocessed cases and queries about them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
+from promptseg.plans import Plans
+from promptseg.preprocessing.dataset import PreprocessedDataset
+from promptseg.prompts.simulated import clip_nonempty
+from promptseg.training.augmentation import augment, make_augmentation
+from promptseg.training.patches import (
+    AutoBoxes,
+    Sample,
+    carry_box,
+    label_boxes,
+    mirrored,
+    zoom_in,
+    zoom_out,
+)
+from promptseg.training.sampling import draw_patch_start, training_queries
+from promptseg.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The data of one training step.
+
+    Attributes:
+        image: (b, c, z, y, x) float32 in [0, 255].
+        segmentation: (b, z, y, x) int16.
+        prompts: n queries.
+        values: (n,) label value that each query asks for.
+    """
+
+    image: Tensor
+    segmentation: Tensor
+    prompts: PromptBatch
+    values: Tensor
+
+    def targets(self) -> Tensor:
+        """(n, z, y, x) bool: the voxels that each query asks for."""
+        return self.segmentation[self.prompts.image_index] == self.values[:, None, None, None]
+
+    def to(self, device: str | torch.device) -> Batch:
+        return Batch(
+            image=self.image.to(device),
+            segmentation=self.segmentation.to(device),
+            prompts=self.prompts.to(device),
+            values=self.values.to(device),
+        )
+
+
+def make_batch(samples: Sequence[Sample], queries: Sequence[Query], values: Sequence[int]) -> Batch:
+    """Stack samples and pack their queries."""
+    images = np.stack([sample.image for sample in samples]).astype(np.float32, copy=False)
+    segmentations = np.stack([sample.segmentation for sample in samples]).astype(np.int16)
+    return Batch(
+        image=torch.from_numpy(images),
+        segmentation=torch.from_numpy(segmentations),
+        prompts=batch_queries(queries),
+        values=torch.tensor(values, dtype=torch.int16),
+    )
+
+
+class TrainingSteps(Dataset):
+    """Item `i` is the batch of step `i`, a function of settings, seed and `i` alone.
+
+    So any number of worker processes gives the same batches, and a resumed run continues with the
+    very next one. Each image has random numbers of its own, so that of several processes that
+    train together each makes only the images of its part.
+
+    Args:
+        folder: folder of the preprocessed cases.
+        case_ids: the training cases.
+        plans: plans of the dataset.
+        settings: settings of the run.
+        auto_boxes: automatic boxes of the cases.
+        images: indices of the images of each batch to make; all when not given.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        case_ids: Sequence[str],
+        plans: Plans,
+        settings: TrainingSettings,
+        auto_boxes: AutoBoxes,
+        images: Sequence[int] | None = None,
+    ) -> None:
+        self.dataset = PreprocessedDataset(folder)
+        self.case_ids = list(case_ids)
+        self.plans = plans
+        self.settings = settings
+        self.auto_boxes = auto_boxes
+        self.images = range(plans.batch_size) if images is None else images
+        self.transform = make_augmentation(plans.patch_size, plans.spacing)
+        self.cases_with: dict[int, list[str]] = defaultdict(list)
+        for case_id in self.case_ids if settings.rare_label_fraction > 0 else ():
+            for value in self.dataset.properties(case_id)["labels"]:
+                self.cases_with[value].append(case_id)
+
+    def __getitem__(self, step: int) -> Batch:
+        samples, queries, values = [], [], []
+        for index, image in enumerate(self.images):
+            number = step * self.plans.batch_size + image
+            rng = np.random.default_rng([self.settings.seed, 3, number])
+            sample, scheduled = self._sample(number, rng)
+            if self.settings.augment:
+                sample = self._augmented(sample, rng)
+            drawn = training_queries(
+                sample, index, self.plans.labels, self.settings, rng, scheduled
+            )
+            samples.append(sample)
+            queries += [query for query, _ in drawn]
+            values += [value for _, value in drawn]
+        return make_batch(samples, queries, values)
+
+    def _sample(self, number: int, rng: np.random.Generator) -> tuple[Sample, int | None]:
+        """A patch, and the label value that it was placed on; None where it was on none."""
+        case_id, scheduled, locations = self._case(number), None, None
+        if self._is_larger_than_patch(case_id) and rng.random() < self.settings.zoom_out_fraction:
+            return zoom_out(self.dataset, case_id, self.plans, self.auto_boxes), None
+        if rng.random() < self.settings.foreground_fraction:
+            case_id, scheduled = self._scheduled(case_id, number, rng)
+        properties = self.dataset.properties(case_id)
+        if scheduled is not None:
+            locations = properties["labels"][scheduled]["locations"]
+        start = draw_patch_start(properties["shape"], self.plans.patch_size, locations, rng)
+        return zoom_in(self.dataset, case_id, self.plans, self.auto_boxes, start), scheduled
+
+    def _case(self, number: int) -> str:
+        """Each case once per round, in a new order each round."""
+        round_, place = divmod(number, len(self.case_ids))
+        order = np.random.default_rng([self.settings.seed, 1, round_])
+        return self.case_ids[order.permutation(len(self.case_ids))[place]]
+
+    def _is_larger_than_patch(self, case_id: str) -> bool:
+        shape = self.dataset.properties(case_id)["shape"]
+        return any(n > w for n, w in zip(shape, self.plans.patch_size, strict=True))
+
+    def _scheduled(
+        self, case_id: str, number: int, rng: np.random.Generator
+    ) -> tuple[str, int | None]:
+        """The case to take and the value of the scheduled label.
+
+        A case that lacks the label is sometimes replaced by one that has it, so that a label of
+        few cases is seen. Otherwise the label is replaced by any that the case has, or None.
+        """
+        values = list(self.plans.labels.values())
+        value = values[number % len(values)]
+        present = list(self.dataset.properties(case_id)["labels"])
+        if value in present:
+            return case_id, value
+        holders = self.cases_with[value]
+        if holders and rng.random() < self.settings.rare_label_fraction:
+            return holders[rng.integers(len(holders))], value
+        return case_id, present[rng.integers(len(present))] if present else None
+
+    def _augmented(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        # Spatial augmentation moves the labels but not the boxes: these follow the part of their
+        # label that the patch shows.
+        before = label_boxes(sample.segmentation, self.plans.labels)
+        image, segmentation = augment(self.transform, sample.image, sample.segmentation, rng)
+        after = label_boxes(segmentation, self.plans.labels)
+
+        def carried(boxes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {
+                name: carry_box(box, before[name], after[name])
+                for name, box in boxes.items()
+                if before[name] is not None and after[name] is not None
+            }
+
+        auto = carried(sample.auto_boxes).items()
+        moved = Sample(
+            image=image,
+            segmentation=segmentation,
+            whole_boxes=carried(sample.whole_boxes),
+            auto_boxes={name: clip_nonempty(box, self.plans.patch_size) for name, box in auto},
+        )
+        return mirrored(moved, [a for a in self.settings.mirror_axes if rng.random() < 0.5])

@@ -1,0 +1,153 @@
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from promptseg.files import read_json, write_json
+from promptseg.preprocessing.dataset import PreprocessedDataset
+from promptseg.training.dataset import TrainingSteps
+from promptseg.training.settings import TrainingSettings
+
+
+def steps_of(planned_case, **changes) -> TrainingSteps:
+    folder, plans, auto_boxes = planned_case
+    case_ids = PreprocessedDataset(folder).case_ids
+    return TrainingSteps(folder, case_ids, plans, TrainingSettings(**changes), auto_boxes)
+
+
+def same(a, b) -> bool:
+    return torch.equal(a.image, b.image) and torch.equal(a.prompts.boxes, b.prompts.boxes)
+
+
+def test_a_step_depends_on_seed_and_number_alone(planned_case):
+    first, second = steps_of(planned_case), steps_of(planned_case)
+    state = np.random.get_state()[1].copy()
+    late_first = second[5]
+    assert same(first[3], second[3])
+    assert same(first[5], late_first)
+    assert not same(first[3], first[4])
+    assert not same(first[3], steps_of(planned_case, seed=1)[3])
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # global state is put back
+
+
+def test_every_case_comes_once_in_each_round(planned_case):
+    steps = steps_of(planned_case)
+    count = len(steps.case_ids)
+    for round_ in range(3):
+        cases = [steps._case(round_ * count + i) for i in range(count)]
+        assert sorted(cases) == steps.case_ids
+
+
+def test_targets_are_the_voxels_of_the_value_asked_for(planned_case):
+    batch = steps_of(planned_case)[0]
+    targets = batch.targets()
+    for i, (image, value) in enumerate(
+        zip(batch.prompts.image_index.tolist(), batch.values.tolist(), strict=True)
+    ):
+        assert torch.equal(targets[i], batch.segmentation[image] == value)
+    assert targets.any()
+
+
+def test_images_stay_in_range_and_labels_stay_labels_under_augmentation(planned_case):
+    steps = steps_of(planned_case)
+    for step in range(8):
+        batch = steps[step]
+        assert 0 <= batch.image.min() and batch.image.max() <= 255
+        assert set(batch.segmentation.unique().tolist()) <= {0, 1, 2}
+        assert batch.image.shape[2:] == steps.plans.patch_size
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_the_label_that_a_patch_is_drawn_for_is_asked_for(planned_case, augment):
+    # One label is asked for in each patch; the two stand in for many, of which some are small.
+    folder, plans, auto_boxes = planned_case
+    chosen = TrainingSettings(
+        labels_per_image=1, foreground_fraction=1.0, zoom_out_fraction=0.0, augment=augment
+    )
+    dataset = PreprocessedDataset(folder)
+    steps = TrainingSteps(folder, dataset.case_ids, plans, chosen, auto_boxes)
+    asked = [int(value) for step in range(6) for value in steps[step].values.unique()]
+    assert sorted(set(asked)) == sorted(plans.labels.values())
+
+    scheduled = []
+    steps._scheduled = lambda case_id, number, rng: (
+        case_id,
+        scheduled.append([1, 2][number % 2]) or scheduled[-1],
+    )
+    for step in range(8):
+        batch = steps[step]
+        for image, wanted in enumerate(scheduled[-2:]):
+            if (batch.segmentation[image] == wanted).any():
+                assert set(batch.values[batch.prompts.image_index == image].tolist()) == {wanted}
+
+
+def test_training_mirrors_along_the_axes_that_it_was_told(planned_case):
+    # Without anything else drawn at random, a batch's images are those of the volumes or mirrored.
+    folder, plans, auto_boxes = planned_case
+    chosen = TrainingSettings(mirror_axes=(1,), foreground_fraction=0.0, zoom_out_fraction=0.0)
+    dataset = PreprocessedDataset(folder)
+    steps = TrainingSteps(folder, dataset.case_ids, plans, chosen, auto_boxes)
+    steps.transform = lambda data, seg: {"data": data, "seg": seg}
+    plain = dataclasses.replace(chosen, augment=False)
+    expected = TrainingSteps(folder, dataset.case_ids, plans, plain, auto_boxes)
+    seen = []
+    for step in range(8):
+        made, given_ = steps[step], expected[step]
+        for image, before in zip(made.segmentation, given_.segmentation, strict=True):
+            turned = before.flip(1)
+            assert torch.equal(image, before) or torch.equal(image, turned)
+            seen.append(torch.equal(image, turned))
+    assert 2 <= sum(seen) <= 14
+
+
+@pytest.fixture
+def steps_with(planned_case, tmp_path):
+    """Makes steps of cases that are said to have some of the labels 1 to 4 only."""
+    folder, plans, _ = planned_case
+    plans = dataclasses.replace(plans, labels={f"label_{value}": value for value in (1, 2, 3, 4)})
+    shutil.copytree(folder, tmp_path / "cases")
+
+    def make(labels, **changes):
+        for case_id, values in labels.items():
+            path = tmp_path / "cases" / f"{case_id}.json"
+            properties = read_json(folder / path.name)
+            properties["labels"] = {str(value): properties["labels"]["2"] for value in values}
+            write_json(path, properties)
+        chosen = TrainingSettings(
+            foreground_fraction=1.0, zoom_out_fraction=0.0, augment=False, **changes
+        )
+        return TrainingSteps(tmp_path / "cases", list(labels), plans, chosen, {})
+
+    return make
+
+
+def test_labels_have_their_turns_in_patches_of_cases_that_have_them(steps_with):
+    cases = {"case_0": [1, 2, 3, 4], "case_1": [1, 3], "case_2": []}
+
+    def drawn(share):
+        steps = steps_with(cases, rare_label_fraction=share)
+        samples = [steps._sample(n, np.random.default_rng(n)) for n in range(600)]
+        for sample, value in samples:
+            assert value is None or f"label_{value}" in sample.whole_boxes
+        return {v: sum(value == v for _, value in samples) / 600 for v in (1, 2, 3, 4, None)}
+
+    # case_1 has the turns of labels 2 and 4 too, which fall to either of its own
+    shares = drawn(0.0)
+    assert shares[None] == pytest.approx(1 / 3)
+    del shares[None]
+    assert shares == pytest.approx({1: 1 / 4, 2: 1 / 12, 3: 1 / 4, 4: 1 / 12}, abs=0.05)
+    shares = drawn(1.0)  # every case gives way
+    assert shares == pytest.approx({1: 0.25, 2: 0.25, 3: 0.25, 4: 0.25, None: 0})
+
+
+def test_a_rare_label_is_looked_for_where_it_is(steps_with):
+    cases = {f"case_{i}": [1, 2] if i == 3 else [1] for i in range(6)}
+    steps = steps_with(cases, rare_label_fraction=0.25)
+    scheduled = [steps._sample(n, np.random.default_rng(n))[1] for n in range(600)]
+    # labels 2 to 4 have three of four turns; of label 2's, case_3 has a sixth, and a quarter of
+    # the others gives way; a turn of 3 or 4 in case_3 is one of its two labels'
+    expected = 0.25 * (1 / 6 + 5 / 6 / 4) + 0.5 / 6 / 2
+    assert scheduled.count(2) / 600 == pytest.approx(expected, abs=0.05)
+    assert scheduled.count(1) / 600 == pytest.approx(1 - expected, abs=0.05)
