@@ -8,8 +8,8 @@ from torch import nn
 from promptseg.networks.prompt_encoder import Query, batch_queries
 from promptseg.networks.promptable import build_network
 from promptseg.training.checkpoint import load_checkpoint, save_checkpoint
-from promptseg.training.optimizer import seed_everything
 from promptseg.training.dataset import Batch
+from promptseg.training.optimizer import seed_everything
 from promptseg.training.settings import RunOptions, TrainingSettings
 from promptseg.training.step import Learner
 from tests.small_plans import small_plans
