@@ -12,8 +12,8 @@ import SimpleITK as sitk
 import promptseg
 from promptseg.conversion.predictions import refuse_existing
 from promptseg.conversion.result import Conversion, convert_cases
-from promptseg.evaluation.inputs import label_files, names_by_value
-from promptseg.files import read_json, replacing
+from promptseg.evaluation.inputs import label_files, names_by_value, read_labels
+from promptseg.files import replacing
 from promptseg.io.images import Geometry, is_dicom_folder, read_image, read_segmentation
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def convert_predictions_to_dicom(
             f"DICOM SEG needs highdicom ({error}): pip install promptseg[dicom]"
         ) from error
     files, several = label_files(Path(predictions), "predictions")
-    names = _label_names(Path(model or predictions) / "dataset.json")
+    names, _ = names_by_value(read_labels(Path(model or predictions) / "dataset.json"))
     targets = {case_id: Path(output) / f"{case_id}.dcm" for case_id in files}
     refuse_existing(targets, overwrite)
     dicom = Path(dicom)
@@ -145,11 +145,3 @@ def _convert_case(case_id: str, paths: tuple[Path, Path, Path], names: Mapping[i
         raise ValueError(f"{source}: {error}") from error
     with replacing(target) as temporary:
         made.save_as(temporary)
-
-
-def _label_names(path: Path) -> dict[int, str]:
-    content = read_json(path)
-    labels = content.get("labels") if isinstance(content, dict) else None
-    if not isinstance(labels, dict):
-        raise ValueError(f"{path}: expected an object `labels` of names and values")
-    return names_by_value(labels)[0]

@@ -1,4 +1,4 @@
-"""Two folders of segmentations to one row a case and label, the means, and what went wrong."""
+"""Compare two folders of segmentations: figures per case and label, their means, and problems."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from promptseg.boxes import box_iou, enclosing_box, mask_box
 from promptseg.evaluation.inputs import (
     case_id_of,
-    label_files,
     labels_of_dataset,
+    match_cases,
     names_by_value,
     read_prompts,
 )
@@ -23,7 +23,6 @@ from promptseg.evaluation.summary import summarize, write_csv
 from promptseg.files import write_json
 from promptseg.io.images import read_segmentation
 from promptseg.parallel import map_cases
-from promptseg.words import some
 
 __all__ = ["evaluate_folders", "format_table"]
 logger = logging.getLogger(__name__)
@@ -38,81 +37,67 @@ def evaluate_folders(
     processes: int = 0,
     missing_ok: bool = False,
 ) -> dict[str, Any]:
-    """Compare the predictions with the ground truth, case by case and label by label.
+    """Compare predictions with the ground truth, case by case and label by label.
 
-    Cases are matched by file name without its ending, so `a.nii.gz` meets `a.nrrd`. Writes
-    `summary.json` and `metrics.csv` into the predictions folder.
+    Cases are matched by file name without its ending, so `a.nii.gz` is compared with `a.nrrd`.
+    Writes `summary.json` and `metrics.csv` into the predictions folder.
 
     Args:
         ground_truth: folder of label files.
         predictions: folder of label files; a `prompts_used.json` in it adds the box IoU of the
             prompts.
-        labels: value of each label by name, as in dataset.json; without it, those of
-            `dataset.json` in the predictions folder or beside the ground truth, else the values
-            found. The labels named `background` (or 0) and `ignore` mean what they mean there.
-        cases: identifiers of the cases to evaluate, whatever else the folders hold; by default
-            all that have ground truth.
-        processes: worker processes; 0 runs in this one.
-        missing_ok: whether a case without prediction is no failure.
+        labels: value of each label by name, as in dataset.json, where `background` and `ignore`
+            are special; by default those of `dataset.json` in the predictions folder or beside
+            the ground truth, or else all values found.
+        cases: identifiers of the cases to evaluate; by default all that have ground truth.
+        processes: number of worker processes; 0 evaluates in this process.
+        missing_ok: whether cases without a prediction are accepted instead of being failures.
 
     Returns:
-        The content of `summary.json`, with NaN where a file has null. nnU-Net's keys are
-        `foreground_mean`, `mean` and `metric_per_case`. Added are `labels` (name by value),
-        `undefined` (NaN left out of each mean), `missing` (cases without prediction),
-        `warnings` and `failures` (what could not be evaluated, one sentence each; empty when all
-        went well).
+        The content of `summary.json`, with NaN where the file has null: nnU-Net's keys
+        `foreground_mean`, `mean` and `metric_per_case`, and `labels` (name by value), `undefined`
+        (number of NaN left out of each mean), `missing` (cases without a prediction), `warnings`
+        and `failures` (one sentence each; no failures if all went well).
 
     Raises:
-        FileNotFoundError: if a folder is missing or has no label file.
-        ValueError: if a label of `labels` or dataset.json is no whole number, or no case is in
-            both folders.
+        FileNotFoundError: if a folder is missing or contains no label file.
+        ValueError: if a label value is not a whole number, or no case is in both folders.
 
     Source:
-        nnU-Net's `evaluate_predictions.py` for the file's shape. Differs: the foreground mean
-        leaves out a label that is undefined in every case instead of becoming NaN, and undefined
-        values are null in the file, which is then valid JSON.
+        nnU-Net's `evaluate_predictions.py` for the format. Differs: the foreground mean leaves
+        out labels that are undefined in every case, and the file has null in place of NaN.
     """
     ground_truth, predictions = Path(ground_truth), Path(predictions)
-    references, several_references = label_files(ground_truth, "ground truth")
-    predicted, several_predicted = label_files(predictions, "predictions")
-    if cases is not None:
-        references, several_references, predicted, several_predicted = (
-            {case: found[case] for case in cases if case in found}
-            for found in (references, several_references, predicted, several_predicted)
-        )
-    failures = [*several_references.values(), *several_predicted.values()]
-    pairs = [(references[case], predicted[case]) for case in sorted(references.keys() & predicted)]
-    if not pairs:
-        asked = "case" if cases is None else f"case among {some(cases)}"
-        raise ValueError(
-            f"no {asked} is in both folders: {ground_truth} has {some(references)}, {predictions} "
-            f"has {some(predicted)}; the names without ending must agree"
-        )
-    wanted = references.keys() if cases is None else set(cases) - several_references.keys()
-    if unknown := sorted(wanted - references.keys()):
-        failures.append(f"cases without ground truth ({len(unknown)}): {', '.join(unknown)}")
-    missing = sorted(wanted - predicted.keys() - several_predicted.keys())
-    if missing and not missing_ok:
-        failures.append(f"cases without prediction ({len(missing)}): {', '.join(missing)}")
-    warnings = []
-    if unmatched := sorted(predicted.keys() - references.keys() - several_references.keys()):
-        warnings.append(f"predictions without ground truth, not evaluated: {', '.join(unmatched)}")
-
+    matched = match_cases(ground_truth, predictions, cases, missing_ok=missing_ok)
     if labels is None:
         labels = labels_of_dataset(ground_truth, predictions)
     names, ignore_label = names_by_value(labels) if labels else (None, None)
-    prompts, problem = read_prompts(predictions)
-    failures += problem
+    prompts, problems = read_prompts(predictions)
+    rows, broken = _evaluate_pairs(matched.pairs, names, ignore_label, prompts, processes)
+    if names is None:
+        names = _label_every_case(rows, prompts)
+    warnings = [*matched.warnings, *(message for row in rows for message in row["warnings"])]
+    summary = {**summarize(rows, names), "missing": matched.missing, "warnings": warnings}
+    summary["failures"] = [*matched.failures, *problems, *broken]
+    write_json(predictions / "summary.json", summary)
+    write_csv(predictions / "metrics.csv", rows, names)
+    for message in warnings:
+        logger.warning(message)
+    return summary
 
+
+def _evaluate_pairs(
+    pairs: Sequence[tuple[Path, Path]],
+    names: dict[int, str] | None,
+    ignore_label: int | None,
+    prompts: dict[str, dict],
+    processes: int,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The results of the cases and what is wrong with the others, both ordered by identifier."""
     rows, broken = {}, {}
+    shared = (names, ignore_label, prompts)
     outcomes = map_cases(
-        _evaluate_case,
-        pairs,
-        names,
-        ignore_label,
-        prompts,
-        processes=processes,
-        description="evaluating",
+        _evaluate_case, pairs, *shared, processes=processes, description="evaluating"
     )
     for (reference_file, _), row, error in outcomes:
         case = case_id_of(reference_file)
@@ -120,20 +105,7 @@ def evaluate_folders(
             broken[case] = f"case {case!r}: {error}"
         else:
             rows[case] = row
-    failures += [broken[case] for case in sorted(broken)]
-    numbers = [rows[case] for case in sorted(rows)]
-    warnings += [message for row in numbers for message in row.pop("warnings")]
-    if names is None:
-        names = {value: str(value) for row in numbers for value in row["metrics"]}
-        names = dict(sorted(names.items()))
-        _add_absent_labels(numbers, names, prompts)
-    summary = {**summarize(numbers, names), "missing": missing}
-    summary |= {"warnings": warnings, "failures": failures}
-    write_json(predictions / "summary.json", summary)
-    write_csv(predictions / "metrics.csv", numbers, names)
-    for message in warnings:
-        logger.warning(message)
-    return summary
+    return [rows[case] for case in sorted(rows)], [broken[case] for case in sorted(broken)]
 
 
 def _evaluate_case(
@@ -142,7 +114,7 @@ def _evaluate_case(
     ignore_label: int | None,
     prompts: dict[str, dict],
 ) -> dict[str, Any]:
-    """All numbers of one case; runs in a worker."""
+    """All figures of one case; runs in a worker process."""
     reference_file, prediction_file = files
     reference, geometry = read_segmentation(reference_file)
     prediction, predicted_geometry = read_segmentation(prediction_file)
@@ -156,14 +128,14 @@ def _evaluate_case(
     if names is None:
         names = {value: str(value) for value in found}
     elif unknown := [v for v in found if v not in names and v != ignore_label]:
-        warnings.append(f"case {case!r}: values {unknown} are no label and count as background")
+        warnings.append(f"case {case!r}: values {unknown} are not labels and count as background")
     metrics = {}
     for label, counts in confusion_counts(reference, prediction, [*names], ignore_label).items():
         used = prompts.get(case, {}).get(names[label], {})
         metrics[label] = _numbers(counts, geometry.spacing, used.get("source"))
         if (box := enclosing_box(used.get("boxes", []))) is not None:
-            truth = mask_box(reference == label)
-            metrics[label]["box_iou"] = float("nan") if truth is None else box_iou(truth, box)
+            tight = mask_box(reference == label)
+            metrics[label]["box_iou"] = float("nan") if tight is None else box_iou(tight, box)
     return {
         "case": case,
         "metrics": metrics,
@@ -192,9 +164,10 @@ def _numbers(counts: Confusion, spacing: Sequence[float], source: str | None) ->
     }
 
 
-def _add_absent_labels(cases: list[dict], names: dict[int, str], prompts: dict) -> None:
-    """Give every case an entry for the labels that only other cases have."""
-    for row in cases:
+def _label_every_case(rows: list[dict], prompts: dict) -> dict[int, str]:
+    """Give every case an entry for labels that only others have; the names of all, by value."""
+    names = {value: str(value) for value in sorted({v for row in rows for v in row["metrics"]})}
+    for row in rows:
         for label in names.keys() - row["metrics"].keys():
             other = next(iter(row["metrics"].values()), None)
             voxels = sum(other[key] for key in ("TP", "FP", "FN", "TN")) if other else 0
@@ -202,3 +175,4 @@ def _add_absent_labels(cases: list[dict], names: dict[int, str], prompts: dict) 
             absent = Confusion(tp=0, fp=0, fn=0, tn=voxels)
             row["metrics"][label] = _numbers(absent, row["spacing"], source)
         row["metrics"] = {label: row["metrics"][label] for label in names}
+    return names

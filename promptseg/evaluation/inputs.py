@@ -1,7 +1,9 @@
-"""What there is to evaluate: label files by case, label names, the prompts that were used."""
+"""The inputs of an evaluation: label files by case, label names, and the prompts that were used."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,73 @@ from promptseg.prompts.types import read_prompts_file
 from promptseg.words import some
 
 
-def label_files(folder: Path, what: str) -> tuple[dict[str, Path], dict[str, str]]:
-    """The label file of each case; a sentence for each case that has several instead.
+@dataclass(frozen=True, kw_only=True)
+class MatchedCases:
+    """The cases of two folders.
+
+    Attributes:
+        pairs: files of the ground truth and the prediction, for each case that has both.
+        missing: identifiers of the cases without a prediction, sorted.
+        failures: one sentence for each problem that leaves cases out.
+        warnings: one sentence for each oddity that does no harm.
+    """
+
+    pairs: list[tuple[Path, Path]]
+    missing: list[str]
+    failures: list[str]
+    warnings: list[str]
+
+
+def match_cases(
+    ground_truth: Path, predictions: Path, cases: Sequence[str] | None, *, missing_ok: bool
+) -> MatchedCases:
+    """Match the label files of two folders by their names without ending.
+
+    Args:
+        ground_truth: folder of label files.
+        predictions: folder of label files.
+        cases: identifiers to match; None matches all that have ground truth.
+        missing_ok: whether cases without a prediction are accepted.
 
     Raises:
-        FileNotFoundError: if there is no such folder, or no label file in it.
+        FileNotFoundError: if a folder is missing or contains no label file.
+        ValueError: if no case is in both folders.
+    """
+    references, several_references = label_files(ground_truth, "ground truth")
+    predicted, several_predicted = label_files(predictions, "predictions")
+    if cases is not None:
+        references, several_references, predicted, several_predicted = (
+            {case: found[case] for case in cases if case in found}
+            for found in (references, several_references, predicted, several_predicted)
+        )
+    pairs = [(references[case], predicted[case]) for case in sorted(references.keys() & predicted)]
+    if not pairs:
+        wanted = "case" if cases is None else f"case among {some(cases)}"
+        raise ValueError(
+            f"no {wanted} is in both folders: {ground_truth} has {some(references)}, {predictions} "
+            f"has {some(predicted)}; the names without ending must agree"
+        )
+    failures, warnings = [*several_references.values(), *several_predicted.values()], []
+    expected = references.keys() if cases is None else set(cases) - several_references.keys()
+    if unknown := sorted(expected - references.keys()):
+        failures.append(f"cases without ground truth ({len(unknown)}): {', '.join(unknown)}")
+    missing = sorted(expected - predicted.keys() - several_predicted.keys())
+    if missing and not missing_ok:
+        failures.append(f"cases without prediction ({len(missing)}): {', '.join(missing)}")
+    if unmatched := sorted(predicted.keys() - references.keys() - several_references.keys()):
+        warnings.append(f"predictions without ground truth, not evaluated: {', '.join(unmatched)}")
+    return MatchedCases(pairs=pairs, missing=missing, failures=failures, warnings=warnings)
+
+
+def label_files(folder: Path, what: str) -> tuple[dict[str, Path], dict[str, str]]:
+    """The label file of each case, and a sentence for each case that has several.
+
+    Args:
+        folder: folder to list.
+        what: description of the folder for messages, such as `ground truth`.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or it contains no label file.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{what}: there is no folder {folder.absolute()}")
@@ -39,22 +103,32 @@ def label_files(folder: Path, what: str) -> tuple[dict[str, Path], dict[str, str
 
 
 def labels_of_dataset(ground_truth: Path, predictions: Path) -> dict[str, int] | None:
-    """`labels` of the dataset.json in the predictions folder, else beside the ground truth."""
+    """`labels` of the dataset.json in the predictions folder or else beside the ground truth."""
     for path in (predictions / "dataset.json", ground_truth.parent / "dataset.json"):
         if path.is_file():
-            content = read_json(path)
-            labels = content.get("labels") if isinstance(content, dict) else None
-            if not isinstance(labels, dict):
-                raise ValueError(f"{path}: expected an object `labels` of names and values")
-            return labels
+            return read_labels(path)
     return None
+
+
+def read_labels(path: Path) -> dict[str, int]:
+    """`labels` of a dataset.json: value of each label by name, background included.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it has no object `labels`.
+    """
+    content = read_json(path)
+    labels = content.get("labels") if isinstance(content, dict) else None
+    if not isinstance(labels, dict):
+        raise ValueError(f"{path}: expected an object `labels` of names and values")
+    return labels
 
 
 def names_by_value(labels: dict[str, int]) -> tuple[dict[int, str], int | None]:
     """Foreground names by value, in the order of values, and the value to ignore.
 
     Raises:
-        ValueError: naming the label whose value is no whole number.
+        ValueError: naming the label whose value is not a whole number.
     """
     for name, value in labels.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
@@ -68,7 +142,7 @@ def names_by_value(labels: dict[str, int]) -> tuple[dict[int, str], int | None]:
 
 
 def read_prompts(predictions: Path) -> tuple[dict[str, dict], list[str]]:
-    """Prompts by case and label name, or none of them and a sentence about what is wrong."""
+    """Prompts by case and label name; if unreadable, none, and a sentence about the problem."""
     path = predictions / "prompts_used.json"
     if not path.is_file():
         return {}, []

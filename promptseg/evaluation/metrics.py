@@ -1,4 +1,4 @@
-"""Overlap of masks and label maps: arrays in, numbers out; undefined is NaN."""
+"""Overlap of label maps, computed from arrays; undefined values are NaN."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ def confusion_counts(
     labels: Sequence[int],
     ignore_label: int | None = None,
 ) -> dict[int, Confusion]:
-    """Count the voxels of each label once through two segmentations.
+    """Count the voxels of every label in a single pass over two segmentations.
 
-    One joint histogram, added up slice by slice: memory and time do not grow with the number of
-    labels times the volume.
+    Sums up one joint histogram slice by slice, so neither memory nor time grows with the product
+    of labels and volume.
 
     Args:
-        reference: (z, y, x) integer labels, the truth.
+        reference: (z, y, x) integer labels of the ground truth.
         prediction: (z, y, x) integer labels.
-        labels: the values to count; every other value is background.
-        ignore_label: voxels with this value in the reference count nowhere.
+        labels: values to count; every other value is background.
+        ignore_label: value of the reference whose voxels are not counted at all.
 
     Raises:
         ValueError: if the shapes differ.
     """
     if reference.shape != prediction.shape:
         raise ValueError(
-            f"reference and prediction must have one shape, found {reference.shape} and "
+            f"reference and prediction must have the same shape, found {reference.shape} and "
             f"{prediction.shape} (zyx, voxels)"
         )
     known = np.unique(np.asarray(labels, np.int64))
@@ -73,12 +73,12 @@ def confusion_counts(
 
 
 def volume_ml(voxels: int, spacing: Sequence[float]) -> float:
-    """The volume of so many voxels in millilitres; spacing in mm."""
+    """Volume of a number of voxels in millilitres, given their spacing in mm."""
     return float(voxels * np.prod(spacing) / 1000.0)
 
 
 def _index_among(known: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The position of each value in the sorted `known`, or `len(known)` for all others."""
+    """Position of each value in the sorted `known`; `len(known)` for values that are not in it."""
     if known.size == 0:
         return np.zeros(values.shape, np.int64)
     index = np.searchsorted(known, values)

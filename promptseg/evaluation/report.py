@@ -1,4 +1,4 @@
-"""The evaluation's summary as a table for the terminal."""
+"""The summary of an evaluation as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _WORST = 3
 
 
 def format_table(summary: dict[str, Any]) -> str:
-    """Lay out the means per label, the worst cases, and everything that went wrong.
+    """Lay out the means per label, the worst cases, and all warnings and failures.
 
     Args:
-        summary: what `evaluate_folders` returns, or its `summary.json` as read.
+        summary: what `evaluate_folders` returned, or the content of `summary.json`.
     """
     count = len(summary["metric_per_case"])
     header = ["label", "Dice", "IoU", "box IoU", "reference ml", "predicted ml", "cases", "no Dice"]

@@ -1,4 +1,4 @@
-"""The numbers of all cases to nnU-Net's summary and a CSV."""
+"""The figures of all cases as nnU-Net's summary and as a CSV file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CSV_COLUMNS = ("case", "label", "name", "dice", "iou", *_OUR_METRICS, "prompt_s
 
 
 def summarize(cases: list[dict], names: dict[int, str]) -> dict[str, Any]:
-    """nnU-Net's summary of the cases, with the number of undefined values beside the means."""
+    """nnU-Net's summary of the cases, and how many undefined values each mean leaves out."""
     mean, undefined = {}, {}
     for label in names:
         values = {
@@ -49,13 +49,13 @@ def summarize(cases: list[dict], names: dict[int, str]) -> dict[str, Any]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """The mean without NaN; NaN when nothing is left."""
+    """The mean of the values that are not NaN; NaN if there are none."""
     defined = [value for value in values if not np.isnan(value)]
     return float(np.mean(defined)) if defined else float("nan")
 
 
 def write_csv(path: Path, cases: list[dict], names: dict[int, str]) -> None:
-    """Write one row a case and label; undefined numbers are empty."""
+    """Write one row per case and label; undefined figures are left empty."""
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, _CSV_COLUMNS)
         writer.writeheader()

@@ -172,7 +172,7 @@ def test_dataset_json_of_the_predictions_comes_before_that_of_the_ground_truth(f
     summary = evaluate_folders(*folders)
     assert summary["labels"] == {"1": "renamed"}
     [warning] = summary["warnings"]
-    assert "case 'b': values [2] are no label" in warning
+    assert "case 'b': values [2] are not labels" in warning
 
 
 def test_voxels_with_the_ignore_label_count_nowhere(folders):

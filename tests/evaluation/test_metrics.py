@@ -87,7 +87,7 @@ def test_ignored_voxels_count_nowhere_and_negative_values_are_background():
 def test_counting_no_label_gives_nothing_and_unequal_shapes_are_refused():
     zeros = np.zeros(SHAPE, np.uint8)
     assert confusion_counts(zeros, zeros, []) == {}
-    with pytest.raises(ValueError, match=r"one shape, found \(5, 9, 7\) and \(5, 9, 6\)"):
+    with pytest.raises(ValueError, match=r"the same shape, found \(5, 9, 7\) and \(5, 9, 6\)"):
         confusion_counts(zeros, zeros[..., 1:], [1])
 
 
