@@ -9,16 +9,10 @@ import numpy as np
 
 from promptseg.experiment_planning.fingerprint import (
     CaseFingerprint,
-    ChannelStatistics,
     Fingerprint,
     LabelStatistics,
-    channel_statistics,
-    declared_modality,
     hu_histogram,
     label_statistics,
-    looks_like_hu,
-    looks_windowed,
-    modality_of,
 )
 from promptseg.experiment_planning.integrity import (
     Problem,
@@ -33,6 +27,14 @@ from promptseg.experiment_planning.integrity import (
 from promptseg.io.dataset import RawCase, RawDataset
 from promptseg.io.images import Geometry, as_labels, read_image
 from promptseg.parallel import Workers, map_cases
+from promptseg.preprocessing.modality import (
+    ChannelStatistics,
+    channel_statistics,
+    declared_modality,
+    looks_like_hu,
+    looks_windowed,
+    modality_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

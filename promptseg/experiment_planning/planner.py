@@ -17,7 +17,6 @@ from promptseg.experiment_planning.examine import examine_dataset
 from promptseg.experiment_planning.fingerprint import (
     HU_EDGES,
     Fingerprint,
-    looks_windowed,
     save_fingerprint,
 )
 from promptseg.experiment_planning.integrity import Problem, report
@@ -40,6 +39,7 @@ from promptseg.plans import (
     save_plans,
 )
 from promptseg.preprocessing.dataset import PreprocessedDataset, remove_case
+from promptseg.preprocessing.modality import looks_windowed
 from promptseg.preprocessing.normalize import ct_window, keep_windowed, percentile_clipping
 from promptseg.preprocessing.preprocess import preprocess_dataset
 from promptseg.preprocessing.resample import resampled_shape

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from promptseg.experiment_planning.fingerprint import (
-    channel_statistics,
-    declared_modality,
-    looks_like_hu,
-)
 from promptseg.files import write_json
 from promptseg.io.images import Geometry, file_ending, is_dicom_folder, read_image
 from promptseg.parallel import map_cases
 from promptseg.plans import Normalization
+from promptseg.preprocessing.modality import (
+    channel_statistics,
+    declared_modality,
+    looks_like_hu,
+)
 from promptseg.preprocessing.normalize import (
     CT_WINDOWS,
     ct_window,
