@@ -1,4 +1,4 @@
-"""Classes by name: encoders, trainers and automatic prompts are found through one of these."""
+"""Classes by name: the registry of encoders, of trainers and of automatic prompts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Registry:
         self._classes: dict[str, type] = {}
 
     def register(self, name: str) -> Callable[[type], type]:
-        """Decorator that files a class under `name`, the one name checkpoints and commands use.
+        """Decorator that registers a class as `name`, as checkpoints and commands refer to it.
 
         Raises:
-            ValueError: if the name is taken.
+            ValueError: if the name already exists.
         """
 
         def add(cls: type) -> type:
@@ -33,7 +33,7 @@ class Registry:
         return add
 
     def get(self, name: str) -> type:
-        """The class called `name`; a ValueError that lists the known names if there is none."""
+        """The class registered as `name`; a ValueError that lists all names if there is none."""
         if name not in self._classes:
             known = ", ".join(sorted(self._classes)) or "none"
             raise ValueError(f"unknown {self.kind} {name!r}; registered: {known}")
@@ -47,6 +47,6 @@ class Registry:
 
 
 def import_modules_of(package_name: str, package_path: list[str]) -> None:
-    """Import every module beside a package's `__init__.py`, so that its classes register."""
+    """Import every module of a package, so that the classes in it are registered."""
     for module in pkgutil.iter_modules(package_path):
         importlib.import_module(f"{package_name}.{module.name}")

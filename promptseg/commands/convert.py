@@ -1,4 +1,4 @@
-"""promptseg_convert: other formats to raw datasets, predictions to npz or DICOM SEG."""
+"""promptseg_convert: convert other formats to raw datasets, and predictions to npz or DICOM SEG."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptseg.commands.parsing import (
-    add_folders,
-    command_parser,
-    count,
-    folders_of,
-    run_command,
-)
+from promptseg.commands.parsing import add_folders, command_parser, count, folders_of, run_command
 from promptseg.io.challenge_npz import SPACING_ORDERS
 
 if TYPE_CHECKING:
@@ -23,55 +17,97 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = command_parser(__doc__)
+    _add_general(parser)
+    _add_raw(parser)
+    _add_dicom(parser)
+    add_folders(parser, "raw")
+    return run_command(parser, arguments, lambda args: _run(parser, args))
+
+
+def _add_general(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-i",
         "--input",
         type=Path,
         required=True,
-        help="task folder of the Medical Segmentation Decathlon, folder of the BiomedSegFM "
-        "challenge's .npz files, or, with --to npz or dicom-seg, folder of predictions",
+        metavar="FOLDER",
+        help="task folder of the Medical Segmentation Decathlon, folder of .npz files of the "
+        "BiomedSegFM challenge, or, with --to npz or dicom-seg, folder of predictions",
     )
     parser.add_argument(
         "--to",
         choices=("raw", "npz", "dicom-seg"),
         default="raw",
-        help="raw: a dataset to train on; npz, dicom-seg: predictions in these formats",
-    )
-    parser.add_argument("-o", "--output", type=Path, help="folder to write predictions to")
-    parser.add_argument(
-        "-d", "--dataset", type=count, metavar="ID", help="number of the new raw dataset"
-    )
-    parser.add_argument("--name", help="name of the new raw dataset")
-    parser.add_argument(
-        "--only", default="", metavar="PREFIX", help="npz: take files whose names begin so"
+        help="raw, the default, makes a dataset to train on; npz and dicom-seg convert predictions",
     )
     parser.add_argument(
-        "-g", "--ground-truth", type=Path, help="npz: folder of files with gts, if elsewhere"
+        "-o", "--output", type=Path, metavar="FOLDER", help="folder to write predictions to"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     parser.add_argument(
+        "-np",
+        "--processes",
+        type=count,
+        default=2,
+        metavar="N",
+        help="number of worker processes; %(default)s by default, 0 converts in this process",
+    )
+
+
+def _add_raw(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("to raw datasets")
+    group.add_argument(
+        "-d",
+        "--dataset",
+        type=count,
+        metavar="ID",
+        help="number of the new dataset; by default 4 for a task folder named Task04_Name",
+    )
+    group.add_argument(
+        "--name", help="name of the new dataset; by default Name for a task folder Task04_Name"
+    )
+    group.add_argument(
+        "--only",
+        default="",
+        metavar="PREFIX",
+        help=".npz files: convert only those whose names start with PREFIX, such as CT_",
+    )
+    group.add_argument(
+        "-g",
+        "--ground-truth",
+        type=Path,
+        metavar="FOLDER",
+        help=".npz files: folder of files of the same names with gts, if the input lacks it",
+    )
+    group.add_argument(
         "--spacing-order",
         choices=SPACING_ORDERS,
         default="auto",
-        help="npz: order of the files' spacing; auto takes the two that agree as y and x",
+        help=".npz files: order of their spacing; auto, the default, takes two equal neighbours "
+        "for y and x",
     )
-    parser.add_argument(
+    group.add_argument(
         "--merge-instances",
         action="store_true",
-        help="npz: files that number objects of one kind get label 1 for all of them",
+        help=".npz files: give label 1 to all objects of files that number objects of one kind",
     )
-    parser.add_argument(
-        "--dicom", type=Path, help="dicom-seg: folder with a series, or one for each case"
+
+
+def _add_dicom(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("to DICOM SEG")
+    group.add_argument(
+        "--dicom",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the DICOM series that was segmented, or with one subfolder per case",
     )
-    parser.add_argument(
+    group.add_argument(
         "-m",
         "--model",
         type=Path,
-        help="dicom-seg: folder whose dataset.json names the labels, if the predictions' does not",
+        metavar="FOLDER",
+        help="folder whose dataset.json names the labels; the input folder by default",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-    parser.add_argument("-np", "--processes", type=count, default=2, help="worker processes")
-    add_folders(parser, "raw")
-    return run_command(parser, arguments, lambda args: _run(parser, args))
 
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
@@ -108,7 +144,7 @@ def _to_raw(
     if not npz_files(args.input):
         raise FileNotFoundError(
             f"{args.input}: expected a task folder of the Decathlon (with its dataset.json) or a "
-            f"folder of .npz files; there is neither"
+            f"folder of .npz files, found neither"
         )
     if args.dataset is None or args.name is None:
         parser.error("a new raw dataset needs -d ID and --name NAME")

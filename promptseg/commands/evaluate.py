@@ -6,21 +6,40 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from promptseg.commands.parsing import (
-    command_parser,
-    count,
-    run_command,
-)
+from promptseg.commands.parsing import command_parser, count, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = command_parser(__doc__)
-    parser.add_argument("-g", "--ground-truth", type=Path, required=True, help="label files")
-    parser.add_argument("-p", "--predictions", type=Path, required=True, help="predicted files")
-    parser.add_argument("-np", "--processes", type=count, default=0, help="worker processes")
     parser.add_argument(
-        "--missing-ok", action="store_true", help="cases without prediction are no failure"
+        "-g",
+        "--ground-truth",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder of label files to compare with",
+    )
+    parser.add_argument(
+        "-p",
+        "--predictions",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder of predicted label files; summary.json and metrics.csv are written there",
+    )
+    parser.add_argument(
+        "-np",
+        "--processes",
+        type=count,
+        default=0,
+        metavar="N",
+        help="number of worker processes; 0, the default, evaluates in this process",
+    )
+    parser.add_argument(
+        "--missing-ok",
+        action="store_true",
+        help="accept cases without a prediction instead of exiting with 1",
     )
     return run_command(parser, arguments, _run)
 

@@ -1,1 +1,1 @@
-"""Other formats to raw datasets, and predictions to other formats."""
+"""Conversion of other formats to raw datasets, and of predictions to other formats."""

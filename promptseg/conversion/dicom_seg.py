@@ -1,4 +1,4 @@
-"""Segmentations to DICOM SEG objects that refer to the series they were made from."""
+"""Segmentations to DICOM SEG objects that reference the series they were made from."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def convert_predictions_to_dicom(
     overwrite: bool = False,
     processes: int = 0,
 ) -> Conversion:
-    """Write each segmentation of a folder as CASE.dcm, one segment for each label it has.
+    """Write each segmentation of a folder as CASE.dcm, one segment per label in it.
 
     Args:
-        predictions: folder of CASE.nii.gz (or another format), and their dataset.json.
+        predictions: folder of CASE.nii.gz (or another format), and of their dataset.json.
         output: folder to write to; other files in it stay.
-        dicom: folder with a DICOM series in a sub-folder named CASE for each case; or, for one
-            case, the series itself.
+        dicom: folder with one subfolder named CASE per case that contains its DICOM series; if
+            there is only one case, this may be the folder of the series itself.
         model: folder whose dataset.json names the labels; `predictions` by default.
-        overwrite: whether files of these names are replaced.
-        processes: worker processes; 0 does all in this one.
+        overwrite: whether existing files of the same names are replaced.
+        processes: number of worker processes; 0 converts in this process.
 
     Raises:
-        ImportError: saying what to install, if highdicom is missing.
+        ImportError: if highdicom is not installed.
         FileNotFoundError: if there is no segmentation or no dataset.json.
-        FileExistsError: if a file is there already and `overwrite` is not set.
-        ValueError: if no file at all can be converted, with what is wrong with each.
+        FileExistsError: if a file already exists and `overwrite` is not set.
+        ValueError: if no file can be converted, listing the problem of each.
     """
     try:
         import highdicom  # noqa: F401
@@ -72,15 +72,15 @@ def make_dicom_seg(
     """A DICOM SEG object of a segmentation on the grid of a DICOM series.
 
     Args:
-        segmentation: (z, y, x) labels, 0 is background.
-        geometry: where its voxels lie.
-        series: folder of the one series it was made from.
-        names: of the label values.
+        segmentation: (z, y, x) labels; 0 is background.
+        geometry: spacing, origin and direction of the segmentation.
+        series: folder that contains the DICOM series it was made from and nothing else.
+        names: name of each label value.
 
     Raises:
         FileNotFoundError: if there is no such folder.
         ValueError: if the grids differ, a value has no name, or the segmentation is empty, which
-            DICOM SEG cannot express.
+            DICOM SEG cannot represent.
     """
     import highdicom as hd
     import pydicom
@@ -93,10 +93,10 @@ def make_dicom_seg(
         )
     values = [value for value in np.unique(segmentation).tolist() if value != 0]
     if not values:
-        raise ValueError("the segmentation is empty; DICOM SEG has no way to say so")
+        raise ValueError("the segmentation is empty; DICOM SEG cannot represent that")
     if unknown := [value for value in values if value not in names]:
         raise ValueError(f"dataset.json has no name for label value(s) {unknown}: {dict(names)}")
-    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(series))  # in the order of z
+    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(series))  # sorted along z
     sources = [pydicom.dcmread(file) for file in files]
     return hd.seg.Segmentation(
         source_images=sources,
@@ -122,7 +122,7 @@ def _segment(number: int, name: str) -> SegmentDescription:
     return hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=name[:64],  # DICOM's limit for a long string
-        # A dataset's label names say no more than that there is something; see decisions/0008.
+        # The names of a dataset's labels have no code in a terminology; see decisions/0008.
         segmented_property_category=codes.SCT.AnatomicalStructure,
         segmented_property_type=codes.SCT.AnatomicalStructure,
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
@@ -137,7 +137,9 @@ def _segment(number: int, name: str) -> SegmentDescription:
 def _convert_case(case_id: str, paths: tuple[Path, Path, Path], names: Mapping[int, str]) -> None:
     source, series, target = paths
     if not series.is_dir():
-        raise FileNotFoundError(f"{series}: there is no folder with the series of {case_id}")
+        raise FileNotFoundError(
+            f"{series}: no such folder; it must contain the series of {case_id}"
+        )
     segmentation, geometry = read_segmentation(source)
     try:
         made = make_dicom_seg(segmentation, geometry, series, names)

@@ -1,4 +1,4 @@
-"""A task folder of the Medical Segmentation Decathlon to a raw dataset."""
+"""A task of the Medical Segmentation Decathlon to a raw dataset."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _KEPT = ("name", "description", "reference", "licence", "license", "release")  #
 
 
 def is_msd_task(folder: Path | str) -> bool:
-    """Whether a folder has a dataset.json as the Decathlon writes it."""
+    """Whether a folder has a dataset.json in the format of the Decathlon."""
     path = Path(folder) / "dataset.json"
     content = read_json(path) if path.is_file() else None
     return isinstance(content, dict) and "modality" in content and "training" in content
@@ -39,27 +39,28 @@ def convert_msd(
     overwrite: bool = False,
     processes: int = 0,
 ) -> Conversion:
-    """Write the cases that the task's dataset.json lists as a raw dataset in nnU-Net's layout.
+    """Write the cases listed in the task's dataset.json as a raw dataset in nnU-Net's layout.
 
-    A four-dimensional image becomes a file for each channel; any other file is copied as it is
-    after it was read once. Images of `test` go to imagesTs. Other files of the task, such as
-    hidden ones (`._NAME`), are not looked at.
+    A four-dimensional image becomes one file per channel; all other files are read once, to check
+    them, and copied unchanged. Images of `test` go to imagesTs. Files that are not listed, such as
+    hidden ones (`._NAME`), are ignored.
 
     Args:
-        task: the task's folder, with dataset.json, imagesTr and labelsTr.
+        task: folder of the task, with dataset.json, imagesTr and labelsTr.
         raw: folder of raw datasets.
-        number, name: of the new dataset; those of a folder named Task04_Name when not given.
-        overwrite: whether an existing folder of that name is replaced.
-        processes: worker processes; 0 does all in this one.
+        number: number of the new dataset; by default that of a folder named Task04_Name.
+        name: name of the new dataset; by default that of a folder named Task04_Name.
+        overwrite: whether an existing dataset of the same number and name is replaced.
+        processes: number of worker processes; 0 converts in this process.
 
     Raises:
-        FileExistsError: if there is such a dataset and `overwrite` is not set.
-        FileNotFoundError, ValueError: if dataset.json is missing or malformed, or if no case at
-            all can be converted, with what is wrong with each.
+        FileExistsError: if the dataset already exists and `overwrite` is not set.
+        FileNotFoundError, ValueError: if dataset.json is missing or malformed, or no case can be
+            converted, listing the problem of each.
 
     Source:
         nnU-Net v2's nnUNetv2_convert_MSD_dataset. Differs: labels are checked, and broken cases
-        are listed and left out.
+        are reported and left out.
     """
     task = Path(task)
     content = read_json(task / "dataset.json")
@@ -92,8 +93,8 @@ def _convert_case(
     channels = read_itk_channels(image)
     if len(channels) != channel_count:
         raise ValueError(
-            f"{image}: found {len(channels)} channel(s), expected {channel_count}, as `modality` "
-            f"in dataset.json says"
+            f"{image}: found {len(channels)} channel(s), expected {channel_count} according to "
+            f"`modality` in dataset.json"
         )
     images = folder / ("imagesTs" if label is None else "imagesTr")
     if label is not None:
@@ -123,7 +124,7 @@ def _number_and_name(task: Path, number: int | None, name: str | None) -> tuple[
 
 
 def _channels_and_labels(content: Any, path: Path) -> tuple[dict[str, str], dict[str, int]]:
-    """`modality` as channel_names, and `labels` turned round, of the task's dataset.json."""
+    """`modality` as channel_names, and `labels` as values by name, of the task's dataset.json."""
     for key, example in (("modality", '{"0": "CT"}'), ("labels", '{"0": "background", ...}')):
         values = content.get(key) if isinstance(content, dict) else None
         if not isinstance(values, dict) or not all(
@@ -132,15 +133,15 @@ def _channels_and_labels(content: Any, path: Path) -> tuple[dict[str, str], dict
             raise ValueError(f"{path}: {key}: expected {example}, found {values!r}")
     by_value = {int(value): name for value, name in content["labels"].items()}
     if len(set(by_value.values())) < len(by_value):
-        raise ValueError(f"{path}: labels: two of them share a name: {content['labels']}")
+        raise ValueError(f"{path}: labels: names must be unique, found: {content['labels']}")
     names = {name: value for value, name in sorted(by_value.items())}
-    zero = by_value.get(0, "background")  # some tasks write it with a capital
+    zero = by_value.get(0, "background")  # capitalized in some tasks
     labels = {"background": 0} | {name: value for name, value in names.items() if name != zero}
     return {str(int(k)): v for k, v in sorted(content["modality"].items())}, labels
 
 
 def _cases(content: dict, task: Path) -> dict[str, tuple[Path, Path | None]]:
-    """Image and label of every listed case, None where `test` lists it."""
+    """Image and label file of every listed case; None as the label of test cases."""
     cases: dict[str, tuple[Path, Path | None]] = {}
     for entry in content.get("training", []):
         if not isinstance(entry, dict) or not {"image", "label"} <= set(entry):
@@ -162,7 +163,7 @@ def _add(cases: dict, image: Path, label: Path | None) -> None:
         raise ValueError(f"{image}: expected a file NAME{_ENDING}")
     case_id = image.name.removesuffix(_ENDING)
     if case_id in cases:
-        raise ValueError(f"{image}: dataset.json lists {case_id!r} twice; keep one of them")
+        raise ValueError(f"{image}: dataset.json has duplicate entries for {case_id!r}; keep one")
     cases[case_id] = image, label
 
 
@@ -174,7 +175,7 @@ def _inside(task: Path, entry: Any) -> Path:
 
 
 def _notes(task: Path, cases: dict[str, tuple[Path, Path | None]]) -> tuple[str, ...]:
-    """Images that lie in the task's folders but are not in its list."""
+    """A note on images in the task's folders that dataset.json does not list."""
     listed = {image for image, _ in cases.values()}
     folders: Sequence[Path] = [task.resolve() / name for name in ("imagesTr", "imagesTs")]
     others = [
@@ -184,4 +185,4 @@ def _notes(task: Path, cases: dict[str, tuple[Path, Path | None]]) -> tuple[str,
         for path in sorted(folder.glob(f"*{_ENDING}"))
         if path not in listed and not path.name.startswith(".")
     ]
-    return (f"dataset.json does not list, left out: {some(others)}",) if others else ()
+    return (f"left out, as dataset.json does not list them: {some(others)}",) if others else ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from promptseg.io.npz import read_npz
 from promptseg.words import some
 
 _ENDING = ".nii.gz"
-_CHANNEL_NAMES = {"MR": "MRI"}  # where a file name's prefix is no name that plans know
+_CHANNEL_NAMES = {"MR": "MRI"}  # prefixes of file names that plans know by another name
 _MOST_LABELS = 255
 
 
@@ -46,27 +47,30 @@ def convert_npz(
 ) -> Conversion:
     """Write a folder of training files as a raw dataset in nnU-Net's layout.
 
-    The channel's name comes from the first word of the files' names (`CT_`, `MR_`, ...). Label
-    values stay as they are and are named `label_1`, `label_2`, ...; a value that no file has gets
-    a name too, since labels of a raw dataset have no gaps.
+    The channel is named after the first word of the file names (`CT_`, `MR_`, ...). Label values
+    are kept and named `label_1`, `label_2`, ..., including values that no file contains, since
+    the labels of a raw dataset must be consecutive.
+
+    More parameters than usual: each of them is one flag of `promptseg_convert`.
 
     Args:
-        folder: of NAME.npz with `imgs`, `spacing` and `gts`.
+        folder: folder of NAME.npz with `imgs`, `spacing` and `gts`.
         raw: folder of raw datasets.
-        number, name: of the new dataset.
-        only: take the files only whose names begin so, such as `CT_` or `MR_BraTS`.
-        ground_truth: folder of files of the same names that hold `gts`, where the images' do not.
-        spacing_order: of `spacing` in the files, see `spacing_zyx`.
-        merge_instances: whether all objects of a file that numbers them (`instance_label` 1)
-            become label 1; else such files are refused, as their values name no structure.
-        overwrite: whether an existing folder of that name is replaced.
-        processes: worker processes; 0 does all in this one.
+        number: number of the new dataset.
+        name: name of the new dataset.
+        only: prefix of the file names to convert, such as `CT_` or `MR_BraTS`; empty for all.
+        ground_truth: folder of files of the same names with `gts`, if the images lack it.
+        spacing_order: order of `spacing` in the files, see `spacing_zyx`.
+        merge_instances: whether files that number the objects of one kind (`instance_label` 1)
+            get label 1 for all of them; otherwise they are refused.
+        overwrite: whether an existing dataset of the same number and name is replaced.
+        processes: number of worker processes; 0 converts in this process.
 
     Raises:
-        FileExistsError: if there is such a dataset and `overwrite` is not set.
-        FileNotFoundError: if there is no such file.
-        ValueError: if the files are of several modalities, if they have more than 255 label
-            values, or if no file at all can be converted, with what is wrong with each.
+        FileExistsError: if the dataset already exists and `overwrite` is not set.
+        FileNotFoundError: if there is no file to convert.
+        ValueError: if the files have several modalities or label values above 255, or no file
+            can be converted, listing the problem of each.
     """
     files = npz_files(folder, only)
     if not files:
@@ -80,16 +84,18 @@ def convert_npz(
             _convert_case, cases, new, spacing_order, merge_instances, processes=processes
         )
         values = sorted(set().union(*done.values()))
-        labels = _labels(values)
-        content = {
-            "channel_names": {"0": _CHANNEL_NAMES.get(modality, modality)},
-            "labels": labels,
-            "numTraining": len(done),
-            "file_ending": _ENDING,
-        }
-        write_json(new / "dataset.json", content)
+        write_json(new / "dataset.json", _dataset_json(modality, values, len(done)))
     notes = _notes(files, values)
     return Conversion(output=output, done=tuple(done), failed=failed, notes=notes)
+
+
+def _dataset_json(modality: str, values: list[int], count: int) -> dict[str, Any]:
+    return {
+        "channel_names": {"0": _CHANNEL_NAMES.get(modality, modality)},
+        "labels": _labels(values),
+        "numTraining": count,
+        "file_ending": _ENDING,
+    }
 
 
 def _convert_case(
@@ -99,27 +105,27 @@ def _convert_case(
     spacing_order: str,
     merge_instances: bool,
 ) -> set[int]:
-    """Write one case; returns the label values that it has."""
+    """Write one case and return its label values."""
     path, truth = paths
     if truth is None:
-        raise ValueError(f"{path}: there is no file {path.name} with its labels")
+        raise ValueError(f"{path}: found no file {path.name} with its labels")
     image, spacing = read_npz_volume(path, ("imgs",), spacing_order)
     try:
         labels = as_labels(read_npz_volume(truth, ("gts",), spacing_order)[0])
     except ValueError as error:
-        advice = "; for files whose labels lie elsewhere give --ground-truth FOLDER"
+        advice = "; if the labels are in other files, give --ground-truth FOLDER"
         raise ValueError(f"{error}{advice if truth == path else ''}") from error
     if labels.shape != image.shape:
         raise ValueError(f"{truth}: gts: shape {labels.shape}, but imgs has {image.shape}")
     values = set(np.unique(labels).tolist()) - {0}
     if values and min(values) < 0:
-        raise ValueError(f"{truth}: gts: label values from 0 expected, found {min(values)}")
+        raise ValueError(f"{truth}: gts: expected label values of 0 and above, found {min(values)}")
     if _has_instances(path, truth):
         if not merge_instances:
             raise ValueError(
                 f"{path}: its {len(values)} label values number the objects of one kind "
-                f"(instance_label 1), so they name no structure; --merge-instances makes all of "
-                f"them label 1"
+                f"(instance_label 1) and do not name structures; --merge-instances turns all of "
+                f"them into label 1"
             )
         labels, values = (labels > 0).astype(np.uint8), {1} if values else set()
     geometry = Geometry(shape=image.shape, spacing=spacing)
@@ -134,13 +140,13 @@ def _has_instances(*paths: Path) -> bool:
 
 
 def _modality(files: Mapping[str, Path]) -> str:
-    """The first word of the files' names, the same for all."""
+    """The first word of the file names, which all of them must share."""
     of_modality = _by_prefix(files, 1)
     if len(of_modality) > 1:
         found = "; ".join(f"{key}: {len(n)} ({some(n)})" for key, n in of_modality.items())
         raise ValueError(
             f"{len(files)} files are of {len(of_modality)} modalities, by the first word of their "
-            f"names: {found}. A dataset has one: choose with --only, such as "
+            f"names: {found}. A dataset has only one: choose it with --only, such as "
             f"--only {next(iter(of_modality))}_"
         )
     return next(iter(of_modality))
@@ -157,11 +163,11 @@ def _labels(values: list[int]) -> dict[str, int]:
     highest = max(values, default=0)
     if highest > _MOST_LABELS:
         raise ValueError(
-            f"label values reach {highest}, at most {_MOST_LABELS} are supported; do they number "
-            f"objects of one kind? --merge-instances makes label 1 of those that say so"
+            f"label values reach {highest}, at most {_MOST_LABELS} are supported; if they number "
+            f"objects of one kind (instance_label 1), --merge-instances turns them into label 1"
         )
     if not values:
-        raise ValueError("gts of all files are empty: there is no label to learn")
+        raise ValueError("gts of all files are empty: there are no labels to learn")
     return {"background": 0} | {f"label_{value}": value for value in range(1, highest + 1)}
 
 
@@ -170,11 +176,13 @@ def _notes(files: Mapping[str, Path], values: list[int]) -> tuple[str, ...]:
     sources = _by_prefix(files, 2)
     if len(sources) > 1:
         notes.append(
-            f"the files are of {len(sources)} sources ({some(sources)}): a label value must "
-            f"mean the same structure in all; if not, choose one with --only"
+            f"the files are of {len(sources)} sources ({some(sources)}): a label value must mean "
+            f"the same structure in all of them; otherwise choose one source with --only"
         )
     if unused := sorted(set(range(1, max(values) + 1)) - set(values)):
         names = some([f"label_{value}" for value in unused])
-        notes.append(f"no file has {names}; named all the same, so that values have no gap")
-    notes.append("labels are named after their values: give them names in dataset.json")
+        notes.append(
+            f"no file contains {names}; listed nevertheless, as label values must be consecutive"
+        )
+    notes.append("labels are named after their values; rename them in dataset.json")
     return tuple(notes)

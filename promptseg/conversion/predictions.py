@@ -1,4 +1,4 @@
-"""Segmentations of any format to the challenge's npz files."""
+"""Segmentations of any format to .npz files of the BiomedSegFM challenge."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ def convert_predictions_to_npz(
 ) -> Conversion:
     """Write each CASE.nii.gz (or of another format) of a folder as CASE.npz with `segs`.
 
-    The array stays as it is: z, y, x on the grid of the file.
+    The array keeps its grid and its axes (z, y, x).
 
     Args:
         predictions: folder of segmentations.
         output: folder to write to; other files in it stay.
-        overwrite: whether files of these names are replaced.
-        processes: worker processes; 0 does all in this one.
+        overwrite: whether existing files of the same names are replaced.
+        processes: number of worker processes; 0 converts in this process.
 
     Raises:
-        FileNotFoundError: if there is no such folder or no segmentation in it.
-        FileExistsError: if a file is there already and `overwrite` is not set.
-        ValueError: if no file at all can be converted, with what is wrong with each.
+        FileNotFoundError: if there is no such folder, or it contains no segmentation.
+        FileExistsError: if a file already exists and `overwrite` is not set.
+        ValueError: if no file can be converted, listing the problem of each.
     """
     files, several = label_files(Path(predictions), "predictions")
     targets = {case_id: Path(output) / f"{case_id}{NPZ}" for case_id in files}
@@ -38,12 +38,12 @@ def convert_predictions_to_npz(
 
 
 def refuse_existing(targets: dict[str, Path], overwrite: bool) -> None:
-    """Raise FileExistsError if a file to be written is there and is not to be replaced."""
+    """Raise FileExistsError if a target already exists and is not to be overwritten."""
     there = [path.name for path in targets.values() if path.exists()]
     if there and not overwrite:
         folder = next(iter(targets.values())).parent
         raise FileExistsError(
-            f"{folder} holds {some(there)} already; choose another folder, or give --overwrite"
+            f"{folder} already contains {some(there)}; choose another folder, or give --overwrite"
         )
 
 

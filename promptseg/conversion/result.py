@@ -1,4 +1,4 @@
-"""What a conversion did: the cases it wrote, the others and why, and what a person should know."""
+"""The outcome of a conversion: cases written, cases that failed and why, and notes to the user."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from promptseg.parallel import map_cases
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What was converted and what was not.
+    """The outcome of a conversion.
 
     Attributes:
         output: folder that was written.
-        done: case identifiers, sorted.
-        failed: what is wrong, by case identifier.
-        notes: what was assumed or left out.
+        done: identifiers of the converted cases, sorted.
+        failed: problem of each case that was not converted, by identifier.
+        notes: assumptions made, and files left out, one sentence each.
     """
 
     output: Path
@@ -27,7 +27,7 @@ class Conversion:
     notes: tuple[str, ...] = ()
 
     def report(self) -> str:
-        """Everything in words: notes, broken cases one a line, and how many were written."""
+        """Text for the terminal: notes, one line per failed case, and how many were written."""
         lines = [f"note: {note}" for note in self.notes]
         lines += [f"{case_id}: {problem}" for case_id, problem in sorted(self.failed.items())]
         total = len(self.done) + len(self.failed)
@@ -41,19 +41,21 @@ def convert_cases(
     *arguments: Any,
     processes: int,
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Call `function(case_id, case, *arguments)` for every case, whatever becomes of the others.
+    """Call `function(case_id, case, *arguments)` for every case, even if others fail.
 
     Args:
-        function: a module's own; raises OSError or ValueError for a case that cannot be converted.
-        cases: by case identifier.
-        arguments: passed to every call.
-        processes: worker processes; 0 does all in this one.
+        function: function of a module, so that workers can import it; raises OSError or ValueError
+            for a case that cannot be converted.
+        cases: what to convert, by case identifier.
+        arguments: further arguments of every call.
+        processes: number of worker processes; 0 converts in this process.
 
     Returns:
-        what it returned, and what was wrong, by case identifier, sorted.
+        What the function returned for the converted cases, and the problems of the others; both by
+        case identifier, sorted.
 
     Raises:
-        ValueError: with all that is wrong, if no case could be converted.
+        ValueError: listing all problems, if no case could be converted.
     """
     done, failed = {}, {}
     items = sorted(cases.items())

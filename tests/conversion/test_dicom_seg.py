@@ -133,7 +133,7 @@ def test_the_command_names_labels_from_the_model_and_lists_what_failed(folders, 
 
     output = capsys.readouterr().out
     for text in (
-        "c: there is no folder with the series of c",
+        "c: no such folder; it must contain the series of c",
         "is not on the grid of the segmentation: direction",
         "empty.nii.gz: the segmentation is empty",
         "no name for label value(s) [3]",
@@ -142,7 +142,7 @@ def test_the_command_names_labels_from_the_model_and_lists_what_failed(folders, 
         assert text in output
     assert sorted(path.name for path in out.iterdir()) == ["a.dcm", "b.dcm"]
     assert convert.main([*arguments, "-m", str(preds.parent), "-np", "0"]) == 1
-    assert "holds a.dcm, b.dcm already" in capsys.readouterr().err
+    assert "already contains a.dcm, b.dcm" in capsys.readouterr().err
 
 
 def test_one_prediction_needs_no_folder_around_its_series(folders):

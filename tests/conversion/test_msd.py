@@ -155,7 +155,7 @@ def test_a_dataset_that_is_there_is_replaced_only_when_asked(task, tmp_path, cap
 def test_images_that_the_list_leaves_out_are_noted(task, tmp_path):
     (task / "imagesTr" / "more_001.nii.gz").write_bytes(b"")
     assert convert_msd(task, tmp_path / "raw").notes == (
-        "dataset.json does not list, left out: more_001.nii.gz",
+        "left out, as dataset.json does not list them: more_001.nii.gz",
     )
 
 
@@ -165,7 +165,10 @@ def test_images_that_the_list_leaves_out_are_noted(task, tmp_path):
         ({"modality": ["MRI"]}, r"modality: expected .*found \['MRI'\]"),
         ({"modality": {"a": "MRI"}}, "modality: expected"),
         ({"labels": {"background": 0}}, "labels: expected"),
-        ({"labels": {"0": "background", "1": "a", "2": "a"}}, "labels: two of them share a name"),
+        (
+            {"labels": {"0": "background", "1": "a", "2": "a"}},
+            "labels: names must be unique, found",
+        ),
         ({"labels": {"0": "background", "2": "a"}}, "expected the values 0 to 1, each once"),
         ({"labels": {"0": "background"}}, "expected at least one label"),
         ({"training": [], "test": []}, "training: expected cases, found none"),
@@ -174,7 +177,7 @@ def test_images_that_the_list_leaves_out_are_noted(task, tmp_path):
         ({"training": [{"image": 5, "label": "a"}]}, "expected a file of the task, found 5"),
         ({"test": ["/etc/passwd"]}, "expected a file of the task, found '/etc/passwd'"),
         ({"test": ["./imagesTs/a.mha"]}, "expected a file NAME.nii.gz"),
-        ({"test": ["./imagesTr/organ_000.nii.gz"]}, "lists 'organ_000' twice"),
+        ({"test": ["./imagesTr/organ_000.nii.gz"]}, "duplicate entries for 'organ_000'"),
     ],
 )
 def test_malformed_lists_are_refused_before_anything_is_written(task, tmp_path, changes, message):

@@ -54,7 +54,7 @@ def test_files_become_a_raw_dataset_that_planning_accepts(files, tmp_path):
     result = convert_npz(files, tmp_path / "raw", number=5, name="Npz")
 
     assert result.done == ("CT_A_0001", "CT_A_0002") and not result.failed
-    assert "no file has label_3; named all the same" in result.report()
+    assert "no file contains label_3; listed nevertheless" in result.report()
     raw = read_raw_dataset(result.output)
     assert result.output.name == "Dataset005_Npz" and raw.channel_names == ("CT",)
     assert raw.labels == {f"label_{v}": v for v in range(1, 5)}
@@ -110,9 +110,9 @@ def test_broken_files_are_listed_together_and_the_others_converted(files, tmp_pa
 
     output = capsys.readouterr().out
     for text in (
-        "CT_A_nogts.npz: expected an array gts, found imgs, spacing; for files whose labels lie",
+        "CT_A_nogts.npz: expected an array gts, found imgs, spacing; if the labels are in other",
         "CT_A_shape.npz: gts: shape (3, 7, 6), but imgs has (4, 7, 6)",
-        "CT_A_negative.npz: gts: label values from 0 expected, found -1",
+        "CT_A_negative.npz: gts: expected label values of 0 and above, found -1",
         "labels must be whole numbers, found 0.5",
         "CT_A_spacing.npz: spacing: expected three positive numbers",
         "CT_A_2d.npz: imgs: expected three dimensions",
@@ -132,7 +132,7 @@ def test_labels_may_lie_in_another_folder(tmp_path, files):
         files, tmp_path / "raw", number=5, name="Npz", ground_truth=tmp_path / "gts"
     )
     assert result.done == ("CT_A_0001",)
-    assert "there is no file CT_A_0002.npz with its labels" in result.failed["CT_A_0002"]
+    assert "found no file CT_A_0002.npz with its labels" in result.failed["CT_A_0002"]
     found, geometry = read_segmentation(result.output / "labelsTr" / "CT_A_0001.nii.gz")
     np.testing.assert_array_equal(found, labels(2))
     assert geometry.spacing == pytest.approx(SPACING)
@@ -222,7 +222,7 @@ def test_predictions_that_cannot_be_written_are_listed(tmp_path, capsys):
     assert "1 of 5 case(s) written to" in output
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["d.npz"]
     assert convert.main(arguments) == 1
-    assert "holds d.npz already; choose another folder" in capsys.readouterr().err
+    assert "already contains d.npz; choose another folder" in capsys.readouterr().err
 
 
 def test_real_training_files_become_a_dataset(tmp_path):
