@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import ndimage
 
+from promptseg.boxes import box_slices, label_boxes
 from promptseg.io.images import read_image, read_segmentation
 from promptseg.plans import Normalization
 from promptseg.preprocessing.normalize import normalize
@@ -139,15 +139,15 @@ def reduce_case(
         )
     normalized = normalize(image, normalization)
     view = view_of(normalized, spacing)
-    boxes = ndimage.find_objects(segmentation, max(labels.values(), default=0))
+    boxes = label_boxes(segmentation, labels)
     return FitCase(
         case_id=case_id,
         group=case_id,
         view=view,
         truths={
-            name: _truth(segmentation, value, boxes[value - 1], view)
+            name: _truth(segmentation, value, boxes[name], view)
             for name, value in labels.items()
-            if boxes[value - 1] is not None
+            if boxes[name] is not None
         },
         described={strategy.name: strategy.describe(view) for strategy in fitted},
         unfitted={
@@ -156,12 +156,9 @@ def reduce_case(
     )
 
 
-def _truth(
-    segmentation: np.ndarray, value: int, slices: tuple[slice, slice, slice], view: View
-) -> LabelTruth:
-    box = np.array([[s.start for s in slices], [s.stop for s in slices]])
-    lower, upper = view.box_of_view(box) * view.step  # whole blocks, so that their means agree
-    blocks = segmentation[tuple(map(slice, lower, upper))] == value
+def _truth(segmentation: np.ndarray, value: int, box: np.ndarray, view: View) -> LabelTruth:
+    whole_blocks = view.box_of_view(box) * view.step  # so that their means agree
+    blocks = segmentation[box_slices(whole_blocks)] == value
     share = np.rint(block_means(blocks, view.step) * 255).astype(np.uint8)
-    bits = np.packbits(segmentation[slices] == value)
+    bits = np.packbits(segmentation[box_slices(box)] == value)
     return LabelTruth(box=box, bits=bits, view_mask=share)

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from promptseg.boxes import box_iou, is_nearly_whole
 from promptseg.experiment_planning.auto_prompt_cases import FitCase, LabelTruth
 from promptseg.prompts.auto_prompter import Proposal
-from promptseg.prompts.intensity.algorithm import is_nearly_whole
 from promptseg.prompts.strategies.expected_iou import evidence, expected_iou, fit_expected_iou
-from promptseg.prompts.strategies.fitted import FittedPrompter, box_ious
+from promptseg.prompts.strategies.fitted import FittedPrompter
 
 
 def assign_folds(count: int, folds: int = 5) -> np.ndarray:
@@ -66,7 +66,7 @@ def ious_of(proposals: Sequence[Proposal], cases: Sequence[FitCase], label: str)
     """(n,) box IoU with the truth; no box counts as 0, of several the first counts."""
     return np.array(
         [
-            0.0 if p.box is None else box_ious(p.box.astype(float), case.truths[label].box)
+            0.0 if p.box is None else box_iou(p.box.astype(float), case.truths[label].box)
             for p, case in zip(proposals, cases, strict=True)
         ]
     )

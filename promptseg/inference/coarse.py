@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from promptseg.boxes import enclosing_box, mask_box
+from promptseg.boxes import clip_box, enclosing_box, mask_box, widen_box
 from promptseg.inference.decoder import ASKED_AT_ONCE, ImageDecoder
-from promptseg.inference.queries import patches_that_meet, region_of, widened
+from promptseg.inference.queries import patches_that_meet, region_of
 from promptseg.inference.sliding_window import patches_of_regions
 from promptseg.networks.prompt_encoder import Query
 from promptseg.prompts.types import Prompts, make_prompts
@@ -117,11 +117,11 @@ def _placed(
     if box is None and clicked is None:
         return None
     if box is None:
-        return query, widened(clicked, coarse_voxel, shape)
+        return query, clip_box(widen_box(clicked, coarse_voxel), shape)
     if clicked is not None:
         box = enclosing_box([box, clicked])
     margin = np.maximum(0.1 * (box[1] - box[0]), coarse_voxel)
-    return replace(query, box=box), widened(box, margin, shape)
+    return replace(query, box=box), clip_box(widen_box(box, margin), shape)
 
 
 def _clicked_box(query: Query, shape: np.ndarray) -> np.ndarray | None:
@@ -129,7 +129,7 @@ def _clicked_box(query: Query, shape: np.ndarray) -> np.ndarray | None:
     points = np.asarray(query.points, float).reshape(-1, 3)
     voxels = [(point, point + 1) for point in points[np.asarray(query.point_labels) == 1]]
     box = enclosing_box(np.array(voxels))
-    return None if box is None else np.clip(box, 0, shape)
+    return None if box is None else clip_box(box, shape)
 
 
 COARSE = "coarse"  # the box of what the network finds by the label's name in the whole volume

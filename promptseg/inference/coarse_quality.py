@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from promptseg.boxes import box_iou, mask_box
+from promptseg.boxes import box_iou, label_boxes
 from promptseg.inference.coarse import COARSE
 from promptseg.inference.predictor import Predictor
 from promptseg.inference.prepared import read_prepared
@@ -38,10 +38,7 @@ def measure_coarse(
     for case in cases:
         prepared, _ = read_prepared(predictor, case.images)
         segmentation, _ = read_segmentation(truth[case.case_id])
-        true = {
-            label: mask_box(segmentation == value)
-            for label, value in predictor.plans.labels.items()
-        }
+        true = label_boxes(segmentation, predictor.plans.labels)
         there = [label for label, box in true.items() if box is not None]
         found = predictor.proposer.ask_network(prepared, there, COARSE, {})
         for label in there:

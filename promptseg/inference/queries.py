@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from promptseg.boxes import clip_box, mirror_box, widen_box
 from promptseg.networks.prompt_encoder import Query
 from promptseg.prompts.types import Prompts
 
@@ -43,12 +44,7 @@ def region_of(query: Query, shape: Sequence[int], patch_size: Sequence[int]) -> 
     most = np.where(
         side <= patch_size, np.minimum((patch_size - side) / 2, patch_size / 4), patch_size / 4
     )
-    return widened(query.box, np.minimum(0.1 * side, most), shape)
-
-
-def widened(box: np.ndarray, margin: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """A (2, 3) box with a (3,) margin on both sides of every axis, clipped to the volume."""
-    return np.clip(np.stack([box[0] - margin, box[1] + margin]), 0, shape)
+    return clip_box(widen_box(query.box, np.minimum(0.1 * side, most)), shape)
 
 
 def patches_that_meet(query: Query, starts: np.ndarray, patch_size: Sequence[int]) -> np.ndarray:
@@ -64,7 +60,7 @@ def patches_that_meet(query: Query, starts: np.ndarray, patch_size: Sequence[int
 
 def in_patch(query: Query, start: np.ndarray, patch_size: np.ndarray) -> Query:
     """A query in a patch's own voxels; the box is clipped to it, points outside are left out."""
-    box = None if query.box is None else np.clip(query.box - start, 0, patch_size)
+    box = None if query.box is None else clip_box(query.box - start, patch_size)
     points = np.asarray(query.points, float).reshape(-1, 3) - start
     inside = ((points > -0.5) & (points < patch_size - 0.5)).all(axis=1)
     return replace(
@@ -85,10 +81,7 @@ def flipped(query: Query, axes: Sequence[int], patch_size: Sequence[int]) -> Que
     if not axes:
         return query
     axes, size = list(axes), np.asarray(patch_size, float)
-    box = None
-    if query.box is not None:
-        box = np.array(query.box, float)
-        box[:, axes] = (size[axes] - box[:, axes])[::-1]
+    box = None if query.box is None else mirror_box(query.box, axes, patch_size)
     points = np.array(query.points, float).reshape(-1, 3)
     points[:, axes] = size[axes] - 1 - points[:, axes]
     return replace(query, box=box, points=points)

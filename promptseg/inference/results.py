@@ -11,7 +11,7 @@ from zipfile import ZIP_DEFLATED, ZipFile
 import numpy as np
 from torch import Tensor
 
-from promptseg.boxes import WHOLE_VOLUME, box_volume
+from promptseg.boxes import is_nearly_whole
 from promptseg.files import replacing
 from promptseg.io.npz import read_npz
 from promptseg.prompts.types import Prompts
@@ -76,7 +76,7 @@ def label_result(
         flags.append(prompts.reason)
     if prompts.is_empty:
         flags.append("no_box")
-    if any(box_volume(box) >= WHOLE_VOLUME * np.prod(shape) for box in prompts.boxes):
+    if any(is_nearly_whole(box, shape) for box in prompts.boxes):
         flags.append("box_is_whole_volume")
     if predicted_iou is not None and predicted_iou < LOW_QUALITY:
         flags.append("low_predicted_quality")

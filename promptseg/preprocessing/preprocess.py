@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from scipy import ndimage
 
+from promptseg.boxes import box_slices, value_boxes
 from promptseg.files import read_json
 from promptseg.io.images import Geometry, read_image, read_segmentation
 from promptseg.parallel import Workers, map_cases
@@ -152,19 +152,14 @@ def _label_statistics(
     The sample is drawn by a generator seeded with the case identifier: it never changes.
     """
     rng = np.random.default_rng(zlib.crc32(case_id.encode()))
-    boxes = ndimage.find_objects(segmentation, max(labels.values(), default=0))
     statistics = {}
-    for value, box in enumerate(boxes, start=1):
-        if box is None:
-            continue
-        lower, upper = [s.start for s in box], [s.stop for s in box]
-        inside = np.flatnonzero(segmentation[box] == value)
+    for value, box in value_boxes(segmentation, max(labels.values(), default=0)).items():
+        inside = np.flatnonzero(segmentation[box_slices(box)] == value)
         sample = np.sort(rng.choice(inside, min(len(inside), MAX_LOCATIONS), replace=False))
-        crop_shape = np.subtract(upper, lower)
-        locations = np.stack(np.unravel_index(sample, crop_shape), axis=1) + lower
+        locations = np.stack(np.unravel_index(sample, box[1] - box[0]), axis=1) + box[0]
         statistics[value] = {
             "voxels": len(inside),
-            "box": [lower, upper],
+            "box": box.tolist(),
             "locations": locations.tolist(),
         }
     return statistics

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage, sparse
 
+from promptseg.boxes import box_slices, value_boxes
 from promptseg.preprocessing.kernels import axis_weights, cubic, linear, resampled_planes
 
 if TYPE_CHECKING:
@@ -193,8 +194,7 @@ def _nearest_indices(old: int, new: int) -> np.ndarray:
 
 def _label_boxes(segmentation: np.ndarray) -> dict[int, tuple[slice, slice, slice]]:
     """The bounding box of every label that occurs; for background (0 or less) the whole volume."""
-    boxes = enumerate(ndimage.find_objects(segmentation), start=1)
-    of_label = {label: box for label, box in boxes if box is not None}
+    of_label = {label: box_slices(box) for label, box in value_boxes(segmentation).items()}
     whole = tuple(slice(0, n) for n in segmentation.shape)
     background = np.unique(segmentation[segmentation <= 0]).tolist()
     return {**dict.fromkeys(background, whole), **of_label}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
+
+from promptseg.boxes import clip_nonempty
 
 
 def jitter_box(
@@ -32,13 +32,6 @@ def jitter_box(
     if not (side > 0).all():
         raise ValueError(f"box {box.tolist()} is empty along an axis (zyx, upper exclusive)")
     return clip_nonempty(box + rng.uniform(-share, share, (2, 3)) * side, shape)
-
-
-def clip_nonempty(box: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """A (2, 3) box, voxels zyx, clipped to a shape and kept at least one voxel wide."""
-    clipped = np.clip(box, 0, shape)
-    lower = np.minimum(clipped[0], np.asarray(shape) - 1.0)
-    return np.stack([lower, np.maximum(clipped[1], lower + 1)])
 
 
 def sample_points(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from promptseg.boxes import clip_box
 from promptseg.files import read_json, write_json
 from promptseg.preprocessing.resample import scale_coordinates
 from promptseg.words import short
@@ -100,7 +101,7 @@ def make_prompts(
     """
     shape_array = np.asarray(shape)
     box_array, point_array, kinds = check_numbers(boxes, points, point_labels, where)
-    clipped = np.clip(box_array, 0, shape_array)
+    clipped = clip_box(box_array, shape)
     for given, box in zip(box_array, clipped, strict=True):
         if not (box[0] < box[1]).all():
             raise ValueError(

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from promptseg.boxes import mask_box
+from promptseg.boxes import clip_box, mask_box, widen_box
 from promptseg.networks.prompt_encoder import Query
 from promptseg.segvol.preprocessing import nearest_indices
 
@@ -54,7 +54,7 @@ def in_region(query: Query, region: np.ndarray, size: Sequence[int]) -> Query:
 
 def _whole_voxels(box: np.ndarray, size: np.ndarray) -> np.ndarray | None:
     """The voxels with their centres in a continuous box; None if it lies outside the volume."""
-    box = np.clip(box, 0, size)
+    box = clip_box(box, size)
     if not (box[0] < box[1]).all():
         return None
     lower, upper = np.ceil(box - 0.5)
@@ -115,7 +115,7 @@ def grown_to_patch(box: np.ndarray, patch_size: Sequence[int], shape: Sequence[i
         SegVol, utils/monai_inferers_utils.py, logits2roi_coor.
     """
     missing = np.maximum(np.asarray(patch_size) - (box[1] - box[0]), 0) // 2
-    return np.stack([np.maximum(box[0] - missing, 0), np.minimum(box[1] + missing, shape)])
+    return clip_box(widen_box(box, missing), shape)
 
 
 def region_starts(shape: Sequence[int], patch_size: Sequence[int], step_size: float) -> np.ndarray:

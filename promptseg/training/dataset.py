@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from promptseg.boxes import clip_nonempty, label_boxes
 from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
 from promptseg.plans import Plans
 from promptseg.preprocessing.dataset import PreprocessedDataset
-from promptseg.prompts.simulated import clip_nonempty
 from promptseg.training.augmentation import augment, make_augmentation
 from promptseg.training.patches import (
     AutoBoxes,
     Sample,
     carry_box,
-    label_boxes,
     mirrored,
     zoom_in,
     zoom_out,

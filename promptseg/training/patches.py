@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import find_objects
 
+from promptseg.boxes import clip_box, mirror_box
 from promptseg.plans import Plans
 from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.preprocessing.patch import cut_patch
@@ -49,7 +49,7 @@ def zoom_in(
     shape = dataset.properties(case_id)["shape"]
     boxes = preprocessed_boxes(dataset, case_id, auto_boxes)
     patch_size = np.array(plans.patch_size)
-    inside = {name: np.clip(box - start, 0, patch_size) for name, box in boxes.items()}
+    inside = {name: clip_box(box - start, patch_size) for name, box in boxes.items()}
     whole = whole_label_boxes(dataset, case_id, plans.labels)
     return Sample(
         image=cut_patch(dataset.image(case_id), shape, start, plans.patch_size),
@@ -85,11 +85,7 @@ def mirrored(sample: Sample, axes: Sequence[int]) -> Sample:
     shape = sample.segmentation.shape
 
     def flipped(boxes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        boxes = {name: np.array(box, float) for name, box in boxes.items()}
-        for box in boxes.values():
-            for axis in axes:
-                box[:, axis] = shape[axis] - box[::-1, axis]
-        return boxes
+        return {name: mirror_box(box, axes, shape) for name, box in boxes.items()}
 
     return Sample(
         image=np.flip(sample.image, [axis + 1 for axis in axes]),
@@ -122,18 +118,6 @@ def preprocessed_boxes(
         )
         for name, boxes in auto_boxes.get(case_id, {}).items()
         if len(boxes)
-    }
-
-
-def label_boxes(
-    segmentation: np.ndarray, labels: Mapping[str, int]
-) -> dict[str, np.ndarray | None]:
-    """The tight box of each label in a (z, y, x) segmentation; None for an absent one."""
-    found = find_objects(segmentation, max(labels.values(), default=0))
-    slices = {name: found[value - 1] for name, value in labels.items()}
-    return {
-        name: None if s is None else np.array([[a.start for a in s], [a.stop for a in s]])
-        for name, s in slices.items()
     }
 
 

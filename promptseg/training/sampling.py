@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from promptseg.boxes import label_boxes
 from promptseg.networks.prompt_encoder import Query
 from promptseg.prompts.simulated import jitter_box, sample_points
-from promptseg.training.patches import Sample, label_boxes
+from promptseg.training.patches import Sample
 from promptseg.training.settings import TrainingSettings
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from promptseg.boxes import label_boxes
 from promptseg.networks.prompt_encoder import Query
 from promptseg.networks.promptable import PromptableNetwork, decode_in_parts
 from promptseg.plans import Plans
@@ -16,7 +17,7 @@ from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.prompts.simulated import jitter_box
 from promptseg.training.dataset import Batch, make_batch
 from promptseg.training.losses import PromptLoss, hard_dice
-from promptseg.training.patches import AutoBoxes, label_boxes, zoom_in
+from promptseg.training.patches import AutoBoxes, zoom_in
 from promptseg.training.sampling import draw_patch_start
 
 WAYS = ("label", "box", "auto")

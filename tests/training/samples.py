@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from promptseg.training.patches import Sample, label_boxes
+from promptseg.boxes import label_boxes
+from promptseg.training.patches import Sample
 
 
 def sample_with(organ: tuple | None, auto: dict | None = None) -> Sample:

@@ -1,14 +1,13 @@
 import dataclasses
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from promptseg.boxes import mask_box
 from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.preprocessing.patch import cut_patch
-from promptseg.training.patches import carry_box, label_boxes, mirrored, zoom_in, zoom_out
+from promptseg.training.patches import carry_box, mirrored, zoom_in, zoom_out
 from tests.training.samples import sample_with
 
 
@@ -74,20 +73,6 @@ def test_zoom_out_shows_the_whole_volume_in_one_patch(planned_case):
     # resampled labels lie in the scaled box, to within half a voxel of rounding
     found = mask_box(sample.segmentation == 2)
     assert np.abs(found - scaled).max() <= 0.75
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16])
-def test_label_boxes_are_those_of_each_labels_mask(dtype):
-    segmentation = np.zeros((6, 9, 11), dtype)
-    segmentation[1:3, 4, 2:9] = 3
-    segmentation[5, 8, 10] = segmentation[0, 2, 1] = 40
-    segmentation[3, 0, 5] = 77  # no label of these
-    boxes = label_boxes(segmentation, {"b": 40, "absent": 2, "a": 3, "far": 100})
-    assert list(boxes) == ["b", "absent", "a", "far"]
-    assert boxes["absent"] is None and boxes["far"] is None
-    for name, value in (("a", 3), ("b", 40)):
-        np.testing.assert_array_equal(boxes[name], mask_box(segmentation == value))
-    assert label_boxes(segmentation, {}) == {}
 
 
 def test_boxes_of_whole_labels_follow_the_patch(planned_case):

@@ -2,7 +2,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptseg.training.patches import Sample, label_boxes
+from promptseg.boxes import label_boxes
+from promptseg.training.patches import Sample
 from promptseg.training.sampling import draw_patch_start, training_queries
 from promptseg.training.settings import TrainingSettings
 from tests.training.samples import sample_with

@@ -1,12 +1,11 @@
-"""Connected components of a mask and their boxes; boxes widened and clipped."""
+"""Connected components of a mask, and the boxes of the largest."""
 
 from __future__ import annotations
 
 import cc3d
 import numpy as np
 
-from promptseg.boxes import WHOLE_VOLUME, box_volume
-from promptseg.prompts.intensity.threads import map_pieces
+from promptseg.boxes import mask_box
 
 _COUNTED_AT_ONCE = 2**20  # voxels; bincount makes int64 of them
 
@@ -33,19 +32,6 @@ def components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return labels, counts
 
 
-def box_of(labels: np.ndarray, label: int) -> np.ndarray:
-    """(2, 3) half-open box, voxels, zyx, of a label that occurs in (z, y, x) `labels`."""
-
-    def rows_and_columns(z: int) -> tuple[np.ndarray, np.ndarray]:
-        here = labels[z] == label
-        return here.any(axis=1), here.any(axis=0)
-
-    lines = map_pieces(rows_and_columns, range(len(labels)), labels.size)
-    rows, columns = (np.array(line) for line in zip(*lines, strict=True))
-    ends = [_ends(line) for line in (rows.any(axis=1), rows.any(axis=0), columns.any(axis=0))]
-    return np.array(ends).T
-
-
 def largest_component_box(mask: np.ndarray) -> tuple[np.ndarray, int] | None:
     """Box and voxel count of the largest 26-connected component, first in raster order on a tie.
 
@@ -59,7 +45,7 @@ def largest_component_box(mask: np.ndarray) -> tuple[np.ndarray, int] | None:
     if len(counts) == 1:
         return None
     largest = int(counts.argmax())
-    return box_of(labels, largest), int(counts[largest])
+    return mask_box(labels == largest), int(counts[largest])
 
 
 def largest_component_boxes(
@@ -83,24 +69,3 @@ def largest_component_boxes(
     ranges = cc3d.statistics(labels, no_slice_conversion=True)["bounding_boxes"]
     ends = ranges.reshape(-1, 3, 2).astype(np.int64) + (0, 1)  # cc3d's ends are inclusive
     return [(ends[label].T, int(counts[label])) for label in chosen]
-
-
-def widen_box(box: np.ndarray, margin: int | np.ndarray) -> np.ndarray:
-    """Move both corners outward by `margin` voxels, one number or one for each axis, zyx."""
-    return np.stack([box[0] - margin, box[1] + margin])
-
-
-def clip_box(box: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """The part of a half-open box inside a volume of `shape`; both in voxels, zyx."""
-    return np.clip(box, 0, shape)
-
-
-def is_nearly_whole(box: np.ndarray, shape: tuple[int, int, int]) -> bool:
-    """Whether the part of a box inside the volume is at least `WHOLE_VOLUME` of the volume."""
-    return bool(box_volume(clip_box(box, shape)) >= WHOLE_VOLUME * np.prod(shape))
-
-
-def _ends(line: np.ndarray) -> tuple[int, int]:
-    """First true index and one past the last."""
-    true = np.flatnonzero(line)
-    return int(true[0]), int(true[-1]) + 1

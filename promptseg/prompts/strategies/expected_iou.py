@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from promptseg.prompts.strategies.fitted import View, box_ious
+from promptseg.boxes import box_iou, box_slices, widen_box
+from promptseg.prompts.strategies.fitted import View
 
 PENALTY = 0.3  # of the ridge regression on standardized evidence, as a share of the cases
 
@@ -31,11 +32,11 @@ def evidence(view: View, box: np.ndarray, usual: np.ndarray) -> np.ndarray:
     inner = box / view.step
     quarter = (inner[1] - inner[0]) / 4
     inside = image[_slices(inner, image.shape)]
-    around = image[_slices(np.stack([inner[0] - quarter, inner[1] + quarter]), image.shape)]
+    around = image[_slices(widen_box(inner, quarter), image.shape)]
     shell = (around.sum() - inside.sum()) / max(around.size - inside.size, 1)
     return np.array(
         [
-            box_ious(box.astype(float), expected),
+            box_iou(box.astype(float), expected),
             np.abs(np.log(sides / np.maximum(usual_sides, 1e-6))).mean(),
             abs(float(inside.mean() - shell)) / deviation,
             float(inside.std()) / deviation,
@@ -70,4 +71,4 @@ def _slices(box: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, ...]:
     """At least one view voxel along each axis."""
     low = np.floor(box[0] + 0.5).clip(0, np.array(shape) - 1).astype(int)
     high = np.maximum(np.floor(box[1] + 0.5).clip(0, shape).astype(int), low + 1)
-    return tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    return box_slices(np.stack([low, high]))

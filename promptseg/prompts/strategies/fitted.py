@@ -132,16 +132,6 @@ def block_means(array: np.ndarray, step: Sequence[int]) -> np.ndarray:
     return means
 
 
-def box_ious(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes (..., 2, 3) in one frame, broadcast against each other."""
-    sides = np.minimum(first[..., 1, :], second[..., 1, :]) - np.maximum(
-        first[..., 0, :], second[..., 0, :]
-    )
-    shared = sides.clip(0).prod(-1)
-    volumes = [(b[..., 1, :] - b[..., 0, :]).clip(0).prod(-1) for b in (first, second)]
-    return shared / np.maximum(volumes[0] + volumes[1] - shared, 1e-12)
-
-
 def pack(numbers: np.ndarray) -> str:
     """Many fitted numbers as one line of JSON: base64 of little-endian float32."""
     return base64.b64encode(np.ascontiguousarray(numbers, "<f4").tobytes()).decode("ascii")

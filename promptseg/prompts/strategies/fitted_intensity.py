@@ -8,9 +8,12 @@ from typing import Any
 import cc3d
 import numpy as np
 
+from promptseg.boxes import box_iou
 from promptseg.prompts.auto_prompter import AUTO_PROMPTERS
-from promptseg.prompts.intensity.algorithm import between, components, smooth
-from promptseg.prompts.strategies.fitted import FittedPrompter, Sample, View, box_ious
+from promptseg.prompts.intensity.algorithm import between
+from promptseg.prompts.intensity.components import components
+from promptseg.prompts.intensity.smoothing import smooth
+from promptseg.prompts.strategies.fitted import FittedPrompter, Sample, View
 
 SIGMA = 0.7  # view voxels, which are already means; more smoothing scored lower on every modality
 BANDS: tuple[tuple[str, float, float], ...] = (
@@ -84,7 +87,7 @@ class FittedIntensityPrompter(FittedPrompter):
                 found = np.where(np.isnan(found), expected, found)
                 weight, shift = _fit_faces(found, expected, truth)
                 fitted = weight * found + (1 - weight) * expected + shift
-                iou = box_ious(fitted, truth).mean()
+                iou = box_iou(fitted, truth).mean()
                 if iou > best_iou:
                     best, best_iou = (band, rule, weight, shift), iou
         band, rule, weight, shift = best

@@ -1,31 +1,21 @@
-"""`intensity`: the paper's Algorithm 1, boxes round what is brighter than average."""
+"""`intensity`: the paper's Algorithm 1, boxes around what is brighter than average."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from promptseg.boxes import box_volume
+from promptseg.boxes import box_volume, clip_box, is_nearly_whole, widen_box
 from promptseg.prompts.auto_prompter import AUTO_PROMPTERS, AutoPrompter, Proposal
-from promptseg.prompts.intensity.algorithm import (
-    between,
-    clip_box,
-    close_with_ball,
-    is_nearly_whole,
-    largest_component_box,
-    largest_component_boxes,
-    mean_and_deviation,
-    smooth,
-    widen_box,
-)
-from promptseg.prompts.intensity.on_device import candidate_mask_on_device, is_tensor
+from promptseg.prompts.intensity.algorithm import candidate_mask
+from promptseg.prompts.intensity.components import largest_component_box, largest_component_boxes
 
 
 @AUTO_PROMPTERS.register("intensity")
 class IntensityPrompter(AutoPrompter):
     """Algorithm 1: smooth, threshold by mean and deviation, close, largest component, its box.
 
-    The defaults are the paper's; where it is silent (border, truncation, ties, strictness), what
-    the functions in `steps.py` say.
+    The defaults are the paper's; where it is silent (border, truncation, ties, strictness), as the
+    functions in `intensity/` say.
 
     Args:
         sigma: of the Gaussian, voxels.
@@ -98,15 +88,9 @@ class IntensityPrompter(AutoPrompter):
 
     def candidate_mask(self, image: np.ndarray) -> np.ndarray:
         """(z, y, x) bool: the closed mask whose components are proposed; lines 1 to 7."""
-        if is_tensor(image):
-            return candidate_mask_on_device(
-                image, sigma=self.sigma, low=self.low, high=self.high, radius=self.radius
-            )
-        smoothed = smooth(image, self.sigma)
-        mean, deviation = mean_and_deviation(smoothed)
-        mask = between(smoothed, mean + self.low * deviation, mean + self.high * deviation)
-        del smoothed  # four bytes a voxel, not needed while closing and labelling
-        return close_with_ball(mask, self.radius)
+        return candidate_mask(
+            image, sigma=self.sigma, low=self.low, high=self.high, radius=self.radius
+        )
 
     def _components(self, mask: np.ndarray) -> list[tuple[np.ndarray, int]]:
         if self.components == "largest":

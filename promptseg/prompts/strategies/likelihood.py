@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
+from promptseg.boxes import box_iou, box_slices
 from promptseg.prompts.auto_prompter import AUTO_PROMPTERS
-from promptseg.prompts.intensity.algorithm import smooth
+from promptseg.prompts.intensity.smoothing import smooth
 from promptseg.prompts.strategies.fitted import (
     FittedPrompter,
     Sample,
     View,
-    box_ious,
     pack,
     unpack,
 )
@@ -72,7 +72,7 @@ class LikelihoodPrompter(FittedPrompter):
                     densest_box(p, level) * sample.view.spacing
                     for p, sample in zip(sums, judged, strict=True)
                 ]
-                iou = box_ious(np.stack(boxes), truth).mean()
+                iou = box_iou(np.stack(boxes), truth).mean()
                 if iou > best_iou:
                     best, best_iou = (trust, level), iou
         return {
@@ -130,7 +130,7 @@ def densest_box(sums: np.ndarray, level: float, rounds: int = 10) -> np.ndarray:
 def _table(samples: Sequence[Sample]) -> np.ndarray:
     inside, everything = np.zeros(256), np.zeros(256)
     for sample in samples:
-        grey = sample.view.image[tuple(map(slice, *sample.view_box))].ravel()
+        grey = sample.view.image[box_slices(sample.view_box)].ravel()
         share = sample.mask.ravel()
         inside += np.bincount(grey, share, 256) / max(share.sum(dtype=float), 1)
         everything += sample.described[LikelihoodPrompter.name]

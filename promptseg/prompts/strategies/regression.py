@@ -9,7 +9,7 @@ import numpy as np
 from scipy.ndimage import map_coordinates
 
 from promptseg.prompts.auto_prompter import AUTO_PROMPTERS
-from promptseg.prompts.intensity.algorithm import smooth
+from promptseg.prompts.intensity.smoothing import smooth
 from promptseg.prompts.strategies.atlas import AtlasPrompter
 from promptseg.prompts.strategies.fitted import FittedPrompter, Sample, View, pack, unpack
 

@@ -18,7 +18,7 @@ from promptseg.preprocessing.normalize import (
     to_uint8,
 )
 from promptseg.prompts.automatic import auto_prompt
-from promptseg.prompts.intensity.algorithm import largest_component_box
+from promptseg.prompts.intensity.components import largest_component_box
 from promptseg.prompts.strategies import AUTO_PROMPTERS
 from promptseg.prompts.strategies.intensity import IntensityPrompter
 from tests.real_data import raw_folder, require_real_data

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from promptseg.boxes import box_iou
 from promptseg.prompts.strategies import regression
-from promptseg.prompts.strategies.fitted import box_ious
 from promptseg.prompts.strategies.regression import RegressionPrompter, _ridge
 from tests.prompts.strategies.fitted_cases import block_cases
 
@@ -33,8 +33,8 @@ def test_regression_is_nearer_than_the_atlas_that_it_starts_from():
     better, start = [], []
     for case in block_cases(10, first=60):
         truth = case.sample("block").box_mm
-        better.append(box_ious(prompter.locate(case.view), truth))
-        start.append(box_ious(prompter.start.locate(case.view), truth))
+        better.append(box_iou(prompter.locate(case.view), truth))
+        start.append(box_iou(prompter.start.locate(case.view), truth))
     assert np.mean(better) > np.mean(start) + 0.15
 
 
