@@ -7,41 +7,43 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 
-def stride_ladder(stride: Sequence[int]) -> list[tuple[int, int, int]]:
-    """The resolutions between the voxels and the tokens, finest first.
+def feature_strides(stride: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Strides of the feature maps from voxels to tokens, finest first.
 
-    Each step halves, of the axes left, those with the largest stride: (2, 8, 8) gives
+    From one map to the next finer, the axes with the largest stride are halved: (2, 8, 8) gives
     (1, 1, 1), (2, 2, 2), (2, 4, 4), (2, 8, 8).
 
     Args:
         stride: voxels of one token, zyx, powers of two.
 
     Raises:
-        ValueError: if an axis is no power of two.
+        ValueError: if an axis is not a power of two.
     """
     if any(s < 1 or s & (s - 1) for s in stride):
         raise ValueError(f"strides must be powers of two, got {tuple(stride)} (zyx)")
-    ladder = [tuple(int(s) for s in stride)]
-    while max(ladder[0]) > 1:
-        largest = max(ladder[0])
-        ladder.insert(0, tuple(s // 2 if s == largest else s for s in ladder[0]))
-    return ladder
+    strides = [tuple(int(s) for s in stride)]
+    while max(strides[0]) > 1:
+        largest = max(strides[0])
+        strides.insert(0, tuple(s // 2 if s == largest else s for s in strides[0]))
+    return strides
 
 
 class ChannelNorm(nn.LayerNorm):
     """Layer normalization over the channels of each voxel.
 
-    Unlike instance normalization nothing is averaged over the patch, so that on coarse grids of
-    a few tokens a change in one place is not a change everywhere.
+    Unlike instance normalization, nothing is averaged over the patch, so that on coarse grids of
+    a few tokens a change in one place does not change all others.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, c, z, y, x) maps; free of copies where memory is channels last."""
+        """(b, c, z, y, x) maps; without copies where memory is channels last."""
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
-def start_small(normalization: nn.LayerNorm, scale: float = 0.1) -> nn.LayerNorm:
-    """The last normalization of a residual branch, begun small: long chains train and stay local.
+def layer_scale_init(normalization: nn.LayerNorm, scale: float = 0.1) -> nn.LayerNorm:
+    """Initialize the last normalization of a residual branch to a small scale.
+
+    Long chains of blocks then train, and stay local.
 
     Source:
         Touvron et al. 2021, arXiv:2103.17239 (LayerScale).
@@ -51,7 +53,7 @@ def start_small(normalization: nn.LayerNorm, scale: float = 0.1) -> nn.LayerNorm
 
 
 class ConvBlock(nn.Module):
-    """Convolution, instance normalization, leaky ReLU; the stride may differ by axis."""
+    """Convolution, instance normalization, leaky ReLU; the stride may differ between axes."""
 
     def __init__(
         self, channels_in: int, channels_out: int, stride: Sequence[int] = (1, 1, 1)
@@ -68,14 +70,14 @@ class ConvBlock(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Voxels to features at every resolution of the ladder, the coarsest for the tokens."""
+    """Voxels to one feature map per stride, the coarsest for the tokens."""
 
     def __init__(
-        self, channels_in: int, channels: Sequence[int], ladder: Sequence[Sequence[int]]
+        self, channels_in: int, channels: Sequence[int], strides: Sequence[Sequence[int]]
     ) -> None:
         super().__init__()
         blocks, before, previous = [], channels_in, (1, 1, 1)
-        for width, stride in zip(channels, ladder, strict=True):
+        for width, stride in zip(channels, strides, strict=True):
             step = [s // p for s, p in zip(stride, previous, strict=True)]
             blocks.append(nn.Sequential(ConvBlock(before, width, step), ConvBlock(width, width)))
             before, previous = width, stride

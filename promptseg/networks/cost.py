@@ -1,4 +1,4 @@
-"""What a network costs: parameters, floating-point operations and memory, counted while it runs."""
+"""The cost of a network: parameters, floating-point operations and memory, measured as it runs."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
 from promptseg.networks.promptable import PromptableNetwork, build_network
 from promptseg.plans import Plans
 
-QUERIES_PER_IMAGE = 4  # of the training step that is measured: two labels, each asked twice
+QUERIES_PER_IMAGE = 4  # in the measured training step: two labels with two prompts each
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkCost:
-    """What one encoder's network costs under some plans.
+    """The cost of one encoder's network for some plans.
 
     Attributes:
-        encoder_parameters: of the image encoder alone.
-        parameters: of the whole network.
-        encode_flops: floating-point operations of encoding one patch.
-        decode_flops: of decoding one query, a label with a box, about an encoded patch.
-        training_bytes: peak of one training step with the plans' batch size, weights, gradients
-            and optimizer state included.
-        prediction_bytes: peak of encoding one patch and decoding one query, weights included.
+        encoder_parameters: number of parameters of the image encoder.
+        parameters: number of parameters of the whole network.
+        encode_flops: floating-point operations to encode one patch.
+        decode_flops: floating-point operations to decode one query, a label with a box.
+        training_bytes: peak memory of one training step with the plans' batch size, including
+            weights, gradients and optimizer state.
+        prediction_bytes: peak memory of encoding one patch and decoding one query, including
+            weights.
     """
 
     encoder_parameters: int
@@ -45,7 +46,7 @@ class NetworkCost:
 
 
 def network_cost(plans: Plans, encoder: str, device: str | torch.device = "cpu") -> NetworkCost:
-    """Build the network of plans and an encoder, and count what it takes for the plans' patch.
+    """Build the network of plans and an encoder, and measure it on the plans' patch.
 
     Raises:
         ValueError: for an unknown encoder, or a size that it does not have.
@@ -83,7 +84,7 @@ def network_cost(plans: Plans, encoder: str, device: str | torch.device = "cpu")
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Numbers that training fits; buffers do not count."""
+    """Number of trainable values; buffers do not count."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -93,8 +94,8 @@ def count_flops(call: Callable[[], Any]) -> int:
     A multiplication and the addition of its product are two operations. Normalization,
     activations, interpolation and other work on single elements do not count.
     """
-    # Fused kernels of attention are not counted everywhere: attention runs as matrix products
-    # here. Transformer layers fuse as a whole where no gradients are wanted.
+    # The counter misses some fused attention kernels, so attention runs as matrix products here;
+    # with gradients enabled, transformer layers are not fused as a whole.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count:
         call()
     return count.get_total_flops()
@@ -103,16 +104,17 @@ def count_flops(call: Callable[[], Any]) -> int:
 def peak_bytes(
     call: Callable[[], Any], held: Iterable[nn.Module | Tensor], device: str | torch.device
 ) -> int:
-    """Peak memory of tensors during a call, with what is held before it.
+    """Peak memory of tensors during a call, in bytes, including what exists before it.
 
-    On CUDA it is what the caching allocator gave out, so it holds the workspaces of kernels, and
-    whatever else lives on the device. Elsewhere it is the sum of the tensors alive after each
-    operation: workspaces inside one operation, Python and the libraries are not in it.
+    On CUDA it is the caching allocator's figure, which includes the workspaces of kernels and
+    whatever else is on the device. Elsewhere it is the sum of the tensors alive after each
+    operation, without workspaces inside an operation, Python and the libraries.
 
     Args:
-        call: what to measure.
-        held: modules and tensors that exist before; ignored on CUDA, where the allocator knows.
-        device: where the call runs.
+        call: the function to measure.
+        held: modules and tensors that exist before the call; ignored on CUDA, where the
+            allocator knows them.
+        device: the device that the call runs on.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
@@ -135,7 +137,7 @@ class _LiveTensors(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self._sizes: dict[int, int] = {}  # by the address of the storage's own object
+        self._sizes: dict[int, int] = {}  # by the address of the storage object
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -159,7 +161,7 @@ class _LiveTensors(TorchDispatchMode):
 
 
 def _training_step(network: PromptableNetwork, image: Tensor, prompts: PromptBatch) -> None:
-    """One step as training takes it, but for the loss, whose targets cost little beside it."""
+    """One training step, except for the loss, whose targets cost little in comparison."""
     optimizer = torch.optim.AdamW(network.parameters())
     logits, iou = network(image, prompts)
     loss = logits.sigmoid().mean() + iou.mean()
@@ -169,7 +171,7 @@ def _training_step(network: PromptableNetwork, image: Tensor, prompts: PromptBat
 
 
 def _queries(plans: Plans, *, images: int, each: int) -> PromptBatch:
-    """`each` queries about each image: a label and a box of the patch's middle half."""
+    """`each` queries per image: a label, and a box around the middle half of the patch."""
     patch_size = np.asarray(plans.patch_size, float)
     box = np.stack([patch_size / 4, patch_size * 3 / 4])
     return batch_queries(

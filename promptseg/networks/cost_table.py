@@ -12,23 +12,23 @@ from promptseg.networks.promptable import build_network
 from promptseg.plans import Normalization, Plans
 from promptseg.tables import aligned
 
-DEFAULT_PATCH, DEFAULT_STRIDE = (40, 56, 40), (8, 8, 8)  # as planned for hippocampus MR
+DEFAULT_PATCH_SIZE, DEFAULT_STRIDE = (40, 56, 40), (8, 8, 8)  # as planned for hippocampus MR
 
 _NOTES = """
-M: million parameters. GFLOP: convolutions and matrix products of encoding one patch and of
-decoding one query; a multiplication and an addition are two. MB: most memory of tensors at once,
-in one training step of a whole batch with AdamW's state, and in predicting one patch."""
+M: million parameters. GFLOP: convolutions and matrix products for encoding one patch and for
+decoding one query; a multiplication and an addition count as two. MB: peak memory of tensors in
+one training step of a whole batch with AdamW's state, and in predicting one patch."""
 
 
 def plans_for_cost(
-    patch_size: Sequence[int] = DEFAULT_PATCH,
+    patch_size: Sequence[int] = DEFAULT_PATCH_SIZE,
     stride: Sequence[int] = DEFAULT_STRIDE,
     size: str = "tiny",
 ) -> Plans:
-    """Plans of one CT channel, two labels and two patches a batch, for when there is no dataset.
+    """Plans of one CT channel, two labels and two patches per batch, for use without a dataset.
 
     Raises:
-        ValueError: if patch and stride are no positive numbers, or do not divide.
+        ValueError: if patch size and stride are not positive, or do not divide.
     """
     plans = Plans(
         dataset_name="none",
@@ -43,21 +43,21 @@ def plans_for_cost(
         batch_size=2,
         labels={"first": 1, "second": 2},
     )
-    return Plans.from_json(plans.to_json(), "what was asked for")
+    return Plans.from_json(plans.to_json(), "the given sizes")
 
 
 def cost_table(
     plans: Plans, trainers: Mapping[str, str], device: str | torch.device = "cpu"
 ) -> str:
-    """What every registered encoder costs under some plans.
+    """The costs of every registered encoder for some plans.
 
     Args:
-        plans: whose patch, stride, size and batch size count.
-        trainers: the encoder of each trainer, by name.
-        device: where memory is measured.
+        plans: whose patch size, stride, encoder size and batch size are used.
+        trainers: the name of each trainer's encoder, by the trainer's name.
+        device: the device on which memory is measured.
     """
     titles = ["encoder", "trainers", "encoder M", "network M", "encode GFLOP", "decode GFLOP"]
-    rows = [[*titles, "train MB", "predict MB", "what it is"]]
+    rows = [[*titles, "train MB", "predict MB", "description"]]
     for encoder in ENCODERS:
         using = ", ".join(name for name, used in trainers.items() if used == encoder)
         rows.append([encoder, using or "-", *_cost_cells(plans, encoder, device)])
@@ -65,8 +65,8 @@ def cost_table(
 
 
 def trainer_table(plans: Plans, trainers: Mapping[str, str]) -> str:
-    """Every trainer with its encoder and parameters; arguments as for `cost_table`."""
-    rows = [["trainer", "encoder", "encoder M", "network M", "what the encoder is"]]
+    """Every trainer with its encoder and parameters; arguments as in `cost_table`."""
+    rows = [["trainer", "encoder", "encoder M", "network M", "description of the encoder"]]
     for trainer, encoder in trainers.items():
         try:
             network = build_network(plans, encoder)
@@ -80,7 +80,7 @@ def trainer_table(plans: Plans, trainers: Mapping[str, str]) -> str:
         [
             *aligned(rows, left=(0, 1, -1)),
             f"\nM: million parameters, {_described(plans)}.",
-            "promptseg_encoders tells their operations and memory, for your dataset's plans too.",
+            "promptseg_encoders measures their operations and memory, also for plans of yours.",
         ]
     )
 
@@ -88,7 +88,7 @@ def trainer_table(plans: Plans, trainers: Mapping[str, str]) -> str:
 def _cost_cells(plans: Plans, encoder: str, device: str | torch.device) -> list[str]:
     try:
         cost = network_cost(plans, encoder, device)
-    except ValueError as error:  # an encoder may not have this size, or not fit this patch
+    except ValueError as error:  # an encoder may lack this size, or not fit this patch size
         return [*["-"] * 6, str(error)]
     return [
         f"{cost.encoder_parameters / 1e6:.2f}",

@@ -1,4 +1,4 @@
-"""What a network keeps of images, to answer any number of prompts about them."""
+"""What a network keeps of images to answer any number of prompts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """Everything about images that does not depend on prompts.
+    """Everything computed from images that does not depend on prompts.
 
     Attributes:
-        patch: voxels, zyx.
-        embedding: (b, c, z', y', x').
-        pyramid: maps up to full resolution, finest first.
+        patch_size: voxels, zyx.
+        embedding: (b, c, z', y', x') on the coarse grid.
+        pyramid: feature maps up to full resolution, finest first.
     """
 
     patch_size: tuple[int, int, int]

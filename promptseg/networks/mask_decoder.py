@@ -42,15 +42,15 @@ class FeaturePyramid(nn.Module):
 class MaskDecoder(nn.Module):
     """SAM's two-way transformer, with the upscaling shared by all queries.
 
-    Each query runs the transformer on the coarse grid. Its mask token gives one linear map for
-    every resolution; the logits are the sum of these maps' responses, coarse to fine: on the
-    coarse grid the query's own image embedding answers (where is what was asked for?), above it
-    the shared feature pyramid (where exactly is the edge?). So another label or prompt costs one
+    Each query runs the transformer on the coarse grid. Its mask token gives one linear map per
+    resolution; the logits are the sum of these maps' responses, coarse to fine: those of the
+    query's own image embedding on the coarse grid (where is the object?), and of the shared
+    feature pyramid above it (where exactly is its edge?). So another label or prompt costs one
     pass over the coarse grid and dot products, not another upscaling.
 
     Source:
         Kirillov et al. 2023, arXiv:2304.02643, Appendix A, "Lightweight mask decoder".
-        Differs: upscaling shared between queries, one mask a query (labels are not ambiguous),
+        Differs: upscaling shared between queries, one mask per query (labels are not ambiguous),
         residual connection in the first self-attention, high-resolution features as in SAM 2.
     """
 
@@ -76,7 +76,7 @@ class MaskDecoder(nn.Module):
         self,
         embedding: Tensor,
         pyramid: Sequence[Tensor],
-        positions: Tensor,
+        image_pe: Tensor,
         tokens: Tensor,
         token_mask: Tensor,
         regions: Tensor,
@@ -87,7 +87,7 @@ class MaskDecoder(nn.Module):
         Args:
             embedding: (b, c, z', y', x') image embeddings.
             pyramid: shared maps (b, c_l, z_l, y_l, x_l), finest first, from `self.pyramid`.
-            positions: (c, z', y', x') encodings of the grid.
+            image_pe: (c, z', y', x') position encodings of the grid.
             tokens: (n, t, c) prompt tokens, padded to the longest query.
             token_mask: (n, t) bool, False for the padding.
             regions: (n, c, z', y', x') region maps.
@@ -98,26 +98,26 @@ class MaskDecoder(nn.Module):
         """
         n = tokens.shape[0]  # not len, which torch.export would take for a constant
         own = torch.stack([self.iou_token, self.mask_token]).expand(n, 2, -1)
-        source = embedding.index_select(0, image_index) + regions
+        image = embedding.index_select(0, image_index) + regions
         tokens, token_mask = torch.cat([own, tokens], dim=1), F.pad(token_mask, (2, 0), value=True)
-        hidden, cells = self.transformer(source, positions, tokens, token_mask)
+        hidden, image_tokens = self.transformer(image, image_pe, tokens, token_mask)
         iou_token, mask_token = hidden[:, 0], hidden[:, 1]
-        answers = cells.transpose(1, 2).unflatten(2, source.shape[2:])
+        answers = image_tokens.transpose(1, 2).unflatten(2, image.shape[2:])
         coarse, *finer = [response(mask_token) for response in self.responses]
-        # interpolation keeps a constant: every resolution's bias is added where it is cheapest
+        # interpolation keeps constants, so all biases are added where it is cheapest
         bias = sum(weights[:, -1].float() for weights in (coarse, *finer))
         logits = _respond(coarse, answers) + bias[:, None, None, None]
         for weights, shared in zip(reversed(finer), reversed(pyramid), strict=True):
             up = F.interpolate(
                 logits[:, None], shared.shape[2:], mode="trilinear", align_corners=False
             )
-            # in place: at the finest resolutions memory is what a query costs
+            # in place: at the finest resolutions a query costs mainly memory
             logits = up[:, 0].add_(_respond(weights, shared, image_index))
         return logits, self.iou_head(iou_token)[:, 0].float()
 
 
 def _respond(weights: Tensor, maps: Tensor, image_index: Tensor | None = None) -> Tensor:
-    """Weights (n, c + 1), but for the last, a bias, applied to maps: (n, z, y, x) float32.
+    """(n, c + 1) weights, except the last (a bias), applied to maps: (n, z, y, x) float32.
 
     `maps` is (n, c, ...) without `image_index`, else (b, c, ...) shared by the queries of an image.
     """
@@ -130,14 +130,14 @@ def _respond(weights: Tensor, maps: Tensor, image_index: Tensor | None = None) -
     else:  # image by image: a gathered copy of the maps for every query would be large
         answer = linear.new_zeros(len(weights), *maps.shape[2:])
         for image in range(len(maps)):
-            mine = (image_index == image).nonzero()[:, 0]
-            part = torch.einsum("nc,czyx->nzyx", linear[mine], maps[image])
-            answer = answer.index_copy(0, mine, part.to(answer.dtype))
+            queries = (image_index == image).nonzero()[:, 0]
+            part = torch.einsum("nc,czyx->nzyx", linear[queries], maps[image])
+            answer = answer.index_copy(0, queries, part.to(answer.dtype))
     return answer.float()
 
 
 def mlp(channels_in: int, hidden: int, channels_out: int) -> nn.Sequential:
-    """Three linear maps with ReLUs between."""
+    """Three linear maps with ReLUs in between."""
     return nn.Sequential(
         nn.Linear(channels_in, hidden),
         nn.ReLU(),

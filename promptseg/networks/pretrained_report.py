@@ -1,4 +1,4 @@
-"""What became of a file of weights, name by name."""
+"""What was loaded from a file of weights, name by name."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class PretrainedReport:
     """What was loaded, and what was not.
 
     Attributes:
-        source: the file, or what else the weights came from.
-        loaded: names in the network that have weights of the file now.
+        source: where the weights came from, usually a file.
+        loaded: names in the network that now have weights of the file.
         left_out: names in the file that were not used, with the reason of each.
         missing: names in the network that keep their initial values, with the reason of each.
     """
@@ -24,7 +24,7 @@ class PretrainedReport:
     missing: Mapping[str, str]
 
     def summary(self) -> str:
-        """The report in a few lines: a reason once, then the names it holds for."""
+        """The report in a few lines: each reason once, with the names it applies to."""
         lines = [f"{self.source}: {len(self.loaded)} tensors of the network loaded"]
         for title, names in (
             ("of the file, not used", self.left_out),
@@ -37,7 +37,7 @@ class PretrainedReport:
 
 
 def _shortened(names: Sequence[str], most: int = 24) -> list[str]:
-    """Names, or where they are many, one for all layers that differ in their number."""
+    """The names; if there are many, one for all layers that differ only in their number."""
     if len(names) <= most:
         return list(names)
     return list(dict.fromkeys(re.sub(r"\.\d+(?=\.)", ".*", name) for name in names))

@@ -1,4 +1,4 @@
-"""Prompts to embeddings: label tokens, box corners and points as tokens, the box as a region."""
+"""Prompts to embeddings: labels, box corners and points as tokens, boxes as maps too."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NO_POINT = -1  # label of a padding point
-NO_LABEL = -1  # index of a query that names no label
+NO_POINT = -1  # point label of padding
+NO_LABEL = -1  # label index of a query without a label
 
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """One mask to predict in one image of a batch: a label, a box, points, or any of them.
+    """One mask to predict in one image of a batch, from any of a label, a box and points.
 
     Attributes:
         image: index of the image in the batch.
-        label: index of the label in the plans, from 0, or `NO_LABEL`.
+        label: index of the label in the plans, starting at 0, or `NO_LABEL`.
         box: (2, 3) half-open, continuous voxel coordinates of the patch, zyx, or None.
         points: (k, 3) voxel indices in the patch, zyx.
         point_labels: (k,) 1 foreground, 0 background.
@@ -39,7 +39,7 @@ class PromptBatch:
     """Queries as tensors.
 
     Attributes:
-        image_index: (n,) the image each query is about.
+        image_index: (n,) index of each query's image in the batch.
         labels: (n,) label index, or `NO_LABEL`.
         boxes: (n, 2, 3) corners in voxels, zyx; zeros where `has_box` is False.
         has_box: (n,) bool.
@@ -66,7 +66,7 @@ class PromptBatch:
 
 
 def batch_queries(queries: Sequence[Query]) -> PromptBatch:
-    """Pack queries into tensors; points are padded at their end to the longest list."""
+    """Pack queries into tensors; points are padded at the end to the longest list."""
     n, k = len(queries), max((len(q.points) for q in queries), default=0)
     boxes, has_box = np.zeros((n, 2, 3), np.float32), np.zeros(n, bool)
     points, point_labels = np.zeros((n, k, 3), np.float32), np.full((n, k), NO_POINT)
@@ -113,11 +113,11 @@ class FourierPositions(nn.Module):
 
 
 class PromptEncoder(nn.Module):
-    """Every query becomes `3 + k` tokens and one map on the grid of the image embedding.
+    """Encodes each query as `3 + k` tokens and one map on the grid of the image embedding.
 
     The tokens are the label, the two corners of the box, and the k points; a learned "none"
-    embedding stands for a label or box that a query does not have. The map tells for each grid
-    cell how much of it lies in the box. Coordinates are relative to the patch, each axis by its
+    embedding stands for a label or box that a query does not have. The map holds for each grid
+    cell the fraction of it inside the box. Coordinates are relative to the patch, each axis by its
     own length.
 
     Differs from SAM and SegVol: a label token in place of a text embedding (SegVol), the region
@@ -142,7 +142,7 @@ class PromptEncoder(nn.Module):
 
         Args:
             prompts: n queries.
-            patch: voxels, zyx, of the patch the coordinates are in.
+            patch_size: voxels, zyx, of the patch that the coordinates refer to.
             grid: shape, zyx, of the image embedding.
 
         Returns:
@@ -162,27 +162,27 @@ class PromptEncoder(nn.Module):
         return torch.cat(tokens, dim=1), token_mask, self._regions(prompts, size, grid)
 
     def _regions(self, prompts: PromptBatch, size: Tensor, grid: Sequence[int]) -> Tensor:
-        share = fraction_of_cells_in_boxes(prompts.boxes / size, grid)[:, None]
+        fraction = fraction_of_cells_in_boxes(prompts.boxes / size, grid)[:, None]
         outside, inside, none = (w[:, None, None, None] for w in self.region.weight)
-        region = outside + share * (inside - outside)
+        region = outside + fraction * (inside - outside)
         return torch.where(prompts.has_box[:, None, None, None, None], region, none)
 
 
 def fraction_of_cells_in_boxes(boxes: Tensor, grid: Sequence[int]) -> Tensor:
-    """How much of each grid cell lies in a box.
+    """Fraction of each grid cell that lies in a box.
 
     Args:
         boxes: (n, 2, 3) lower and upper corners in relative coordinates, zyx.
         grid: cells, zyx.
 
     Returns:
-        (n, *grid) volume shares in [0, 1].
+        (n, *grid) fractions of the cells' volumes in [0, 1].
     """
-    shares = []
+    fractions = []
     for axis, cells in enumerate(grid):
         lower = torch.arange(cells, device=boxes.device)
         from_, to = boxes[:, 0, axis, None] * cells, boxes[:, 1, axis, None] * cells
         overlap = torch.minimum(lower + 1, to) - torch.maximum(lower.to(boxes), from_)
-        shares.append(overlap.clamp(0, 1))
-    z, y, x = shares
+        fractions.append(overlap.clamp(0, 1))
+    z, y, x = fractions
     return z[:, :, None, None] * y[:, None, :, None] * x[:, None, None, :]

@@ -1,4 +1,4 @@
-"""The promptable network: encode an image once, decode any number of prompts."""
+"""The promptable network: encode an image once, then decode any number of prompts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from promptseg.presets import preset_of
 
 
 class PromptableNetwork(nn.Module):
-    """Image encoder, prompt encoder and mask decoder; returns logits, always."""
+    """Image encoder, prompt encoder and mask decoder; always returns logits."""
 
     def __init__(
         self, image_encoder: ImageEncoder, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder
@@ -60,7 +60,7 @@ class PromptableNetwork(nn.Module):
 def decode_in_parts(
     network: PromptableNetwork, encoding: Encoding, prompts: PromptBatch, most: int = 8
 ) -> tuple[Tensor, Tensor]:
-    """`network.decode`, at most so many queries at once: the decoder's memory grows with them.
+    """`network.decode`, at most `most` queries at once, to bound the decoder's memory.
 
     For use without gradients, which would keep the memory of all parts.
     """
@@ -78,7 +78,7 @@ def build_network(plans: Plans, encoder: str) -> nn.Module:
     A `PromptableNetwork`, or with a preset the preset's own, which has the same interface.
 
     Raises:
-        ValueError: for an unknown encoder or size, listing those that there are, and for plans
+        ValueError: for an unknown encoder or size, listing the known ones, and for plans
             with a preset and another encoder than the preset's.
     """
     if preset := preset_of(plans):

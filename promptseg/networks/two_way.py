@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 class TwoWayTransformer(nn.Module):
-    """Prompt tokens and image cells exchange what they know.
+    """Prompt tokens and image tokens attend to each other.
 
-    Padding tokens are attended to by none, so that an answer does not depend on how many points
-    the other queries of the batch have.
+    Nothing attends to padding tokens, so that an answer does not depend on how many points the
+    other queries of the batch have.
 
     Source:
         Kirillov et al. 2023, arXiv:2304.02643, Appendix A. Differs: padding, and a residual
@@ -27,30 +27,31 @@ class TwoWayTransformer(nn.Module):
         self.norm_final_attn = nn.LayerNorm(channels)
 
     def forward(
-        self, source: Tensor, places: Tensor, tokens: Tensor, token_mask: Tensor
+        self, image: Tensor, image_pe: Tensor, tokens: Tensor, token_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Run all layers.
 
         Args:
-            source: (n, c, z', y', x') what each query sees of its image.
-            places: (c, z', y', x') encodings of the grid.
+            image: (n, c, z', y', x') embedding of each query's image, with the query's region.
+            image_pe: (c, z', y', x') position encodings of the grid.
             tokens: (n, t, c) of the queries.
-            token_mask: (n, t) bool, False for padding; at least one of each query is its own.
+            token_mask: (n, t) bool, False for padding; each query has at least one token.
 
         Returns:
-            (n, t, c) tokens, meaningless where they are padding, and (n, cells, c) image cells.
+            (n, t, c) tokens, meaningless where they are padding, and (n, z' y' x', c) image tokens.
         """
         mask = token_mask[:, None, None]
-        places = places.flatten(1).transpose(0, 1)
-        hidden, cells = tokens, source.flatten(2).transpose(1, 2)
+        image_pe = image_pe.flatten(1).transpose(0, 1)
+        hidden, image_tokens = tokens, image.flatten(2).transpose(1, 2)
         for layer in self.layers:
-            hidden, cells = layer(hidden, cells, tokens, places, mask)
-        found = self.final_attn_token_to_image(hidden + tokens, cells + places, cells)
-        return self.norm_final_attn(hidden + found), cells
+            hidden, image_tokens = layer(hidden, image_tokens, tokens, image_pe, mask)
+        keys = image_tokens + image_pe
+        found = self.final_attn_token_to_image(hidden + tokens, keys, image_tokens)
+        return self.norm_final_attn(hidden + found), image_tokens
 
 
 class TwoWayBlock(nn.Module):
-    """Tokens attend to tokens, tokens to cells, an MLP on the tokens, cells to tokens."""
+    """Attention among tokens, tokens to image, an MLP on the tokens, and image to tokens."""
 
     def __init__(self, channels: int, heads: int, mlp_channels: int) -> None:
         super().__init__()
@@ -64,24 +65,28 @@ class TwoWayBlock(nn.Module):
         self.cross_attn_image_to_token = Attention(channels, channels // 2, heads)
 
     def forward(
-        self, hidden: Tensor, cells: Tensor, tokens: Tensor, places: Tensor, mask: Tensor
+        self, hidden: Tensor, image_tokens: Tensor, tokens: Tensor, image_pe: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Hidden tokens and cells, one layer on; `tokens` and `places` say again what they are."""
-        hidden = self.norm1(self.among_tokens(hidden, tokens, mask))
-        found = self.cross_attn_token_to_image(hidden + tokens, cells + places, cells)
+        """Apply the layer to hidden tokens and image tokens.
+
+        As in SAM, the initial `tokens` and `image_pe` are added before every attention.
+        """
+        hidden = self.norm1(self.self_attend(hidden, tokens, mask))
+        keys = image_tokens + image_pe
+        found = self.cross_attn_token_to_image(hidden + tokens, keys, image_tokens)
         hidden = self.norm2(hidden + found)
         hidden = self.norm3(hidden + self.mlp(hidden))
-        found = self.cross_attn_image_to_token(cells + places, hidden + tokens, hidden, mask)
-        return hidden, self.norm4(cells + found)
+        found = self.cross_attn_image_to_token(keys, hidden + tokens, hidden, mask)
+        return hidden, self.norm4(image_tokens + found)
 
-    def among_tokens(self, hidden: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """What the tokens are after they have attended to one another."""
-        asking = hidden + tokens
-        return hidden + self.self_attn(asking, asking, hidden, mask)
+    def self_attend(self, hidden: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The tokens after attention among themselves."""
+        queries = hidden + tokens
+        return hidden + self.self_attn(queries, queries, hidden, mask)
 
 
 class Attention(nn.Module):
-    """Multi-head attention in fewer channels than come in."""
+    """Multi-head attention, in fewer channels than its inputs have."""
 
     def __init__(self, channels: int, inner_channels: int, heads: int) -> None:
         super().__init__()
@@ -97,7 +102,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(inner_channels, channels)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(n, q, c) answers of (n, k, c) keys and values; `mask` is False where not to look."""
+        """(n, q, c) queries to (n, q, c), over (n, k, c) keys and values where `mask` is True."""
         q, k, v = (
             projection(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for projection, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
@@ -107,7 +112,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear maps with a ReLU between."""
+    """Two linear maps with a ReLU in between."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()

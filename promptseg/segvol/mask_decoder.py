@@ -13,17 +13,17 @@ from promptseg.networks.two_way import TwoWayBlock, TwoWayTransformer
 
 
 class FirstBlock(TwoWayBlock):
-    """Quirk (SAM's): the first self-attention replaces the tokens, and sees them only once."""
+    """Quirk (SAM's): the first self-attention replaces the tokens; no residual, no positions."""
 
-    def among_tokens(self, hidden: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """What the tokens are after they have attended to one another."""
+    def self_attend(self, hidden: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The tokens after attention among themselves."""
         return self.self_attn(hidden, hidden, hidden, mask)
 
 
 class NormOfAll(nn.Module):
     """Quirk: layer normalization over channels and space, with weight and bias for every voxel.
 
-    They have an axis in front, for memory formats that know 5 axes or none.
+    Both have a leading axis, for memory formats that apply to tensors of 5 axes.
     """
 
     def __init__(self, channels: int, shape: Sequence[int]) -> None:
@@ -37,7 +37,7 @@ class NormOfAll(nn.Module):
 
 
 class SegVolMaskDecoder(nn.Module):
-    """Two-way transformer, then for every query an upscaling of its own to a quarter of a token.
+    """Two-way transformer, then an upscaling by 4 of its own for every query.
 
     Source:
         Kirillov et al. 2023, arXiv:2304.02643, Appendix A; Du et al. 2024 (SegVol),
@@ -75,7 +75,7 @@ class SegVolMaskDecoder(nn.Module):
     def forward(
         self,
         embedding: Tensor,
-        positions: Tensor,
+        image_pe: Tensor,
         sparse: Tensor,
         dense: Tensor,
         *,
@@ -87,15 +87,15 @@ class SegVolMaskDecoder(nn.Module):
 
         Args:
             embedding: (n, c, z', y', x') embedding of each query's image, or (1, ...) of one image.
-            positions: (c, z', y', x') encodings of the grid.
+            image_pe: (c, z', y', x') position encodings of the grid.
             sparse: (n, t, c) prompt tokens, or (1, t, c) for all images.
             dense: (n, c, z', y', x'), or (1, ...).
             text: (n, c) text embeddings, which are also among the tokens.
-            token_mask: (n, t) bool, which tokens a query has; all, when not given.
-            has_text: (n,) bool, which queries have a text; all, when not given.
+            token_mask: (n, t) bool, which tokens a query has; all by default.
+            has_text: (n,) bool, which queries have a text; all by default.
 
         Returns:
-            (n, masks, 4 z', 4 y', 4 x') logits and (n, masks) predicted IoU, no sigmoid.
+            (n, masks, 4 z', 4 y', 4 x') mask logits and (n, masks) predicted IoU logits.
         """
         n = max(len(sparse), len(embedding))
         sparse = sparse.expand(n, -1, -1)
@@ -104,9 +104,9 @@ class SegVolMaskDecoder(nn.Module):
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([own.expand(n, -1, -1), sparse], dim=1)
         token_mask = F.pad(token_mask, (len(own), 0), value=True)
-        source = (embedding + dense).expand(n, -1, -1, -1, -1)
-        hidden, cells = self.transformer(source, positions, tokens, token_mask)
-        upscaled = self.upscaling(cells.transpose(1, 2).unflatten(2, source.shape[2:]))
+        image = (embedding + dense).expand(n, -1, -1, -1, -1)
+        hidden, image_tokens = self.transformer(image, image_pe, tokens, token_mask)
+        upscaled = self.upscaling(image_tokens.transpose(1, 2).unflatten(2, image.shape[2:]))
         weights = torch.stack(
             [respond(hidden[:, 1 + i]) for i, respond in enumerate(self.responses)], dim=1
         )

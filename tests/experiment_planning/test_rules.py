@@ -13,7 +13,7 @@ from promptseg.experiment_planning.rules import (
     patch_size_and_stride,
     target_spacing,
 )
-from promptseg.networks.blocks import stride_ladder
+from promptseg.networks.blocks import feature_strides
 
 
 def test_the_target_spacing_is_the_median_along_each_axis():
@@ -75,7 +75,7 @@ def test_windows_keep_to_their_budget_and_tokens_are_near_isotropic(shape, spaci
     assert window.prod() <= 1.5 * budget.patch_voxels
     assert (window // stride).prod() <= budget.tokens
     assert (window < shape + stride).all()
-    stride_ladder(stride.tolist())  # powers of two
+    feature_strides(stride.tolist())  # powers of two
     # A stride above 1 was doubled when its token was within sqrt 2 of the smallest that could
     # still grow, so it is at most 2 * sqrt 2 times as large as one that has room to.
     has_room = window // stride >= 4

@@ -89,7 +89,7 @@ def test_the_table_names_every_encoder_its_trainers_and_its_parameters():
     assert set(ENCODERS) < set(rows)
     assert "ViTTrainer, MyViTTrainer" in rows["vit"]
     assert f"{network_cost(plans, 'vit').parameters / 1e6:.2f}" in rows["vit"]
-    assert "an addition are two" in table and "patch (8, 12, 16)" in table
+    assert "an addition count as two" in table and "patch (8, 12, 16)" in table
 
 
 def test_an_encoder_that_cannot_be_built_is_a_row_that_says_why():

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from promptseg.networks.blocks import stride_ladder
+from promptseg.networks.blocks import feature_strides
 from promptseg.networks.encoders import ENCODERS, ImageEmbedding, ImageEncoder
 from promptseg.networks.encoders.base import SIZES
 from promptseg.networks.prompt_encoder import Query, batch_queries
@@ -57,14 +57,14 @@ def check_shapes(encoder, images, stride):
     grid = tuple(w // s for w, s in zip(patch_size, stride, strict=True))
     assert encoded.embedding.shape == (len(images), encoder.channels, *grid)
     assert tuple(f.shape[1] for f in encoded.features) == encoder.feature_channels
-    steps = stride_ladder(stride)[: len(encoded.features)]
-    for feature, step in zip(encoded.features, steps, strict=True):
+    strides = feature_strides(stride)[: len(encoded.features)]
+    for feature, of_map in zip(encoded.features, strides, strict=True):
         assert tuple(feature.shape[2:]) == tuple(
-            w // s for w, s in zip(patch_size, step, strict=True)
+            w // s for w, s in zip(patch_size, of_map, strict=True)
         )
 
 
-def test_the_embedding_is_the_patch_by_the_stride_and_features_follow_the_ladder(
+def test_the_embedding_is_the_patch_by_the_stride_and_features_have_their_strides(
     name, configuration
 ):
     channels, patch_size, stride = configuration

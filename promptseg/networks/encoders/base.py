@@ -1,4 +1,4 @@
-"""What every image encoder is."""
+"""The interface of image encoders, and their registry."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZES = ("tiny", "small", "base")
 
 
 def known_size(size: str, encoder: str) -> str:
-    """The size, or a ValueError that lists those there are."""
+    """The size; a ValueError that lists the known sizes if it is not among them."""
     if size not in SIZES:
         raise ValueError(
             f"unknown size {size!r} of the encoder {encoder}; it has {', '.join(SIZES)}"
@@ -25,10 +25,10 @@ def known_size(size: str, encoder: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageEmbedding:
-    """What an image encoder makes of images.
+    """The output of an image encoder.
 
     Attributes:
-        embedding: (b, c, z', y', x') on the grid given by the plans' stride.
+        embedding: (b, c, z', y', x') on the grid that the plans' stride gives.
         features: high-resolution maps (b, c_l, z_l, y_l, x_l), finest first; may be empty.
     """
 
@@ -37,11 +37,11 @@ class ImageEmbedding:
 
 
 class ImageEncoder(nn.Module, ABC):
-    """An image encoder built for a patch and a stride; other patches work if they divide.
+    """An image encoder for a patch size and a stride; other multiples of the stride work too.
 
     Attributes:
-        channels: of the embedding.
-        feature_channels: of each high-resolution map, finest first.
+        channels: number of channels of the embedding.
+        feature_channels: number of channels of each high-resolution map, finest first.
     """
 
     channels: int

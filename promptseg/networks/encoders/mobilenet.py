@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from promptseg.networks.blocks import ChannelNorm, start_small
+from promptseg.networks.blocks import ChannelNorm, layer_scale_init
 from promptseg.networks.encoders.base import ENCODERS, known_size
 from promptseg.networks.encoders.staged import StagedEncoder
 
@@ -27,7 +27,7 @@ class DepthwiseSeparable(nn.Module):
     """A depthwise 3x3x3 and a pointwise convolution, each normalized and rectified.
 
     Differs from MobileNet: a residual connection where shapes allow it, since a chain this long
-    hardly trains from scratch without, and instance normalization, since batches are small.
+    hardly trains from scratch without one, and channel normalization, since batches are small.
     """
 
     def __init__(self, channels_in: int, channels_out: int, stride: Sequence[int]) -> None:
@@ -50,7 +50,7 @@ class DepthwiseSeparable(nn.Module):
         )
         self.is_residual = channels_in == channels_out and max(stride) == 1
         if self.is_residual:
-            start_small(self.layers[4])
+            layer_scale_init(self.layers[4])
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x) if self.is_residual else self.layers(x)
@@ -62,7 +62,7 @@ class MobileNet(StagedEncoder):
 
     Source:
         Widths: paper, section 3.2; blocks: Howard et al. 2017, arXiv:1704.04861. The paper does
-        not say how many blocks there are; these make up its 4 M parameters.
+        not say how many blocks there are; these add up to its 4 M parameters.
     """
 
     def stages(self, size: str) -> list[Stage]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from promptseg.networks.blocks import ChannelNorm, start_small
+from promptseg.networks.blocks import ChannelNorm, layer_scale_init
 from promptseg.networks.encoders.base import ENCODERS, known_size
 from promptseg.networks.encoders.staged import StagedEncoder
 
@@ -19,8 +19,8 @@ class Block:
     Attributes:
         expanded: channels between the pointwise convolutions.
         channels: of the output.
-        squeeze: whether channels are gated by squeeze-excitation.
-        hard_swish: whether to rectify by hard-swish in place of ReLU.
+        squeeze: whether squeeze-excitation gates the channels.
+        hard_swish: whether the activation is hard-swish instead of ReLU.
     """
 
     expanded: int
@@ -46,7 +46,7 @@ STAGES = [
 
 
 class SqueezeExcitation(nn.Module):
-    """Channels weighted by what the whole patch holds of them; the map itself stays a map."""
+    """Each channel weighted by its means over the patch."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter each channel, gate, project; instance normalization in place of batch's."""
+    """Expand, filter each channel, gate, project; normalized over channels, not the batch."""
 
     def __init__(self, block: Block, channels_in: int, stride: Sequence[int]) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class InvertedResidual(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.is_residual = channels_in == block.channels and max(stride) == 1
         if self.is_residual:
-            start_small(self.layers[-1])
+            layer_scale_init(self.layers[-1])
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x) if self.is_residual else self.layers(x)
@@ -103,9 +103,9 @@ def _normalized(convolution: nn.Conv3d) -> tuple[nn.Module, nn.Module]:
 class MobileNetV3(StagedEncoder):
     """MobileNetV3-Large's inverted residuals with 3D kernels, at every size.
 
-    Differs from the original: kernels of 3x3x3 also where it has 5x5, which are as many weights
-    and train five times as fast on a CPU as 5x5x5; two more blocks of 112 and two of 160
-    channels in place of the classifier, which bring about the paper's 5.4 M parameters.
+    Differs from the original: kernels of 3x3x3 also where it has 5x5, which have about as many
+    weights and train five times as fast on a CPU as 5x5x5; two more blocks of 112 and two of 160
+    channels in place of the classifier, which give the paper's 5.4 M parameters.
 
     Source:
         Howard et al. 2019, arXiv:1905.02244, table 1; parameters: paper, table 2.

@@ -1,4 +1,4 @@
-"""A residual encoder with high-resolution features, as nnU-Net's."""
+"""A residual encoder with high-resolution features, like nnU-Net's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from promptseg.networks.blocks import ChannelNorm, start_small
+from promptseg.networks.blocks import ChannelNorm, layer_scale_init
 from promptseg.networks.encoders.base import ENCODERS, known_size
 from promptseg.networks.encoders.staged import StagedEncoder
 
@@ -38,7 +38,7 @@ class ResidualBlock(nn.Module):
             nn.LeakyReLU(0.01, inplace=True),
         )
         self.second = nn.Conv3d(channels_out, channels_out, 3, padding=1, bias=False)
-        self.normalization = start_small(ChannelNorm(channels_out))
+        self.normalization = layer_scale_init(ChannelNorm(channels_out))
         self.shortcut: nn.Module = nn.Identity()
         if channels_in != channels_out or max(stride) > 1:
             pooled = nn.AvgPool3d(tuple(stride)) if max(stride) > 1 else nn.Identity()
@@ -51,8 +51,8 @@ class ResidualBlock(nn.Module):
 
 @ENCODERS.register("residual")
 class Residual(StagedEncoder):
-    """Plain residual blocks: more arithmetic a parameter than the light encoders, and a steady
-    learner from scratch.
+    """Plain residual blocks: more arithmetic per parameter than the light encoders, and reliable
+    training from scratch.
 
     Source:
         nnU-Net's residual encoders, Isensee et al. 2024, arXiv:2404.09556; shortcut: He et al.

@@ -1,4 +1,4 @@
-"""Convolutional encoders: a stem at full resolution, then stages of blocks down the ladder."""
+"""Convolutional encoders: a stem at full resolution, then stages of blocks at coarser strides."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from promptseg.networks.blocks import ChannelNorm, ConvStem, stride_ladder
+from promptseg.networks.blocks import ChannelNorm, ConvStem, feature_strides
 from promptseg.networks.encoders.base import ImageEmbedding, ImageEncoder
 
 
 class StagedEncoder(ImageEncoder):
-    """Stages of blocks, one a resolution below the voxels; the coarsest takes those left over.
+    """One stage of blocks per resolution below the voxels; the coarsest has the remaining stages.
 
-    So an encoder keeps its published stages whatever stride the plans ask for: with stride
-    (8, 8, 8) five stages run at strides 2, 4, 8, 8 and 8, with (32, 32, 32) at 2, 4, 8, 16 and
-    32; beyond that the last stage is repeated. Each resolution's last map is a feature, and the
-    coarsest, projected to `embedding_channels`, the embedding. No map is pooled over the patch;
-    blocks may scale by its means.
+    An encoder thus keeps its published stages whatever the plans' stride: with stride (8, 8, 8)
+    five stages run at strides 2, 4, 8, 8 and 8, with (32, 32, 32) at 2, 4, 8, 16 and 32; beyond
+    that the last stage is repeated. The last map at each resolution is a feature map; the
+    coarsest, projected to `embedding_channels`, is the embedding. No map is pooled over the
+    patch, but blocks may scale channels by their means.
 
-    Subclasses say what a stage is and how it is built.
+    Subclasses define what a stage is and how it is built.
     """
 
-    stem_channels = 12  # at full resolution, where every channel costs most
+    stem_channels = 12  # at full resolution, where a channel costs most
     embedding_channels = 256
 
     def __init__(
         self, *, channels_in: int, patch_size: Sequence[int], stride: Sequence[int], size: str
     ) -> None:
         super().__init__(channels_in=channels_in, patch_size=patch_size, stride=stride, size=size)
-        ladder = stride_ladder(stride)
-        self.stem = ConvStem(channels_in, [self.stem_channels], ladder[:1])
+        strides = feature_strides(stride)
+        self.stem = ConvStem(channels_in, [self.stem_channels], strides[:1])
         self.levels = nn.ModuleList()
-        widths, width, previous = [self.stem_channels], self.stem_channels, ladder[0]
-        levels = ladder[1:] or ladder  # with a stride of one voxel all stages run on voxels
+        widths, width, previous = [self.stem_channels], self.stem_channels, strides[0]
+        levels = strides[1:] or strides  # with a stride of one voxel all stages run on voxels
         for level, of_level in zip(levels, _spread(self.stages(size), len(levels)), strict=True):
             step = [s // p for s, p in zip(level, previous, strict=True)]
             blocks = []
@@ -50,21 +50,21 @@ class StagedEncoder(ImageEncoder):
             ChannelNorm(self.embedding_channels),
         )
         self.channels = self.embedding_channels
-        self.feature_channels = tuple(widths[: len(ladder) - 1])
+        self.feature_channels = tuple(widths[: len(strides) - 1])
 
     @abstractmethod
     def stages(self, size: str) -> list:
-        """What `make_stage` makes a stage of, finest first.
+        """Descriptions of the stages for `make_stage`, finest first.
 
         Raises:
-            ValueError: for an unknown size, listing those there are.
+            ValueError: for an unknown size, listing the known ones.
         """
 
     @abstractmethod
     def make_stage(
         self, stage: object, channels_in: int, stride: Sequence[int]
     ) -> tuple[nn.Module, int]:
-        """A stage whose first block has the stride, and its output channels."""
+        """A stage, whose first block has the stride, and the number of its output channels."""
 
     def forward(self, image: Tensor) -> ImageEmbedding:
         maps = self.stem(image)
@@ -77,6 +77,6 @@ class StagedEncoder(ImageEncoder):
 
 
 def _spread(stages: Sequence, levels: int) -> list[list]:
-    """Stages on levels: one each, the last level takes the rest; missing ones repeat the last."""
+    """Stages of each level: one each, the rest on the last; the last stage repeats if too few."""
     padded = [*stages, *[stages[-1]] * (levels - len(stages))]
     return [[stage] for stage in padded[: levels - 1]] + [padded[levels - 1 :]]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from promptseg.networks.blocks import ConvStem, stride_ladder
+from promptseg.networks.blocks import ConvStem, feature_strides
 from promptseg.networks.encoders.base import ENCODERS, ImageEmbedding, ImageEncoder, known_size
 
 
@@ -32,7 +32,7 @@ SIZES = {
 
 
 def transformer_blocks(size: ViTSize) -> nn.TransformerEncoder:
-    """Pre-norm blocks, exact GELU, a last normalization: (b, tokens, channels) to the same."""
+    """Pre-norm blocks with exact GELU and a final normalization, on (b, tokens, channels)."""
     layer = nn.TransformerEncoderLayer(
         size.channels,
         size.heads,
@@ -45,16 +45,16 @@ def transformer_blocks(size: ViTSize) -> nn.TransformerEncoder:
     blocks = nn.TransformerEncoder(
         layer, size.layers, norm=nn.LayerNorm(size.channels), enable_nested_tensor=False
     )
-    for parameter in blocks.parameters():  # the layers start as copies of one another
+    for parameter in blocks.parameters():  # PyTorch initializes all layers alike
         if parameter.ndim > 1:
             nn.init.trunc_normal_(parameter, std=0.02)
     return blocks
 
 
 def _gelu(x: Tensor) -> Tensor:
-    """GELU under a name of ours, for which PyTorch does not fuse the layers at inference.
+    """GELU as a function of our own, so that PyTorch does not fuse the layers at inference.
 
-    That is no faster on a CPU, and torch.compile (2.13) fails at it.
+    Fused layers are not faster on a CPU, and torch.compile (2.13) fails on them.
     """
     return F.gelu(x)
 
@@ -63,9 +63,9 @@ def _gelu(x: Tensor) -> Tensor:
 class ViT(ImageEncoder):
     """A pre-norm vision transformer on the tokens of a convolutional stem.
 
-    The stem halves the resolution step by step down to the plans' stride; its last map gives the
-    tokens, the others the high-resolution features. Position embeddings are learned on the plans'
-    grid and resampled for any other.
+    The stem halves the resolution step by step down to the plans' stride; its last map becomes the
+    tokens, the others are the high-resolution features. Position embeddings are learned on the
+    grid of the plans and resampled for any other.
 
     Source:
         Dosovitskiy et al. 2021, arXiv:2010.11929; stem: Xiao et al. 2021, arXiv:2106.14881.
@@ -76,21 +76,21 @@ class ViT(ImageEncoder):
     ) -> None:
         super().__init__(channels_in=channels_in, patch_size=patch_size, stride=stride, size=size)
         widths = self.widths(size)
-        ladder = stride_ladder(stride)
+        strides = feature_strides(stride)
         stem_channels = [
-            min(widths.stem_channels * 2**level, widths.channels) for level in range(len(ladder))
+            min(widths.stem_channels * 2**level, widths.channels) for level in range(len(strides))
         ]
         grid = [w // s for w, s in zip(patch_size, stride, strict=True)]
         self.channels = widths.channels
         self.feature_channels = tuple(stem_channels[:-1])
-        self.stem = ConvStem(channels_in, stem_channels, ladder)
+        self.stem = ConvStem(channels_in, stem_channels, strides)
         self.to_tokens = nn.Conv3d(stem_channels[-1], widths.channels, 1)
         self.positions = nn.Parameter(torch.randn(1, widths.channels, *grid) * 0.02)
         self.blocks = transformer_blocks(widths)
 
     @staticmethod
     def widths(size: str) -> ViTSize:
-        """Widths of a size; a ValueError lists the sizes when there is no such one."""
+        """Widths of a size; a ValueError lists the known sizes for any other."""
         return SIZES[known_size(size, "vit")]
 
     def forward(self, image: Tensor) -> ImageEmbedding:
