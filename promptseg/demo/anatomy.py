@@ -1,4 +1,4 @@
-"""The anatomy of the phantoms: an upper abdomen, and what an ultrasound probe sees of a liver."""
+"""The anatomy of the phantoms: an upper abdomen, and a liver as seen by an ultrasound probe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SPINE_Y = 48.0  # mm behind the middle of the trunk
 
 
 class _Patient:
-    """Places ellipsoids in one patient: random build and position, and variation of each part."""
+    """Places ellipsoids in one patient of random build and position, and varies each of them."""
 
     def __init__(self, rng: np.random.Generator, build: float, shift_mm: float) -> None:
         self.rng = rng
@@ -31,7 +31,16 @@ class _Patient:
         scale: float = 0.0,
         turn: float = 0.0,
     ) -> Ellipsoid:
-        """An ellipsoid of the average patient, varied by up to so many mm, shares, and degrees."""
+        """An ellipsoid of the average patient, varied at random.
+
+        Args:
+            center: mean position in mm, zyx, relative to the middle of the volume.
+            radii: mean radii in mm along its own axes, zyx.
+            degrees: mean rotation, as in `Ellipsoid`.
+            move: largest shift along each axis in mm.
+            scale: largest relative change of each radius.
+            turn: largest change of each angle in degrees.
+        """
         vary = self.rng.uniform
         moved = np.multiply(center, self.build) + self.shift + vary(-move, move, 3)
         scaled = np.multiply(radii, self.build) * vary(1 - scale, 1 + scale, 3)
@@ -39,7 +48,7 @@ class _Patient:
 
 
 def abdomen(rng: np.random.Generator) -> tuple[Structure, ...]:
-    """A patient of random build, lying on the back; x runs to the patient's left, y to the back.
+    """A patient of random build, lying on the back; x points to the patient's left, y to the back.
 
     Labelled are the liver without its lesion, both kidneys, and the lesion.
     """
@@ -157,7 +166,7 @@ def _lesion(patient: _Patient, cavity: Ellipsoid) -> Structure:
 def liver_under_a_probe(rng: np.random.Generator) -> tuple[Structure, ...]:
     """Liver with a lesion, the right kidney and the gallbladder below an abdominal wall.
 
-    y runs away from the probe, which touches the skin at the top of the volume.
+    y points away from the probe, which touches the skin at the top of the volume.
     """
     patient = _Patient(rng, build=1.0, shift_mm=4.0)
     vary = {"move": 1.5, "scale": 0.08, "turn": 6.0}
@@ -191,7 +200,7 @@ def liver_under_a_probe(rng: np.random.Generator) -> tuple[Structure, ...]:
 def _ellipsoid(
     center: Sequence[float], radii: Sequence[float], degrees: Sequence[float] = (0.0, 0.0, 0.0)
 ) -> Ellipsoid:
-    """An ellipsoid as given, in Python numbers."""
+    """An ellipsoid of Python numbers, from any sequences."""
     center, radii, degrees = (tuple(float(v) for v in x) for x in (center, radii, degrees))
     return Ellipsoid(center=center, radii=radii, degrees=degrees)
 

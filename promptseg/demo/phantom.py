@@ -1,10 +1,7 @@
-"""CT, MRI, PET and ultrasound phantoms with exactly known labels, and a raw dataset of them."""
+"""CT, MRI, PET and ultrasound phantoms with exactly known labels, and raw datasets of them."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from promptseg.demo.anatomy import abdomen, liver_under_a_probe
 from promptseg.demo.shapes import Structure, grid_points, paint
-from promptseg.files import write_json
+from promptseg.files import replacing_folder, write_json
 from promptseg.io.images import Geometry, write_image
 
 MODALITIES = ("CT", "MRI", "PET", "US")
@@ -55,11 +52,11 @@ class Phantom:
     Attributes:
         image: (z, y, x) HU as int16 (CT), scanner units as int16 (MRI), SUV as float32 (PET), or
             grey values as uint8 (US).
-        segmentation: (z, y, x) uint8 labels, of `LABELS`.
-        spacing: mm, zyx.
-        structures: the anatomy the labels come from, in the order of painting.
+        segmentation: (z, y, x) uint8 label values, as in `LABELS`.
+        spacing: spacing in mm, zyx.
+        structures: anatomy that the labels come from, in the order of painting.
         tissues: intensity of each tissue in this case before blur and noise: HU, SUV, dB, or the
-            share of the brightest tissue (MRI).
+            fraction of the brightest tissue (MRI).
     """
 
     image: np.ndarray
@@ -70,11 +67,11 @@ class Phantom:
 
 
 def make_phantom(modality: str, rng: np.random.Generator) -> Phantom:
-    """Draw a patient and image it.
+    """Draw a random patient and simulate an image.
 
     Args:
         modality: one of `MODALITIES`.
-        rng: source of anatomy, tissue values and noise.
+        rng: source of the anatomy, tissue values and noise.
 
     Raises:
         ValueError: if the modality is unknown.
@@ -101,7 +98,7 @@ def make_phantom(modality: str, rng: np.random.Generator) -> Phantom:
 def ultrasound_field_of_view(
     shape: tuple[int, int, int], spacing: tuple[float, float, float]
 ) -> np.ndarray:
-    """(z, y, x) mask of the fan that a curved probe at the top of the volume sees."""
+    """(z, y, x) mask of the fan seen by a curved probe at the top of the volume."""
     angle, radius = _fan_coordinates(shape, spacing)
     return (np.abs(angle) < np.radians(36)) & (radius > _PROBE_RADIUS_MM)
 
@@ -116,49 +113,47 @@ def write_phantom_dataset(
 ) -> Path:
     """Write phantoms as a raw dataset in nnU-Net's format, test labels (`labelsTs`) included.
 
-    Each case has its own origin and a slightly oblique direction. The folder appears in one
-    step and replaces one of the same name.
+    Each case has its own origin and a slightly oblique direction. The folder appears atomically
+    and replaces one of the same name.
+
+    Args:
+        raw_root: folder of raw datasets.
+        modality: one of `MODALITIES`.
+        training_cases: number of cases in `imagesTr`.
+        test_cases: number of cases in `imagesTs`.
+        seed: seed of all cases.
+        dataset_id: number of the dataset.
 
     Returns:
-        the dataset's folder, `raw_root/Dataset900_PhantomCT` and the like.
+        The folder of the dataset, such as `raw_root/Dataset900_PhantomCT`.
     """
-    raw_root = Path(raw_root)
-    target = raw_root / f"Dataset{dataset_id:03d}_Phantom{modality}"
-    raw_root.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=raw_root))
-    try:
+    name = f"Phantom{modality}"
+    target = Path(raw_root) / f"Dataset{dataset_id:03d}_{name}"
+    with replacing_folder(target, overwrite=True) as folder:
         streams = np.random.default_rng(seed).spawn(training_cases + test_cases)
         for index, rng in enumerate(streams):
             part = "Tr" if index < training_cases else "Ts"
             case_id = f"phantom_{index:03d}"
             phantom = make_phantom(modality, rng)
             geometry = _oblique_geometry(phantom.image.shape, phantom.spacing, rng)
-            write_image(
-                folder / f"images{part}" / f"{case_id}_0000.nii.gz", phantom.image, geometry
-            )
-            write_image(
-                folder / f"labels{part}" / f"{case_id}.nii.gz", phantom.segmentation, geometry
-            )
+            image_file = folder / f"images{part}" / f"{case_id}_0000.nii.gz"
+            write_image(image_file, phantom.image, geometry)
+            label_file = folder / f"labels{part}" / f"{case_id}.nii.gz"
+            write_image(label_file, phantom.segmentation, geometry)
         content = {
             "channel_names": {"0": modality},
             "labels": {"background": 0, **LABELS},
             "numTraining": training_cases,
             "file_ending": ".nii.gz",
-            "name": target.name.split("_")[1],
+            "name": name,
             "description": f"simulated {modality} volumes, labels known exactly; seed {seed}",
         }
         write_json(folder / "dataset.json", content)
-        folder.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return target
 
 
 def _ct(scene: np.ndarray, spacing: tuple, rng: np.random.Generator) -> np.ndarray:
-    """HU: a point spread of 3 mm, and noise of about 13 HU that is correlated within slices."""
+    """HU: a point spread of 3 mm, and noise of about 13 HU, correlated within slices."""
     blurred = gaussian_filter(scene, [1.5 / _FWHM, *(3.0 / _FWHM / mm for mm in spacing[1:])])
     noise = gaussian_filter(rng.normal(size=scene.shape), (0.3, 0.7, 0.7))
     noise *= rng.uniform(10, 16) / noise.std()
@@ -202,7 +197,7 @@ def _ultrasound(scene: np.ndarray, spacing: tuple, rng: np.random.Generator) -> 
     field = rng.normal(size=(2, *scene.shape))
     field = np.stack([gaussian_filter(part, (0.7, 0.5, 0.9)) for part in field])
     speckle = np.hypot(*(field / field.std()))
-    # Overcompensated near the probe, undercompensated far from it: 1.2 dB a cm left over.
+    # Overcompensated near the probe, undercompensated far from it: 1.2 dB per cm remain.
     decibel = 20 * np.log10(amplitude * speckle + 1e-3) - 1.2 * (depth_cm - 4)
     rib = np.radians(rng.choice([-1, 1]) * rng.uniform(20, 28))
     shadow = gaussian_filter((np.abs(angle - rib) < np.radians(2.2)).astype(float), (0, 1, 1))

@@ -21,15 +21,15 @@ class PictureRow:
     """One case to draw.
 
     Attributes:
-        case_id: written beside the row.
+        case_id: identifier, written beside the row.
         image: (z, y, x) intensities.
         reference: (z, y, x) true labels.
         prediction: (z, y, x) predicted labels.
-        spacing: mm, zyx.
+        spacing: spacing in mm, zyx.
         labels: value of each label by name, without background.
-        boxes: the half-open (2, 3) boxes used for each label, by name.
+        boxes: half-open (2, 3) boxes that prompted each label, by name.
         dice: Dice of each label, by name.
-        display_range: the intensities drawn black and white; 1st and 99.5th percentile if None.
+        display_range: intensities drawn black and white; the 1st and 99.5th percentile if None.
     """
 
     case_id: str
@@ -44,7 +44,7 @@ class PictureRow:
 
 
 def draw_cases(rows: Sequence[PictureRow], path: Path | str, title: str) -> None:
-    """Draw one axial slice of each case four times and write the picture.
+    """Draw one axial slice of each case in four panels and write the picture.
 
     Boxes are solid, the bounding boxes of the true labels dashed. A box that does not reach the
     drawn slice is left out.
@@ -86,16 +86,17 @@ def draw_cases(rows: Sequence[PictureRow], path: Path | str, title: str) -> None
 
 
 def telling_slice(segmentation: np.ndarray) -> int:
-    """The z index that shows most of all labels: the sum of each label's area over its largest.
+    """The z index of the slice that shows the labels best; the middle one if there are none.
 
-    A small lesion counts as much as a large organ; the middle slice when there is no label.
+    Each label counts by its area relative to its largest area in any slice, so that a small lesion
+    counts as much as a large organ.
     """
-    shares = np.zeros(segmentation.shape[0])
+    relative = np.zeros(segmentation.shape[0])
     for label in np.unique(segmentation):
         if label != 0:
             areas = np.count_nonzero(segmentation == label, axis=(1, 2))
-            shares += areas / areas.max()
-    return int(shares.argmax()) if shares.any() else segmentation.shape[0] // 2
+            relative += areas / areas.max()
+    return int(relative.argmax()) if relative.any() else segmentation.shape[0] // 2
 
 
 def _draw_row(axes: list, row: PictureRow, *, first: bool) -> None:
@@ -120,8 +121,8 @@ def _draw_row(axes: list, row: PictureRow, *, first: bool) -> None:
         colour = _colour(row, name)
         _draw_mask(axes[1], row.reference[z] == label, colour)
         _draw_mask(axes[3], row.prediction[z] == label, colour)
-        if (truth := mask_box(row.reference == label)) is not None:
-            _draw_box(axes[2], truth, z, edgecolor=colour, linestyle=(0, (2, 2)), linewidth=1.0)
+        if (tight := mask_box(row.reference == label)) is not None:
+            _draw_box(axes[2], tight, z, edgecolor=colour, linestyle=(0, (2, 2)), linewidth=1.0)
         for box in row.boxes.get(name, ()):
             _draw_box(axes[2], np.asarray(box), z, edgecolor=colour, linewidth=2.0)
     _write_dice(axes[3], row)

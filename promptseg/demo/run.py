@@ -1,4 +1,4 @@
-"""The demo: phantoms written to files, then plan, train, predict, evaluate and one picture."""
+"""The demo: write phantoms, then plan, train, predict, evaluate and draw a picture."""
 
 from __future__ import annotations
 
@@ -38,43 +38,81 @@ def run_demo(
     """Run every stage on a dataset of phantoms, through the files that each stage writes.
 
     Args:
-        folder: gets `raw`, `preprocessed`, `results`, `predictions` and `demo.png`; what an
-            earlier demo left there is replaced.
+        folder: where to write `raw`, `preprocessed`, `results`, `predictions` and `demo.png`;
+            those of an earlier demo are replaced.
         modality: one of `MODALITIES`.
-        time_budget: seconds of training.
-        processes: worker processes.
-        seed: of the phantoms and the training.
+        time_budget: training time in seconds.
+        processes: number of worker processes.
+        seed: seed of the phantoms and of the training.
 
     Returns:
         `evaluation` (as `evaluate_folders` returns it), the paths `folder`, `dataset_folder`,
         `model_folder`, `predictions` and `picture`, and the `seconds` that each stage took.
 
     Raises:
-        ValueError: if the modality is unknown, or `folder` holds something else than a demo.
+        ValueError: if the modality is unknown, or `folder` contains something other than a demo.
     """
     folder = Path(folder)
     if modality not in MODALITIES:
         raise ValueError(f"unknown modality {modality!r}; there are {', '.join(MODALITIES)}")
     _clear(folder)
     write_json(folder / _MARKER, {"modality": modality, "seed": seed})
-    # Imported here: these bring torch, which the phantoms and their workers do without.
+    seconds: dict[str, float] = {}
+    with _timed("phantoms", seconds):
+        number = _DATASET_IDS[modality]
+        dataset_folder = write_phantom_dataset(
+            folder / "raw", modality, TRAINING_CASES, TEST_CASES, seed, number
+        )
+    model_folder = _plan_and_train(
+        folder,
+        dataset_folder.name,
+        seconds,
+        time_budget=time_budget,
+        processes=processes,
+        seed=seed,
+    )
+    predictions = folder / "predictions"
+    evaluation = _predict_and_evaluate(model_folder, dataset_folder, predictions, seconds)
+    with _timed("picture", seconds):
+        rows = picture_rows(dataset_folder, predictions, evaluation, modality)
+        title = f"promptseg demo: {modality} phantoms not seen in training, automatic prompts"
+        draw_cases(rows[:DRAWN_CASES], folder / "demo.png", title)
+    return {
+        "folder": folder,
+        "dataset_folder": dataset_folder,
+        "model_folder": model_folder,
+        "predictions": predictions,
+        "picture": folder / "demo.png",
+        "evaluation": evaluation,
+        "seconds": seconds,
+    }
+
+
+# The stages import what they run when they run it: it brings torch, which the phantoms and their
+# workers do without.
+
+
+def _plan_and_train(
+    folder: Path,
+    dataset: str,
+    seconds: dict[str, float],
+    *,
+    time_budget: float,
+    processes: int,
+    seed: int,
+) -> Path:
+    """Plan the dataset and train on all of its training cases; the folder of the model."""
     from promptseg.experiment_planning.planner import plan_dataset
-    from promptseg.inference.batch.predict_files import predict_files
     from promptseg.pipeline import train
 
     folders = Folders(
         raw=folder / "raw", preprocessed=folder / "preprocessed", results=folder / "results"
     )
-    predictions, seconds = folder / "predictions", {}
-    with _timed("phantoms", seconds):
-        dataset_folder = write_phantom_dataset(
-            folders.raw, modality, TRAINING_CASES, TEST_CASES, seed, _DATASET_IDS[modality]
-        )
     with _timed("plan", seconds):
-        plan_dataset(dataset_folder.name, folders, size="tiny", processes=processes)
+        plan_dataset(dataset, folders, size="tiny", processes=processes)
     with _timed("train", seconds):
         model_folder = train(
-            dataset_folder.name,
+            dataset,
             folders,
             trainer="ViTTrainer",
             fold="all",
@@ -83,36 +121,27 @@ def run_demo(
             seed=seed,
         )
     if model_folder is None:
-        raise RuntimeError(f"the demo was stopped in its training; what it made is in {folder}")
+        raise RuntimeError(f"the demo was stopped while training; its files so far are in {folder}")
+    return Path(model_folder)
+
+
+def _predict_and_evaluate(
+    model_folder: Path, dataset_folder: Path, predictions: Path, seconds: dict[str, float]
+) -> dict[str, Any]:
+    """Segment the test images and compare the results with their labels."""
+    from promptseg.inference.batch.predict_files import predict_files
+
+    images = dataset_folder / "imagesTs"
     with _timed("predict", seconds):
-        predict_files(
-            model_folder,
-            dataset_folder / "imagesTs",
-            predictions,
-            folds=("all",),
-            auto_prompt="plans",
-        )
+        predict_files(model_folder, images, predictions, folds=("all",), auto_prompt="plans")
     with _timed("evaluate", seconds):
-        evaluation = evaluate_folders(dataset_folder / "labelsTs", predictions)
-    with _timed("picture", seconds):
-        rows = picture_rows(dataset_folder, predictions, evaluation, modality)
-        title = f"promptseg demo: {modality} phantoms it has not seen, automatic prompts"
-        draw_cases(rows[:DRAWN_CASES], folder / "demo.png", title)
-    return {
-        "folder": folder,
-        "dataset_folder": dataset_folder,
-        "model_folder": Path(model_folder),
-        "predictions": predictions,
-        "picture": folder / "demo.png",
-        "evaluation": evaluation,
-        "seconds": seconds,
-    }
+        return evaluate_folders(dataset_folder / "labelsTs", predictions)
 
 
 def picture_rows(
     dataset_folder: Path, predictions: Path, evaluation: dict[str, Any], modality: str
 ) -> list[PictureRow]:
-    """What there is to draw of each evaluated case, read back from the files."""
+    """One picture row for each evaluated case, read back from the files."""
     prompts_file = predictions / "prompts_used.json"
     prompts = read_json(prompts_file)["cases"] if prompts_file.is_file() else {}
     rows = []
@@ -137,15 +166,15 @@ def picture_rows(
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an earlier demo left; refuse a folder that holds anything else."""
+    """Remove the files of an earlier demo; refuse a folder that contains anything else."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise ValueError(f"{folder.absolute()} is a file; name a folder for the demo")
     if any(folder.iterdir()) and not (folder / _MARKER).is_file():
         raise ValueError(
-            f"{folder.absolute()} exists and was not made by the demo (it has no {_MARKER}); "
-            f"nothing was changed: name a new or empty folder"
+            f"{folder.absolute()} already exists and was not made by the demo (it has no "
+            f"{_MARKER}); nothing was changed: name a new or empty folder"
         )
     for part in _PARTS:
         path = folder / part

@@ -1,4 +1,4 @@
-"""Ellipsoids in millimetres, and what they make of a voxel grid."""
+"""Ellipsoids in millimetres, and images and labels painted from them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Ellipsoid:
     """A rotated ellipsoid.
 
     Attributes:
-        center: mm, zyx, from the middle of the volume.
-        radii: mm, along the ellipsoid's own z, y and x.
+        center: position in mm, zyx, relative to the middle of the volume.
+        radii: radii in mm along the ellipsoid's own z, y and x axes.
         degrees: rotation about the z axis (in the axial plane), then about y, then about x.
     """
 
@@ -28,14 +28,14 @@ class Ellipsoid:
         return xyz[::-1, ::-1]
 
     def half_extents(self) -> np.ndarray:
-        """(3,) mm, zyx, that it reaches from its centre along the volume's axes."""
+        """(3,) extent in mm, zyx, from its centre along the axes of the volume."""
         return np.linalg.norm(self.rotation() * np.asarray(self.radii), axis=1)
 
     def signed_distance(self, points: np.ndarray) -> np.ndarray:
-        """Roughly the distance to the surface in mm, negative inside; its sign is exact.
+        """Approximate distance to the surface in mm, negative inside; the sign is exact.
 
         Args:
-            points: (..., 3) in mm, zyx.
+            points: (..., 3) positions in mm, zyx.
 
         Source:
             Quilez, "Ellipsoid distance estimation": k0 (k0 - 1) / k1, with k0 and k1 the norms
@@ -50,13 +50,13 @@ class Ellipsoid:
 
 @dataclass(frozen=True, kw_only=True)
 class Structure:
-    """One thing in the body: the union of ellipsoids, cut by another where `within` is given.
+    """One anatomical structure: a union of ellipsoids, optionally clipped by another one.
 
     Attributes:
-        tissue: what it consists of.
-        parts: the union of these.
-        within: only what is inside this one too.
-        label: name of the label its voxels get; None for anatomy without a label.
+        tissue: name of its tissue.
+        parts: ellipsoids whose union it is.
+        within: ellipsoid outside of which the structure is cut off, if any.
+        label: name of the label of its voxels; None for anatomy without a label.
     """
 
     tissue: str
@@ -65,7 +65,7 @@ class Structure:
     label: str | None = None
 
     def bounds(self) -> np.ndarray:
-        """(2, 3) corners in mm, zyx, of the smallest box that holds the parts."""
+        """(2, 3) corners in mm, zyx, of the smallest box that contains the parts."""
         centers = np.array([part.center for part in self.parts])
         reach = np.array([part.half_extents() for part in self.parts])
         return np.stack([(centers - reach).min(axis=0), (centers + reach).max(axis=0)])
@@ -93,26 +93,26 @@ def paint(
     points: np.ndarray,
     edge_mm: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lay structures over each other, the later ones on top, in a volume of air.
+    """Paint structures into a volume of air, later ones on top of earlier ones.
 
     Args:
-        structures: in the order of painting.
-        tissues: intensity of each tissue.
-        labels: value of each label.
-        points: (z, y, x, 3) voxel centres in mm, as from `grid_points`.
-        edge_mm: width over which a voxel on a surface mixes both sides (partial volume).
+        structures: structures in the order of painting.
+        tissues: intensity of each tissue, by name.
+        labels: value of each label, by name.
+        points: (z, y, x, 3) voxel centres in mm, as returned by `grid_points`.
+        edge_mm: width over which voxels at a surface mix both sides (partial volume).
 
     Returns:
-        (z, y, x) float64 intensities with mixed surfaces, and (z, y, x) uint8 labels: a voxel
-        has the label of the topmost structure that its centre is inside of.
+        (z, y, x) float64 intensities with partial volumes, and (z, y, x) uint8 labels: each voxel
+        has the label of the topmost structure that contains its centre.
     """
     image = np.full(points.shape[:3], float(tissues["air"]))
     segmentation = np.zeros(points.shape[:3], np.uint8)
     for structure in structures:
         block = _block(points, structure.bounds() + [[-edge_mm], [edge_mm]])
         distance = structure.signed_distance(points[block])
-        share = np.clip(0.5 - distance / edge_mm, 0.0, 1.0)
-        image[block] += share * (tissues[structure.tissue] - image[block])
+        fraction = np.clip(0.5 - distance / edge_mm, 0.0, 1.0)
+        image[block] += fraction * (tissues[structure.tissue] - image[block])
         segmentation[block][distance < 0] = labels[structure.label] if structure.label else 0
     return image, segmentation
 
