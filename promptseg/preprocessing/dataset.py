@@ -98,12 +98,18 @@ def write_case(
         segmentation: (z, y, x) integers, or None for a case without labels.
         properties: plain JSON values.
     """
-    image_file, segmentation_file, properties_file = case_files(folder, case_id)
+    image_file, segmentation_file, _ = case_files(folder, case_id)
     remove_case(folder, case_id)
     _write_array(image_file, image)
     if segmentation is not None:
         _write_array(segmentation_file, segmentation)
-    with replacing(properties_file) as temporary:  # in one line: thousands of voxel locations
+    write_properties(folder, case_id, properties)
+
+
+def write_properties(folder: Path, case_id: str, properties: dict[str, Any]) -> None:
+    """Write what is known of a case, which lists it as finished."""
+    with replacing(case_files(folder, case_id)[2]) as temporary:
+        # on one line: thousands of voxel locations
         temporary.write_text(json.dumps(properties, allow_nan=False) + "\n", encoding="utf-8")
 
 

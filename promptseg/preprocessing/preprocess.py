@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,8 +14,13 @@ from promptseg.boxes import box_slices, value_boxes
 from promptseg.files import read_json
 from promptseg.io.images import Geometry, read_image, read_segmentation
 from promptseg.parallel import Workers, map_cases
-from promptseg.plans import Normalization
-from promptseg.preprocessing.dataset import case_files, remove_case, write_case
+from promptseg.plans import Plans
+from promptseg.preprocessing.dataset import (
+    case_files,
+    remove_case,
+    write_case,
+    write_properties,
+)
 from promptseg.preprocessing.lazy import LazyImage
 from promptseg.preprocessing.resample import resample_segmentation
 
@@ -28,63 +33,80 @@ FORMAT_VERSION = 1  # raise it when the same plans give other files
 MAX_LOCATIONS = 1000  # a label and case: many more than the patches drawn from a case
 
 
-class PreprocessingPlans(Protocol):
-    """What preprocessing reads of the plans.
-
-    Attributes:
-        normalizations: one a channel.
-        spacing: of the preprocessed images, mm, zyx.
-        keeps_spacing: images stay on their own voxels whatever `spacing` says.
-        labels: values by name; 0 is background.
-    """
-
-    normalizations: tuple[Normalization, ...]
-    spacing: tuple[float, float, float]
-    keeps_spacing: bool
-    labels: dict[str, int]
+Summarize = Callable[[str, np.ndarray, np.ndarray, tuple[float, float, float]], Any]
+"""Called with case identifier, (z, y, x) raw intensities of channel 0, (z, y, x) labels and spacing
+in mm; what it returns is small."""
 
 
 def preprocess_dataset(
-    cases: Sequence[RawCase], plans: PreprocessingPlans, folder: Path, processes: int | Workers
+    cases: Sequence[RawCase], plans: Plans, folder: Path, processes: int | Workers
 ) -> dict[str, str]:
-    """Preprocess every case that is not there yet, with a progress bar.
+    """Preprocess every case that is not up to date, with a progress bar.
 
-    Cases that the folder holds already, made by the same settings from the same files, are kept.
+    Cases that the folder already has, made with the same settings from the same files, are kept.
 
     Args:
         cases: the raw cases.
-        plans: see `PreprocessingPlans`.
+        plans: their normalizations, spacing and labels are used.
         folder: of this configuration; made when missing.
         processes: worker processes; 0 works in this one.
 
     Returns:
-        what went wrong, by case identifier; empty when nothing did.
+        What went wrong, by case identifier; empty when nothing did.
 
     Raises:
         ValueError: if two cases would write the same file.
     """
+    return preprocess_and_summarize(cases, plans, folder, processes)[0]
+
+
+def preprocess_and_summarize(
+    cases: Sequence[RawCase],
+    plans: Plans,
+    folder: Path,
+    processes: int | Workers,
+    summarize: Summarize | None = None,
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """`preprocess_dataset`, which also takes from the raw voxels whatever else is needed of them.
+
+    Args:
+        cases, plans, folder, processes: as of `preprocess_dataset`.
+        summarize: a module's own function, or a partial of one; called in a worker.
+
+    Returns:
+        What went wrong, and what `summarize` returned, both by case identifier. A case that was
+        kept, or that failed, has no summary.
+    """
     _check_names(cases)
-    waiting = [case for case in cases if not _is_up_to_date(case, plans, folder)]
+    waiting = [case for case in cases if not _is_kept(case, plans, folder)]
     if len(waiting) < len(cases):
         logger.info(
-            "%d of %d cases are in %s already, made by the same settings from the same files; "
+            "%d of %d cases are already in %s, made with the same settings from the same files; "
             "they are kept",
             len(cases) - len(waiting),
             len(cases),
             folder,
         )
-    failed = {}
-    for case, _, error in map_cases(
-        preprocess_case, waiting, plans, folder, processes=processes, description="preprocessing"
+    failed, summaries = {}, {}
+    arguments = (plans, folder, summarize)
+    for case, summary, error in map_cases(
+        preprocess_case, waiting, *arguments, processes=processes, description="preprocessing"
     ):
         if error is not None:
             failed[case.case_id] = str(error) or repr(error)
             logger.error("case %s: %s", case.case_id, failed[case.case_id])
-    return failed
+        elif summarize:
+            summaries[case.case_id] = summary
+    return failed, summaries
 
 
-def preprocess_case(case: RawCase, plans: PreprocessingPlans, folder: Path) -> None:
+def preprocess_case(
+    case: RawCase, plans: Plans, folder: Path, summarize: Summarize | None = None
+) -> Any:
     """Read one raw case and write it to the preprocessed folder, replacing what is there of it.
+
+    Returns:
+        What `summarize` returns of a case with labels; None without it.
 
     Raises:
         FileNotFoundError, ValueError: naming the file that is missing or does not fit the others
@@ -98,15 +120,21 @@ def preprocess_case(case: RawCase, plans: PreprocessingPlans, folder: Path) -> N
             f"case {case.case_id!r}: {len(raw)} channels in {_names(case.images)}, but the plans "
             f"normalize {len(plans.normalizations)}; see channel_names in dataset.json"
         )
-    spacing = geometry.spacing if plans.keeps_spacing else plans.spacing
+    segmentation, summary, labels = None, None, {}
+    if case.label is not None:
+        segmentation = _read_label(case.label, geometry, plans)
+        if summarize:
+            summary = summarize(case.case_id, raw[0], segmentation, geometry.spacing)
     lazy = LazyImage(
-        raw, geometry.spacing, normalizations=plans.normalizations, target_spacing=spacing
+        raw,
+        geometry.spacing,
+        normalizations=plans.normalizations,
+        target_spacing=geometry.spacing if plans.keeps_spacing else plans.spacing,
     )
     image, ranges, shape = lazy.everything(), lazy.ranges, lazy.shape[1:]
     del raw, lazy
-    segmentation, labels = None, {}
-    if case.label is not None:
-        segmentation = resample_segmentation(_read_label(case.label, geometry, plans), shape)
+    if segmentation is not None:
+        segmentation = resample_segmentation(segmentation, shape)
         labels = _label_statistics(segmentation, plans.labels, case.case_id)
     extent_mm = np.multiply(geometry.shape, geometry.spacing)
     properties = {
@@ -116,7 +144,7 @@ def preprocess_case(case: RawCase, plans: PreprocessingPlans, folder: Path) -> N
             "spacing": geometry.spacing,
             "origin": geometry.origin,
             "direction": geometry.direction,
-            "files": [str(Path(path).absolute()) for path in case.images],
+            "files": _absolute(case.images),
         },
         "shape": shape,
         "spacing": (extent_mm / shape).tolist(),  # the plans' but for rounding to whole voxels
@@ -126,9 +154,10 @@ def preprocess_case(case: RawCase, plans: PreprocessingPlans, folder: Path) -> N
         "labels": labels,
     }
     write_case(folder, case.case_id, image, segmentation, properties)
+    return summary
 
 
-def _read_label(path: Path, of_image: Geometry, plans: PreprocessingPlans) -> np.ndarray:
+def _read_label(path: Path, of_image: Geometry, plans: Plans) -> np.ndarray:
     segmentation, geometry = read_segmentation(path)
     if geometry.shape != of_image.shape:
         raise ValueError(
@@ -165,7 +194,7 @@ def _label_statistics(
     return statistics
 
 
-def _settings(case: RawCase, plans: PreprocessingPlans) -> dict[str, Any]:
+def _settings(case: RawCase, plans: Plans) -> dict[str, Any]:
     """Everything that a preprocessed case follows from, in JSON's types."""
     files = [*case.images, *([] if case.label is None else [case.label])]
     states = [(path, path.stat()) for path in map(Path, files)]
@@ -178,15 +207,23 @@ def _settings(case: RawCase, plans: PreprocessingPlans) -> dict[str, Any]:
     }
 
 
-def _is_up_to_date(case: RawCase, plans: PreprocessingPlans, folder: Path) -> bool:
+def _is_kept(case: RawCase, plans: Plans, folder: Path) -> bool:
+    """Whether a case is up to date; where its raw files have moved since, that is recorded."""
     image_file, segmentation_file, properties_file = case_files(folder, case.case_id)
     needed = [properties_file, image_file, *([segmentation_file] if case.label else [])]
     if not all(path.is_file() for path in needed):
         return False
     try:
-        return read_json(properties_file)["settings"] == _settings(case, plans)
+        properties = read_json(properties_file)
+        if properties["settings"] != _settings(case, plans):
+            return False
+        is_moved = properties["raw"]["files"] != _absolute(case.images)
     except (OSError, ValueError, TypeError, LookupError):
         return False  # damaged, or a raw file is gone: making it anew will tell
+    if is_moved:
+        properties["raw"]["files"] = _absolute(case.images)
+        write_properties(folder, case.case_id, properties)
+    return True
 
 
 def _check_names(cases: Sequence[RawCase]) -> None:
@@ -200,3 +237,7 @@ def _check_names(cases: Sequence[RawCase]) -> None:
 
 def _names(paths: Sequence[Path]) -> str:
     return ", ".join(Path(path).name for path in paths)
+
+
+def _absolute(paths: Sequence[Path]) -> list[str]:
+    return [str(Path(path).absolute()) for path in paths]

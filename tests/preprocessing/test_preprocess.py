@@ -17,7 +17,11 @@ from promptseg.preprocessing.normalize import (
     percentile_clipping,
     to_uint8,
 )
-from promptseg.preprocessing.preprocess import preprocess_case, preprocess_dataset
+from promptseg.preprocessing.preprocess import (
+    preprocess_and_summarize,
+    preprocess_case,
+    preprocess_dataset,
+)
 from tests.real_data import raw_folder
 
 SHAPE, SPACING = (9, 14, 12), (3.0, 1.0, 1.5)
@@ -285,7 +289,7 @@ def test_finished_cases_are_kept_and_said_so(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         preprocess_dataset(cases, make_plans(), out, processes=0)
 
-    assert "1 of 2 cases are in" in caplog.text and "they are kept" in caplog.text
+    assert "1 of 2 cases are already in" in caplog.text and "they are kept" in caplog.text
     after = stamps(out)
     assert {n for n in before if before[n] == after[n]} == {"case_0.b2nd", "case_0_seg.b2nd"}
 
@@ -322,6 +326,41 @@ def test_a_changed_raw_file_or_a_damaged_json_makes_a_case_anew(tmp_path):
         (out / "case_1.json").write_text(damage)
         assert preprocess_dataset([case], make_plans(), out, processes=0) == {}
         assert json.loads((out / "case_1.json").read_text())["case_id"] == "case_1"
+
+
+def test_where_a_moved_raw_folder_is_now_is_recorded_and_its_cases_are_kept(tmp_path):
+    case, out = make_case(tmp_path / "before"), tmp_path / "out"
+    preprocess_dataset([case], make_plans(), out, processes=0)
+    before, properties = stamps(out), PreprocessedDataset(out).properties("case_1")
+
+    (tmp_path / "before").rename(tmp_path / "after")
+    images = tuple(tmp_path / "after" / path.name for path in case.images)
+    moved = RawCase(case_id="case_1", images=images, label=tmp_path / "after" / case.label.name)
+    preprocess_dataset([moved], make_plans(), out, processes=0)
+
+    assert stamps(out) == before
+    now = PreprocessedDataset(out).properties("case_1")
+    assert now["raw"].pop("files") == [str(path) for path in images]
+    del properties["raw"]["files"]
+    assert now == properties
+
+
+def shape_and_sum(case_id, image, segmentation, spacing):
+    return case_id, image.shape, image.sum(), segmentation.sum(), spacing
+
+
+def test_a_summary_is_made_of_the_raw_voxels_while_they_are_at_hand(tmp_path):
+    cases = [make_case(tmp_path, f"case_{i}", channels=2, seed=i) for i in range(3)]
+    plans = make_plans(normalizations=(percentile_clipping(),) * 2)
+    preprocess_dataset(cases[:1], plans, tmp_path / "out", processes=0)
+    cases[1].label.write_bytes(b"broken")
+
+    arguments = (cases, plans, tmp_path / "out", 0)
+    failed, summaries = preprocess_and_summarize(*arguments, shape_and_sum)
+
+    assert list(failed) == ["case_1"] and list(summaries) == ["case_2"]  # case_0 is kept
+    total = read_image(cases[2].images[0])[0].sum()
+    assert summaries["case_2"] == ("case_2", SHAPE, total, 4 * 8 * 6 + 1, SPACING)
 
 
 def test_cases_that_would_share_a_file_are_refused(tmp_path):
