@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AUTO_PROMPTERS": "promptseg.prompts.strategies",
+    "AutoPromptOptions": "promptseg.prompts.image_files",
     "Folders": "promptseg.folders",
     "Plans": "promptseg.plans",
     "Predictor": "promptseg.inference.predictor",

@@ -7,25 +7,56 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from promptseg.commands.parsing import (
-    add_import,
-    command_parser,
-    count,
-    run_command,
-)
+from promptseg.commands.parsing import add_import, command_parser, count, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = command_parser(__doc__)
-    parser.add_argument("-i", "--input", type=Path, required=True, help="image file or folder")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="boxes.json to write")
-    parser.add_argument("--strategy", default="intensity", help="the paper's by default")
-    parser.add_argument("--modality", help="CT, MRI, PET or US; guessed when not given")
-    parser.add_argument("--window", help="CT window: soft tissue, lung, brain or bone")
-    parser.add_argument("--label", default="object", help="what the boxes are filed under")
-    parser.add_argument("--png", action="store_true", help="draw the boxes beside the output")
-    parser.add_argument("-np", "--processes", type=count, default=0, help="worker processes")
+    parser.add_argument(
+        "-i",
+        "--input",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="image file, DICOM folder, or folder of image files and DICOM folders",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="JSON file to write"
+    )
+    parser.add_argument(
+        "--strategy",
+        default="intensity",
+        metavar="NAME",
+        help="automatic prompt; the default, intensity, is the paper's Algorithm 1",
+    )
+    parser.add_argument(
+        "--modality",
+        help="CT, MRI, PET or US, for all images; by default guessed from each image's intensities",
+    )
+    parser.add_argument(
+        "--window",
+        help="CT window: 'soft tissue' (the default for CT), lung, brain or bone",
+    )
+    parser.add_argument(
+        "--label",
+        default="object",
+        metavar="NAME",
+        help="name under which the boxes are filed; 'object' by default",
+    )
+    parser.add_argument(
+        "--png",
+        action="store_true",
+        help="also draw the boxes of each image, into a folder beside the output",
+    )
+    parser.add_argument(
+        "-np",
+        "--processes",
+        type=count,
+        default=0,
+        metavar="N",
+        help="number of worker processes; 0, the default, works in this process",
+    )
     parser.add_argument(
         "--set",
         dest="parameters",
@@ -33,25 +64,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="change a parameter of the strategy, such as sigma=1.5 or margin=0",
+        help="parameter of the strategy, such as sigma=1.5 or margin=0; may be given repeatedly",
     )
     add_import(parser)
     return run_command(parser, arguments, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    from promptseg.prompts.image_files import auto_prompt_files
+    from promptseg.prompts.image_files import AutoPromptOptions, auto_prompt_files
 
-    content = auto_prompt_files(
-        args.input,
-        args.output,
+    options = AutoPromptOptions(
         strategy=args.strategy,
+        parameters=dict(args.parameters),
         modality=args.modality,
         window=args.window,
-        png=args.png,
-        processes=args.processes,
-        parameters=dict(args.parameters),
         label=args.label,
+    )
+    content = auto_prompt_files(
+        args.input, args.output, options, png=args.png, processes=args.processes
     )
     for case_id, labels in content["cases"].items():
         for prompts in labels.values():
@@ -64,7 +94,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _parameter(text: str) -> tuple[str, object]:
-    """`name=value`; the value is JSON if it can be, else text."""
+    """The two sides of `name=value`; the value is read as JSON where possible, else as text."""
     name, separator, value = text.partition("=")
     if not separator or not name:
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from promptseg.files import write_json
-from promptseg.io.images import Geometry, file_ending, is_dicom_folder, read_image
+from promptseg.io.images import NPZ, Geometry, file_ending, is_dicom_folder, read_image
 from promptseg.parallel import map_cases
 from promptseg.plans import Normalization
-from promptseg.preprocessing.modality import (
-    channel_statistics,
-    declared_modality,
-    looks_like_hu,
-)
+from promptseg.preprocessing.modality import channel_statistics, declared_modality, looks_like_hu
 from promptseg.preprocessing.normalize import (
     CT_WINDOWS,
     ct_window,
@@ -31,20 +28,54 @@ from promptseg.prompts.types import PROMPTS_HEADER, Prompts
 from promptseg.prompts.world import voxel_to_world
 from promptseg.words import some
 
-NPZ = ".npz"  # the CVPR 2025 BiomedSegFM challenge's format: `imgs`, uint8 in [0, 255]
+
+@dataclass(frozen=True, kw_only=True)
+class AutoPromptOptions:
+    """How `auto_prompt_files` proposes boxes.
+
+    Attributes:
+        strategy: a name in `AUTO_PROMPTERS`.
+        parameters: of the strategy, by name.
+        modality: `CT`, `MRI`, `PET` or `US` (or a common synonym) for all files; guessed from
+            each file's intensities when not given.
+        window: the clinical window for CT, a name in `CT_WINDOWS`; implies the modality CT.
+        label: the name under which the boxes are filed; the strategy does not know what it found.
+    """
+
+    strategy: str = "intensity"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    modality: str | None = None
+    window: str | None = None
+    label: str = "object"
+
+    def normalization(self) -> Normalization | None:
+        """What modality and window ask for; None where each file's modality is to be guessed.
+
+        Raises:
+            ValueError: if either is unknown, or the two contradict each other.
+        """
+        named = declared_modality(self.modality) if self.modality else None
+        if self.modality and named is None:
+            raise ValueError(f"modality must be CT, MRI, PET or US, found {self.modality!r}")
+        if self.window is None:
+            return default_normalization(named) if named else None
+        if self.window not in CT_WINDOWS:
+            known = ", ".join(CT_WINDOWS)
+            raise ValueError(f"window must be one of {known}, found {self.window!r}")
+        if named not in (None, "CT"):
+            raise ValueError(
+                f"window {self.window!r} is for CT, but the modality is {named}; leave one out"
+            )
+        return ct_window(self.window)
 
 
 def auto_prompt_files(
     inputs: Path | str,
     output: Path | str,
+    options: AutoPromptOptions | None = None,
     *,
-    strategy: str = "intensity",
-    modality: str | None = None,
-    window: str | None = None,
     png: bool = False,
     processes: int = 0,
-    parameters: Mapping[str, Any] | None = None,
-    label: str = "object",
 ) -> dict[str, Any]:
     """Propose boxes for image files and write them as a prompts file.
 
@@ -53,18 +84,13 @@ def auto_prompt_files(
     not stop the others.
 
     Args:
-        inputs: an image file, a DICOM folder, or a folder of such files and folders; also the
-            CVPR 2025 challenge's npz files, whose images are taken as they are.
-        output: the JSON file to write; `promptseg_predict --prompts` reads it if `label` is one
+        inputs: an image file, a DICOM folder, or a folder of such files and folders; also .npz
+            files of the CVPR 2025 BiomedSegFM challenge, whose images lie in [0, 255] already.
+        output: the JSON file to write; `promptseg_predict --prompts` reads it if the label is one
             that its model knows.
-        strategy: a name in `AUTO_PROMPTERS`.
-        modality: `CT`, `MRI`, `PET` or `US` (or a common synonym) for all files; guessed from
-            each file's intensities when not given.
-        window: the clinical window for CT, a name in `CT_WINDOWS`; implies the modality CT.
+        options: strategy, parameters, modality and label; the defaults when not given.
         png: whether to draw each case's boxes into the folder `<output>_png`.
-        processes: worker processes; 0 uses threads in this one.
-        parameters: of the strategy, by name.
-        label: what the boxes are filed under; the strategy does not know what it found.
+        processes: worker processes; 0 runs everything in this one, on large volumes in threads.
 
     Returns:
         What was written: the prompts by case under `cases`, how each came about under `report`,
@@ -75,16 +101,16 @@ def auto_prompt_files(
         ValueError: if strategy, parameters, modality or window are not known.
     """
     inputs, output = Path(inputs), Path(output)
-    parameters = dict(parameters or {})
-    make_prompter(strategy, parameters)  # a wrong name or number fails here, once
-    normalization = _chosen_normalization(modality, window)
+    options = options or AutoPromptOptions()
+    make_prompter(options.strategy, dict(options.parameters))  # a mistake fails here, once
+    options.normalization()
     pictures = output.with_name(f"{output.stem}_png") if png else None
     images = find_images(inputs)
     cases, report, failed = {}, {}, {}
     outcomes = map_cases(
         _prompt_file,
         sorted(images.items()),
-        *(strategy, parameters, normalization, pictures, label),
+        *(options, pictures),
         processes=processes,
         description="prompting",
     )
@@ -95,8 +121,8 @@ def auto_prompt_files(
             failed[case_id] = str(error) if str(path) in str(error) else f"{path}: {error}"
     content = {
         **PROMPTS_HEADER,
-        "strategy": strategy,
-        "parameters": parameters,
+        "strategy": options.strategy,
+        "parameters": dict(options.parameters),
         "cases": dict(sorted(cases.items())),
         "report": dict(sorted(report.items())),
         "failed": dict(sorted(failed.items())),
@@ -141,32 +167,25 @@ def find_images(inputs: Path) -> dict[str, Path]:
 
 
 def _ending(path: Path) -> str | None:
-    name = path.name.lower()
-    if name.endswith(NPZ):
-        return None if name.endswith(f"_gt{NPZ}") else NPZ  # the challenge's labels
-    return file_ending(path)
+    """The ending of an image file; None for other files, the challenge's labels among them."""
+    return None if path.name.lower().endswith(f"_gt{NPZ}") else file_ending(path)
 
 
 def _prompt_file(
-    case: tuple[str, Path],
-    strategy: str,
-    parameters: dict[str, Any],
-    normalization: Normalization | None,
-    pictures: Path | None,
-    label: str,
+    case: tuple[str, Path], options: AutoPromptOptions, pictures: Path | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """One file's entries under `cases` and `report`."""
     case_id, path = case
     start = time.perf_counter()
-    image, geometry, how = _read_normalized(path, normalization)
-    proposal = auto_prompt(image, strategy, geometry.spacing, **parameters)
+    image, geometry, how = _read_normalized(path, options.normalization())
+    proposal = auto_prompt(image, options.strategy, geometry.spacing, **options.parameters)
     if pictures is not None:
         draw_boxes(
             image,
             proposal.boxes,
             geometry.spacing,
             pictures / f"{case_id}.png",
-            title=f"{case_id}   {strategy}: {proposal.reason}",
+            title=f"{case_id}   {options.strategy}: {proposal.reason}",
         )
     report = {
         "image": str(path),
@@ -176,24 +195,17 @@ def _prompt_file(
         "boxes_mm": [_in_world(box, geometry) for box in proposal.boxes],
         "seconds": round(time.perf_counter() - start, 3),
     }
-    return {label: _prompts(proposal, strategy).to_json()}, report
+    return {options.label: _prompts(proposal, options.strategy).to_json()}, report
 
 
 def _read_normalized(
     path: Path, normalization: Normalization | None
 ) -> tuple[np.ndarray, Geometry, str]:
     """(z, y, x) image in [0, 255], its geometry, and how it was normalized, in words."""
-    if path.suffix.lower() == NPZ:
-        with np.load(path) as content:  # without pickle: the file may come from anyone
-            if "imgs" not in content:
-                raise ValueError(f"{path}: no array 'imgs', found {', '.join(content) or 'none'}")
-            image = content["imgs"]
-        if image.ndim != 3:
-            raise ValueError(f"{path}: imgs must be (z, y, x), found shape {image.shape}")
-        # The file's `spacing` comes as zyx and as xyz; it is not used rather than guessed.
-        return image, Geometry(shape=image.shape, spacing=(1.0, 1.0, 1.0)), "none, npz in [0, 255]"
     channels, geometry = read_image(path)
     image = channels[0]
+    if file_ending(path) == NPZ:
+        return image, geometry, "none, npz in [0, 255]"
     if not np.isfinite(image).all():
         bad = np.count_nonzero(~np.isfinite(image))
         raise ValueError(f"{path}: {bad} voxels are NaN or infinite; replace them first")
@@ -206,20 +218,6 @@ def _read_normalized(
         how += f"; the first of {len(channels)} channels"
     what = f"{normalization.kind} {normalization.lower:g} to {normalization.upper:g}"
     return normalize(image, normalization), geometry, f"{what}, {how}"
-
-
-def _chosen_normalization(modality: str | None, window: str | None) -> Normalization | None:
-    """What the arguments ask for; None where each file is to be guessed."""
-    named = declared_modality(modality) if modality else None
-    if modality and named is None:
-        raise ValueError(f"modality must be CT, MRI, PET or US, found {modality!r}")
-    if window is None:
-        return default_normalization(named) if named else None
-    if window not in CT_WINDOWS:
-        raise ValueError(f"window must be one of {', '.join(CT_WINDOWS)}, found {window!r}")
-    if named not in (None, "CT"):
-        raise ValueError(f"window {window!r} is for CT, but the modality is {named}; leave one out")
-    return ct_window(window)
 
 
 def _prompts(proposal: Proposal, strategy: str) -> Prompts:

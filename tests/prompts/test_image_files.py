@@ -12,7 +12,7 @@ from scipy import ndimage
 from promptseg.io.images import Geometry, write_image
 from promptseg.preprocessing.normalize import ct_window, normalize, percentile_clipping
 from promptseg.prompts.automatic import auto_prompt
-from promptseg.prompts.image_files import auto_prompt_files, find_images
+from promptseg.prompts.image_files import AutoPromptOptions, auto_prompt_files, find_images
 from promptseg.prompts.picture import draw_boxes
 from promptseg.prompts.types import prompts_from_json, read_prompts_file
 
@@ -124,7 +124,9 @@ def test_parameters_reach_the_strategy_and_the_file(tmp_path):
     path = save(tmp_path / "A.nii.gz", mr_like())
     parameters = {"margin": 0, "components": 3}
 
-    content = auto_prompt_files(path, tmp_path / "boxes.json", parameters=parameters)
+    content = auto_prompt_files(
+        path, tmp_path / "boxes.json", AutoPromptOptions(parameters=parameters)
+    )
 
     expected = auto_prompt(normalize(mr_like(), percentile_clipping()), **parameters).boxes
     assert only_box(content, "A") == [box.tolist() for box in expected]
@@ -157,7 +159,7 @@ def test_workers_write_what_one_process_writes(tmp_path):
 def test_ct_goes_through_the_window_that_was_asked_for(tmp_path, arguments, window):
     path = save(tmp_path / "A.nii.gz", ct_like())
 
-    content = auto_prompt_files(path, tmp_path / "boxes.json", **arguments)
+    content = auto_prompt_files(path, tmp_path / "boxes.json", AutoPromptOptions(**arguments))
 
     normalization = ct_window(window) if window else percentile_clipping()
     expected = auto_prompt(normalize(ct_like(), normalization))
@@ -190,6 +192,29 @@ def test_a_challenge_npz_is_taken_as_it_is(tmp_path):
     assert only_box(content, "CT_x_0001") == [auto_prompt(image).box.tolist()]
 
 
+@pytest.mark.parametrize(
+    ("written", "zyx"),
+    [
+        ((0.8, 0.8, 3.0), (3.0, 0.8, 0.8)),  # x, y, z: pixels of a slice are square
+        ((3.0, 0.8, 0.8), (3.0, 0.8, 0.8)),  # z, y, x
+        (None, (1.0, 1.0, 1.0)),
+    ],
+)
+def test_boxes_in_mm_follow_the_spacing_of_a_challenge_npz(tmp_path, written, zyx):
+    image = normalize(mr_like(), percentile_clipping()).astype(np.uint8)
+    spacing = {} if written is None else {"spacing": np.array(written)}
+    np.savez_compressed(tmp_path / "A.npz", imgs=image, **spacing)
+
+    content = auto_prompt_files(tmp_path / "A.npz", tmp_path / "boxes.json")
+
+    (box,) = only_box(content, "A")
+    report = content["report"]["A"]
+    assert report["spacing"] == zyx
+    # Without origin or direction: the centre of voxel 0 is at 0 mm, its outer edge half before it.
+    expected = ((np.array(box) - 0.5) * zyx)[:, ::-1]
+    np.testing.assert_allclose(report["boxes_mm"], [expected], atol=1e-3)
+
+
 # what is found
 
 
@@ -219,6 +244,7 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path):
     folder.mkdir()
     save(folder / "good.nii.gz", mr_like())
     (folder / "broken.nii.gz").write_bytes(b"no image")
+    (folder / "cut.npz").write_bytes(b"PK\x03\x04 and no more")
     broken_values = mr_like()
     broken_values[3, 4, 5] = np.nan
     save(folder / "nan.nii.gz", broken_values)
@@ -231,11 +257,13 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path):
 
     assert list(content["cases"]) == ["good"]
     failed = content["failed"]
-    assert sorted(failed) == ["broken", "flat", "nan", "other", "plane", "raw"]
+    assert sorted(failed) == ["broken", "cut", "flat", "nan", "other", "plane", "raw"]
     assert "broken.nii.gz" in failed["broken"]
     assert "nan.nii.gz: 1 voxels are NaN or infinite" in failed["nan"]
-    assert "other.npz: no array 'imgs', found data" in failed["other"]
-    assert "flat.npz: imgs must be (z, y, x), found shape (3, 4)" in failed["flat"]
+    assert "other.npz: expected an array imgs, found data" in failed["other"]
+    assert "flat.npz: imgs: expected three dimensions (z, y, x)" in failed["flat"]
+    assert "found shape (3, 4)" in failed["flat"]
+    assert "cut.npz cannot be read as .npz: File is not a zip file" in failed["cut"]
     assert "raw.npz: intensities must lie in [0, 255]" in failed["raw"]
     assert "plane.nrrd" in failed["plane"]
     assert json.loads((tmp_path / "boxes.json").read_text())["failed"] == failed
@@ -276,7 +304,8 @@ def test_two_files_of_one_case_are_refused(tmp_path):
 )
 def test_wrong_arguments_fail_before_anything_is_read(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
-        auto_prompt_files(tmp_path / "never_read", tmp_path / "boxes.json", **arguments)
+        options = AutoPromptOptions(**arguments)
+        auto_prompt_files(tmp_path / "never_read", tmp_path / "boxes.json", options)
     assert not (tmp_path / "boxes.json").exists()
 
 
