@@ -35,6 +35,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "SimpleITK>=2.3",
+        "acvl-utils>=0.2.6",
         "batchgenerators>=0.25",
         "blosc2>=3.0",
         "connected-components-3d>=3.12",

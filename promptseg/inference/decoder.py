@@ -68,7 +68,7 @@ class ImageDecoder:
         corner = np.array(start)
         moved = [in_patch(query, corner, self.patch_size) for query in queries]
         return self._decode(
-            tuple(start), lambda: cut_patch(self.image, self.shape, corner, self.patch_size), moved
+            tuple(start), lambda: cut_patch(self.image, corner, self.patch_size), moved
         )
 
     def in_whole(self, queries: Sequence[Query]) -> tuple[Tensor, Tensor]:

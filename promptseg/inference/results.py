@@ -9,9 +9,10 @@ from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
+from acvl_utils.cropping_and_padding.bounding_boxes import insert_crop_into_image
 from torch import Tensor
 
-from promptseg.boxes import is_nearly_whole
+from promptseg.boxes import is_nearly_whole, to_bbox
 from promptseg.files import replacing
 from promptseg.io.npz import read_npz
 from promptseg.prompts.types import Prompts
@@ -195,6 +196,5 @@ def _full(lower: np.ndarray, region: np.ndarray, shape: np.ndarray) -> np.ndarra
             f"the region from {lower.tolist()} to {upper.tolist()} leaves the image of shape "
             f"{shape.tolist()} (zyx)"
         )
-    full = np.zeros(shape, np.float16)
-    full[tuple(slice(a, b) for a, b in zip(lower, upper, strict=True))] = region
-    return full
+    box = to_bbox(np.stack([lower, upper]))
+    return insert_crop_into_image(np.zeros(shape, np.float16), region, box)

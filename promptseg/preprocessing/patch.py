@@ -5,25 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+
+from promptseg.boxes import to_bbox
 
 
-def cut_patch(volume, shape: Sequence[int], start: np.ndarray, patch_size: Sequence[int]):
-    """Cut `patch` voxels from the last three axes of a volume, with zeros outside it.
+def cut_patch(volume, start: np.ndarray, patch_size: Sequence[int]) -> np.ndarray:
+    """Cut a patch from the last three axes of a volume, with zeros outside it.
 
     Args:
-        volume: (..., z, y, x) array, or a stored one that slices like an array.
-        shape: its last three axes.
+        volume: (..., z, y, x) array, or a stored one that slices like an array, of which only the
+            patch is read. One that is neither NumPy's nor blosc2's must meet the patch.
         start: first voxel, zyx; may be negative.
-        patch: voxels, zyx.
+        patch_size: voxels, zyx.
+
+    Returns:
+        (..., *patch_size); a view where the patch lies inside a NumPy array.
     """
-    lower = np.maximum(start, 0)
-    upper = np.minimum(np.asarray(start) + patch_size, shape)
-    inside = tuple(slice(int(a), int(max(a, b))) for a, b in zip(lower, upper, strict=True))
-    leading = (slice(None),) * (len(volume.shape) - 3)
-    piece = np.asarray(volume[leading + inside])
-    before = np.minimum(lower - start, patch_size)
-    padding = [(0, 0)] * len(leading) + [
-        (int(b), int(w - b - n))
-        for b, w, n in zip(before, patch_size, piece.shape[-3:], strict=True)
-    ]
-    return np.pad(piece, padding)
+    return crop_and_pad_nd(volume, to_bbox(np.stack([start, np.add(start, patch_size)])))

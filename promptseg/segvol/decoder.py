@@ -140,6 +140,6 @@ class SegVolDecoder(ImageDecoder):
         part = self.image.part(region + self.image.foreground[0])
         return self._decode(
             (*region.ravel().tolist(), *start.tolist()),
-            lambda: cut_patch(part, part.shape[1:], start, self.patch_size),
+            lambda: cut_patch(part, start, self.patch_size),
             queries,
         )

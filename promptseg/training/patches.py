@@ -46,14 +46,13 @@ def zoom_in(
     start: np.ndarray,
 ) -> Sample:
     """The patch that starts at a preprocessed voxel; 0 outside the volume."""
-    shape = dataset.properties(case_id)["shape"]
     boxes = preprocessed_boxes(dataset, case_id, auto_boxes)
     patch_size = np.array(plans.patch_size)
     inside = {name: clip_box(box - start, patch_size) for name, box in boxes.items()}
     whole = whole_label_boxes(dataset, case_id, plans.labels)
     return Sample(
-        image=cut_patch(dataset.image(case_id), shape, start, plans.patch_size),
-        segmentation=cut_patch(dataset.segmentation(case_id), shape, start, plans.patch_size),
+        image=cut_patch(dataset.image(case_id), start, plans.patch_size),
+        segmentation=cut_patch(dataset.segmentation(case_id), start, plans.patch_size),
         whole_boxes={name: box - start for name, box in whole.items()},
         auto_boxes={name: box for name, box in inside.items() if (box[0] < box[1]).all()},
     )

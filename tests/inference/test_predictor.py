@@ -167,8 +167,8 @@ def test_patches_are_encoded_once_for_every_network_and_mirroring(monkeypatch, f
     cuts = []
     monkeypatch.setattr(
         "promptseg.inference.decoder.cut_patch",
-        lambda volume, shape, start, patch_size: (
-            cuts.append(tuple(start)) or cut_patch(volume, shape, start, patch_size)
+        lambda volume, start, patch_size: (
+            cuts.append(tuple(start)) or cut_patch(volume, start, patch_size)
         ),
     )
     networks = [LevelNetwork() for _ in range(folds)]

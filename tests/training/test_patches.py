@@ -51,7 +51,7 @@ def test_zoom_in_cuts_image_segmentation_and_boxes_alike(planned_case):
     sample = zoom_in(dataset, "case_1", plans, boxes, start)
 
     np.testing.assert_array_equal(
-        sample.segmentation, cut_patch(segmentation, shape, start, plans.patch_size)
+        sample.segmentation, cut_patch(segmentation, start, plans.patch_size)
     )
     expected = np.clip(tight - start, 0, plans.patch_size)
     np.testing.assert_allclose(sample.auto_boxes["label_1"], expected)
