@@ -23,14 +23,12 @@ from pathlib import Path
 import numpy as np
 
 from promptseg.boxes import mask_box
-from promptseg.experiment_planning.auto_prompt_cases import FitCase, reduce_case
-from promptseg.experiment_planning.auto_prompt_fit import UNFITTED, fit_labels, fitted_strategies
+from promptseg.experiment_planning.auto_prompt_cases import FitCase, Reduction, reduce_case
+from promptseg.experiment_planning.auto_prompt_fit import fit_labels
 from promptseg.io.dataset import RawCase, read_raw_dataset
 from promptseg.io.images import read_image, read_segmentation
 from promptseg.parallel import map_cases
-from promptseg.plans import Normalization
 from promptseg.preprocessing.normalize import default_normalization
-from promptseg.prompts.strategies import AUTO_PROMPTERS
 
 
 def main() -> None:
@@ -49,7 +47,8 @@ def main() -> None:
         normalization = default_normalization(modality)
         for name, cropped in (("as they are", False), ("cropped off-centre", True)):
             start = time.perf_counter()
-            cases = read_cases(raw.cases, raw.labels, normalization, cropped, arguments.processes)
+            reduction = Reduction.for_all_strategies(raw.labels, normalization)
+            cases = read_cases(raw.cases, reduction, cropped, arguments.processes)
             fit = fit_labels(cases, list(raw.labels), processes=arguments.processes)
             seconds = time.perf_counter() - start
             print(f"\n{folder.name}, {len(cases)} cases {name}, {seconds:.1f} s\n{fit.table()}")
@@ -69,15 +68,11 @@ def main() -> None:
 
 
 def read_cases(
-    cases: tuple[RawCase, ...],
-    labels: dict[str, int],
-    normalization: Normalization,
-    cropped: bool,
-    processes: int,
+    cases: tuple[RawCase, ...], reduction: Reduction, cropped: bool, processes: int
 ) -> list[FitCase]:
     """Every case reduced to what the fit needs, in the order of their identifiers."""
     outcomes = map_cases(
-        read_case, cases, labels, normalization, cropped, processes=processes, description="reading"
+        read_case, cases, reduction, cropped, processes=processes, description="reading"
     )
     read = {}
     for case, result, error in outcomes:
@@ -87,21 +82,12 @@ def read_cases(
     return [read[case_id] for case_id in sorted(read)]
 
 
-def read_case(
-    case: RawCase, labels: dict[str, int], normalization: Normalization, cropped: bool
-) -> FitCase:
+def read_case(case: RawCase, reduction: Reduction, cropped: bool) -> FitCase:
     image, geometry = read_image(case.images[0])
     segmentation, _ = read_segmentation(case.label)
     kept = off_centre(segmentation, case.case_id) if cropped else ...
     return reduce_case(
-        case.case_id,
-        image[0][kept],
-        segmentation[kept],
-        geometry.spacing,
-        labels,
-        normalization,
-        tuple(AUTO_PROMPTERS.get(name) for name in fitted_strategies()),
-        tuple(AUTO_PROMPTERS.get(name) for name in UNFITTED),
+        case.case_id, image[0][kept], segmentation[kept], geometry.spacing, reduction
     )
 
 

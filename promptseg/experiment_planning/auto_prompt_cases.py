@@ -1,4 +1,4 @@
-"""What the automatic-prompt fit needs of a training case, read once in a worker process."""
+"""What the automatic-prompt fit needs of a training case, taken from it while it is read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from promptseg.boxes import box_slices, label_boxes
 from promptseg.io.images import read_image, read_segmentation
 from promptseg.plans import Normalization
 from promptseg.preprocessing.normalize import normalize
+from promptseg.prompts.auto_prompter import AutoPrompter
+from promptseg.prompts.strategies import AUTO_PROMPTERS
 from promptseg.prompts.strategies.fitted import (
     FittedPrompter,
     Sample,
@@ -21,6 +23,8 @@ from promptseg.prompts.strategies.fitted import (
 
 if TYPE_CHECKING:
     from promptseg.io.dataset import RawCase
+
+UNFITTED = ("intensity",)  # needs no fit; every registered FittedPrompter is fitted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,37 +92,47 @@ class FitCase:
         )
 
 
-def read_fit_case(
-    case: RawCase,
-    labels: dict[str, int],
-    normalization: Normalization,
-    fitted: tuple[type[FittedPrompter], ...] = (),
-    unfitted: tuple[type[FittedPrompter], ...] = (),
-) -> FitCase:
-    """Read one raw case and reduce it.
+@dataclass(frozen=True, kw_only=True)
+class Reduction:
+    """How cases are reduced: what the fit is going to ask of them.
 
-    Args:
-        case: the case; channel 0 alone is read.
+    Attributes:
         labels: label values by name.
         normalization: of channel 0.
-        fitted: strategies that will be fitted.
-        unfitted: strategies without parameters to run here, where the whole volume is at hand.
+        fitted: strategies that will be fitted. Classes, not names: pickling them imports their
+            modules in the worker.
+        unfitted: strategies without parameters, which are run while the whole volume is at hand.
+    """
+
+    labels: dict[str, int]
+    normalization: Normalization
+    fitted: tuple[type[FittedPrompter], ...] = ()
+    unfitted: tuple[type[AutoPrompter], ...] = ()
+
+    @classmethod
+    def for_all_strategies(cls, labels: dict[str, int], normalization: Normalization) -> Reduction:
+        """For every registered strategy that is fitted, and those that planning compares."""
+        fitted, unfitted = (
+            tuple(map(AUTO_PROMPTERS.get, names)) for names in (fitted_strategies(), UNFITTED)
+        )
+        return cls(labels=labels, normalization=normalization, fitted=fitted, unfitted=unfitted)
+
+
+def fitted_strategies() -> tuple[str, ...]:
+    """The names of the registered strategies that are fitted."""
+    return tuple(n for n in AUTO_PROMPTERS if issubclass(AUTO_PROMPTERS.get(n), FittedPrompter))
+
+
+def read_fit_case(case: RawCase, reduction: Reduction) -> FitCase:
+    """Read channel 0 and the labels of one raw case, and reduce them.
 
     Raises:
-        ValueError: if image and label differ in shape.
+        FileNotFoundError, ValueError: naming the file that is missing or cannot be read, or the
+            case if image and label differ in shape.
     """
     image, geometry = read_image(case.images[0])
     segmentation, _ = read_segmentation(case.label)
-    return reduce_case(
-        case.case_id,
-        image[0],
-        segmentation,
-        geometry.spacing,
-        labels,
-        normalization,
-        fitted,
-        unfitted,
-    )
+    return reduce_case(case.case_id, image[0], segmentation, geometry.spacing, reduction)
 
 
 def reduce_case(
@@ -126,32 +140,41 @@ def reduce_case(
     image: np.ndarray,
     segmentation: np.ndarray,
     spacing: tuple[float, float, float],
-    labels: dict[str, int],
-    normalization: Normalization,
-    fitted: tuple[type[FittedPrompter], ...] = (),
-    unfitted: tuple[type[FittedPrompter], ...] = (),
+    reduction: Reduction,
 ) -> FitCase:
-    """The same from arrays: (z, y, x) raw intensities and labels, spacing in mm."""
+    """Reduce one case to what the fit needs of it.
+
+    Args:
+        case_id: case identifier.
+        image: (z, y, x) raw intensities of channel 0.
+        segmentation: (z, y, x) labels.
+        spacing: mm, zyx.
+        reduction: how.
+
+    Raises:
+        ValueError: if image and label differ in shape.
+    """
     if image.shape != segmentation.shape:
         raise ValueError(
             f"case {case_id!r}: the image has shape {image.shape}, its label "
             f"{segmentation.shape} (zyx, voxels); they must be one grid"
         )
-    normalized = normalize(image, normalization)
+    normalized = normalize(image, reduction.normalization)
     view = view_of(normalized, spacing)
-    boxes = label_boxes(segmentation, labels)
+    boxes = label_boxes(segmentation, reduction.labels)
     return FitCase(
         case_id=case_id,
         group=case_id,
         view=view,
         truths={
             name: _truth(segmentation, value, boxes[name], view)
-            for name, value in labels.items()
+            for name, value in reduction.labels.items()
             if boxes[name] is not None
         },
-        described={strategy.name: strategy.describe(view) for strategy in fitted},
+        described={strategy.name: strategy.describe(view) for strategy in reduction.fitted},
         unfitted={
-            strategy.name: strategy().propose(normalized, spacing).boxes for strategy in unfitted
+            strategy.name: strategy().propose(normalized, spacing).boxes
+            for strategy in reduction.unfitted
         },
     )
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from promptseg.experiment_planning.auto_prompt_cases import FitCase, read_fit_case
+from promptseg.experiment_planning.auto_prompt_cases import (
+    UNFITTED,
+    FitCase,
+    fitted_strategies,
+)
 from promptseg.experiment_planning.auto_prompt_scores import (
     figures,
     fit_score,
@@ -18,16 +22,10 @@ from promptseg.experiment_planning.auto_prompt_scores import (
     out_of_fold,
 )
 from promptseg.parallel import Workers, map_cases
-from promptseg.plans import Normalization
 from promptseg.prompts.auto_prompter import Proposal
 from promptseg.prompts.strategies import AUTO_PROMPTERS
-from promptseg.prompts.strategies.fitted import FittedPrompter
 from promptseg.tables import aligned
 
-if TYPE_CHECKING:
-    from promptseg.io.dataset import RawCase
-
-UNFITTED = ("intensity",)  # needs no fit; every registered FittedPrompter is fitted
 USABLE_IOU = 0.3  # below it a box misleads the network more than the label's name alone
 FEWEST_CASES = 3
 OFF_CENTRE_CASES = 50
@@ -73,38 +71,28 @@ class AutoPromptFit:
         The column `cropped` is the box IoU of the same fits on the same cases cropped off-centre
         at random: where it is much lower, the box hangs on how the volumes are cropped.
         """
-        titles = [
-            "label",
-            " ",
-            "automatic prompt",
-            "box IoU",
-            "cropped",
-            "recall",
-            "empty",
-            "whole",
-        ]
+        titles = ("label", "  automatic prompt", "box IoU", "cropped", "recall", "empty", "whole")
         rows, reasons = [[*titles, "score rank"]], []
         for label, entry in self.labels.items():
             for name, c in entry["candidates"].items():
-                rows.append([label, "*" if name == entry["strategy"] else "", name, *_figures(c)])
+                mark = "*" if name == entry["strategy"] else " "
+                rows.append([label, f"{mark} {name}", *_figures(c)])
             reasons.append((len(rows), f"{label} -> {entry['strategy']}: {entry['reason']}"))
-        lines = aligned(rows, left=(0, 1, 2))
+        lines = aligned(rows, left=(0, 1))
         for number, reason in reversed(reasons):
             lines.insert(number, reason)
         return "\n".join(lines)
 
 
 def fit_auto_prompts(
-    cases: Sequence[RawCase],
-    labels: dict[str, int],
+    cases: Mapping[str, FitCase],
+    labels: Sequence[str],
     *,
-    modality: str,
-    normalizations: tuple[Normalization, ...],
     processes: int | Workers,
     folds: int = 5,
-    groups: dict[str, str] | None = None,
+    groups: Mapping[str, str] | None = None,
 ) -> AutoPromptFit:
-    """Read every training case once, fit every strategy for every label, choose by box IoU.
+    """Fit every strategy for every label and choose by box IoU.
 
     A strategy is never scored on a case that it was fitted on, nor on another one of the same
     group, nor is anything that it selects while fitting: 5 folds, leave-one-out below 10 groups.
@@ -112,43 +100,26 @@ def fit_auto_prompts(
     proposed nevertheless.
 
     Args:
-        cases: training cases with labels.
-        labels: foreground label values by name.
-        modality: of channel 0, as the fingerprint has it.
-        normalizations: of the channels; prompts look at channel 0.
+        cases: the training cases, reduced, by case identifier.
+        labels: names of the foreground labels.
         processes: worker processes; 0 works in this one.
         folds: of the cross-validation, at least 5.
         groups: of the cases, the patients, say; every case is its own when not given.
 
     Raises:
-        ValueError: if there is no case, or naming a case that cannot be read.
+        ValueError: if there is no case.
     """
     if not cases:
         raise ValueError("automatic prompts are fitted on training cases, and there is none")
-    read = {}
-    outcomes = map_cases(
-        read_fit_case,
-        list(cases),
-        labels,
-        normalizations[0],
-        tuple(AUTO_PROMPTERS.get(name) for name in fitted_strategies()),
-        tuple(AUTO_PROMPTERS.get(name) for name in UNFITTED),
-        processes=processes,
-        description=f"reading {modality} for automatic prompts",
-    )
-    for case, fit_case, error in outcomes:
-        if error is not None:
-            raise ValueError(f"case {case.case_id!r}: {error}") from error
-        read[case.case_id] = fit_case
-    groups = groups or {case_id: case_id for case_id in read}
-    in_order = [replace(read[case_id], group=groups[case_id]) for case_id in sorted(read)]
-    return fit_labels(in_order, list(labels), folds=folds, processes=processes)
+    groups = groups or {case_id: case_id for case_id in cases}
+    in_order = [replace(cases[case_id], group=groups[case_id]) for case_id in sorted(cases)]
+    return fit_labels(in_order, labels, folds=folds, processes=processes)
 
 
 def fit_labels(
     cases: Sequence[FitCase], labels: Sequence[str], *, folds: int = 5, processes: int | Workers = 0
 ) -> AutoPromptFit:
-    """The fit proper, on cases already read and reduced."""
+    """The fit proper, on cases in their order that know their groups."""
     combined = [n for n in fitted_strategies() if AUTO_PROMPTERS.get(n).members]
     names = [*UNFITTED, *(n for n in fitted_strategies() if n not in combined)]
     present = {label: [case for case in cases if label in case.truths] for label in labels}
@@ -187,11 +158,6 @@ def fit_labels(
             boxes = chosen[1][i].boxes if chosen else ()
             proposals[case.case_id][label] = [box.tolist() for box in boxes]
     return AutoPromptFit(labels=entries, proposals=proposals)
-
-
-def fitted_strategies() -> tuple[str, ...]:
-    """The names of the registered strategies that are fitted."""
-    return tuple(n for n in AUTO_PROMPTERS if issubclass(AUTO_PROMPTERS.get(n), FittedPrompter))
 
 
 def choose(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from promptseg.experiment_planning.auto_prompt_cases import FitCase, Reduction, reduce_case
 from promptseg.experiment_planning.fingerprint import (
     CaseFingerprint,
     Fingerprint,
@@ -43,15 +44,18 @@ class Examination:
 
     Attributes:
         problems: of all broken cases and of the dataset, by case.
-        warnings: what a run can go on with.
+        warnings: of what a run can continue with.
         fingerprint: of the good cases.
         good_cases: the cases without a problem.
+        fit_cases: the good cases reduced for the automatic prompts, by case identifier; empty
+            where no reduction was asked for.
     """
 
     problems: list[Problem]
     warnings: list[str]
     fingerprint: Fingerprint
     good_cases: tuple[RawCase, ...]
+    fit_cases: dict[str, FitCase] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -59,18 +63,24 @@ class _CaseResult:
     problems: list[Problem]
     fingerprint: CaseFingerprint | None
     hu_histograms: dict[int, dict[int, np.ndarray]]  # channel -> label value -> counts
+    fit_case: FitCase | None = None
 
 
-def examine_dataset(dataset: RawDataset, processes: int | Workers) -> Examination:
+def examine_dataset(
+    dataset: RawDataset, processes: int | Workers, reduction: Reduction | None = None
+) -> Examination:
     """Check and fingerprint all training cases; broken cases are reported, never raised.
 
     Args:
         dataset: from `read_raw_dataset`.
         processes: worker processes; 0 does everything in this one.
+        reduction: how to reduce the cases for the automatic prompts as well, where their
+            normalization does not depend on the fingerprint.
     """
     results: dict[str, _CaseResult] = {}
+    arguments = (dataset, reduction)
     for case, result, error in map_cases(
-        _examine_case, dataset.cases, dataset, processes=processes, description="checking cases"
+        _examine_case, dataset.cases, *arguments, processes=processes, description="reading cases"
     ):
         results[case.case_id] = result if error is None else _failed(case, error)
     problems = check_dataset(dataset)
@@ -83,6 +93,9 @@ def examine_dataset(dataset: RawDataset, processes: int | Workers) -> Examinatio
         warnings=_warnings(fingerprint),
         fingerprint=fingerprint,
         good_cases=good_cases,
+        fit_cases={
+            case.case_id: results[case.case_id].fit_case for case in good_cases if reduction
+        },
     )
 
 
@@ -93,7 +106,7 @@ def _failed(case: RawCase, error: Exception) -> _CaseResult:
     return _CaseResult([problem], None, {})
 
 
-def _examine_case(case: RawCase, dataset: RawDataset) -> _CaseResult:
+def _examine_case(case: RawCase, dataset: RawDataset, reduction: Reduction | None) -> _CaseResult:
     """Runs in a worker; holds the segmentation and one image file at a time."""
     problems = check_label_exists(case, dataset)
     segmentation, label_geometry = _read_label(case, dataset, problems)
@@ -101,6 +114,7 @@ def _examine_case(case: RawCase, dataset: RawDataset) -> _CaseResult:
     histograms: dict[int, dict[int, np.ndarray]] = {}
     labels: dict[int, LabelStatistics] = {}
     first: tuple[Path, Geometry] | None = None
+    fit_case = None
     count = 0
     for path in case.images:
         image, geometry = _read(case, path, problems)
@@ -121,6 +135,10 @@ def _examine_case(case: RawCase, dataset: RawDataset) -> _CaseResult:
             channels.append(channel_statistics(channel))
             if count == 1:
                 labels = label_statistics(segmentation, channel)
+                if reduction:
+                    fit_case = reduce_case(
+                        case.case_id, channel, segmentation, geometry.spacing, reduction
+                    )
             if _is_hu(dataset.channel_names[count - 1], channels[-1]):
                 histograms[count - 1] = hu_histogram(channel, segmentation)
     problems += check_channels(case, dataset, count)
@@ -133,7 +151,7 @@ def _examine_case(case: RawCase, dataset: RawDataset) -> _CaseResult:
         channels=tuple(channels),
         labels=labels,
     )
-    return _CaseResult([], fingerprint, histograms)
+    return _CaseResult([], fingerprint, histograms, fit_case)
 
 
 def _read(

@@ -7,12 +7,19 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from promptseg.experiment_planning.auto_prompt_fit import AutoPromptFit, fit_auto_prompts
+from promptseg.experiment_planning.auto_prompt_cases import (
+    FitCase,
+    Reduction,
+    read_fit_case,
+    reduce_case,
+)
+from promptseg.experiment_planning.auto_prompt_fit import fit_auto_prompts
 from promptseg.experiment_planning.examine import examine_dataset
 from promptseg.experiment_planning.fingerprint import (
     HU_EDGES,
@@ -30,7 +37,7 @@ from promptseg.files import replacing, write_json
 from promptseg.folders import Folders, find_dataset_folder
 from promptseg.io.dataset import RawCase, RawDataset, case_groups, read_raw_dataset
 from promptseg.io.images import file_ending
-from promptseg.parallel import Workers
+from promptseg.parallel import Workers, map_cases
 from promptseg.plans import (
     DEFAULT_PLANS_NAME,
     KEEPING_SPACING,
@@ -39,9 +46,9 @@ from promptseg.plans import (
     save_plans,
 )
 from promptseg.preprocessing.dataset import PreprocessedDataset, remove_case
-from promptseg.preprocessing.modality import looks_windowed
+from promptseg.preprocessing.modality import declared_modality, looks_windowed
 from promptseg.preprocessing.normalize import ct_window, keep_windowed, percentile_clipping
-from promptseg.preprocessing.preprocess import preprocess_dataset
+from promptseg.preprocessing.preprocess import preprocess_and_summarize, preprocess_dataset
 from promptseg.preprocessing.resample import resampled_shape
 from promptseg.presets import find_preset
 
@@ -146,7 +153,9 @@ def _plan(
     if fixed := find_preset(preset):
         fixed.check_channels(raw.name, raw.channel_names)
     groups = case_groups(raw.folder / "dataset.json", [case.case_id for case in raw.cases])
-    examination = examine_dataset(raw, workers)
+    known = normalization_by_name(raw.channel_names[0], preset)
+    reduction = Reduction.for_all_strategies(raw.labels, known) if known else None
+    examination = examine_dataset(raw, workers, reduction)
     for warning in examination.warnings:
         log.warning(warning)
     cases = examination.good_cases
@@ -155,25 +164,17 @@ def _plan(
 
     fingerprint = examination.fingerprint
     normalizations, window_reason = choose_normalizations(fingerprint, preset)
-    fit = fit_auto_prompts(
-        cases,
-        raw.labels,
-        modality=fingerprint.modalities[0],
-        normalizations=normalizations,
-        processes=workers,
-        groups=groups,
-    )
-    plans = make_plans(
-        raw, fingerprint, normalizations, window_reason, fit, size, preset, plans_name
-    )
-
+    plans = make_plans(raw, fingerprint, normalizations, window_reason, size, preset, plans_name)
     write_json(folder / "dataset.json", raw.content)
     save_fingerprint(folder, fingerprint)
+    data_folder = folder / plans.data_identifier
+    remove_other_cases(cases, data_folder)
+    failed, fit_cases = _preprocess(cases, plans, data_folder, examination.fit_cases, workers)
+    keep_ground_truth(cases, folder / "gt_segmentations")
+    fit = fit_auto_prompts(fit_cases, list(raw.labels), processes=workers, groups=groups)
+    plans = replace(plans, auto_prompts=fit.labels)
     save_plans(folder / f"{plans_name}.json", plans)
     write_json(folder / f"{plans_name}_auto_prompt_boxes.json", fit.proposals)
-    remove_other_cases(cases, folder / plans.data_identifier)
-    failed = preprocess_dataset(cases, plans, folder / plans.data_identifier, workers)
-    keep_ground_truth(cases, folder / "gt_segmentations")
     return PlanningResult(
         plans=plans,
         folder=folder,
@@ -181,6 +182,51 @@ def _plan(
         failed=failed,
         auto_prompt_table=fit.table(),
     )
+
+
+def _preprocess(
+    cases: Sequence[RawCase],
+    plans: Plans,
+    folder: Path,
+    fit_cases: dict[str, FitCase],
+    workers: Workers,
+) -> tuple[dict[str, str], dict[str, FitCase]]:
+    """Preprocess the cases, and reduce them for the automatic prompts unless they are already.
+
+    Returns:
+        What could not be preprocessed and why, and every case reduced, by case identifier.
+
+    Raises:
+        ValueError: naming a case that cannot be reduced.
+    """
+    if fit_cases:
+        return preprocess_dataset(cases, plans, folder, workers), fit_cases
+    reduction = Reduction.for_all_strategies(plans.labels, plans.normalizations[0])
+    failed, fit_cases = preprocess_and_summarize(
+        cases, plans, folder, workers, partial(reduce_case, reduction=reduction)
+    )
+    kept = [case for case in cases if case.case_id not in fit_cases]
+    for case, fit_case, error in map_cases(
+        read_fit_case,
+        kept,
+        reduction,
+        processes=workers,
+        description="reading cases for automatic prompts",
+    ):
+        if error is not None:
+            raise ValueError(f"case {case.case_id!r}: {error}") from error
+        fit_cases[case.case_id] = fit_case
+    return failed, fit_cases
+
+
+def normalization_by_name(channel_name: str, preset: str = "none") -> Normalization | None:
+    """A channel's normalization where it follows from the preset or the channel's name alone.
+
+    None where it follows from the intensities of all cases: CT, and names that name no modality.
+    """
+    if fixed := find_preset(preset):
+        return fixed.normalization
+    return None if declared_modality(channel_name) in ("CT", None) else percentile_clipping()
 
 
 def choose_normalizations(
@@ -214,12 +260,11 @@ def make_plans(
     fingerprint: Fingerprint,
     normalizations: tuple[Normalization, ...],
     normalization_reason: str,
-    fit: AutoPromptFit,
     size: str,
     preset: str,
     plans_name: str,
 ) -> Plans:
-    """Call the rules in order; reads no file and writes none."""
+    """Call the rules in order; reads no file, writes none and fits no automatic prompts."""
     spacings = np.array([case.spacing for case in fingerprint.cases])
     shapes = np.array([case.shape for case in fingerprint.cases])
     spacing, spacing_reason = target_spacing(spacings, shapes)
@@ -254,7 +299,6 @@ def make_plans(
         stride=stride,
         batch_size=BUDGETS[size].batch_size,
         labels=raw.labels,
-        auto_prompts=fit.labels,
         reasons={
             "modality": "; ".join(fingerprint.modality_sources),
             "normalization": normalization_reason,

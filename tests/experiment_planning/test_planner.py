@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
 
+from promptseg.experiment_planning import planner
 from promptseg.experiment_planning.planner import (
     BrokenDatasetError,
     keep_ground_truth,
@@ -15,6 +17,7 @@ from promptseg.experiment_planning.planner import (
 )
 from promptseg.files import read_json, write_json
 from promptseg.folders import Folders
+from promptseg.io import images
 from promptseg.io.dataset import RawCase
 from promptseg.io.images import read_segmentation
 from promptseg.preprocessing.dataset import PreprocessedDataset
@@ -105,3 +108,65 @@ def test_a_case_without_group_stops_planning_before_anything_is_read(folders):
     with pytest.raises(ValueError, match=r"2 of 3 cases have no group, 'case_1', 'case_2'"):
         plan_dataset(1, folders, processes=0)
     assert not folders.preprocessed.exists()
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """How often each image file is read, by its name."""
+    counts = Counter()
+    read = images._read_channels
+
+    def counting(path, *arguments):
+        counts[f"{path.parent.name}/{path.name}"] += 1
+        return read(path, *arguments)
+
+    monkeypatch.setattr(images, "_read_channels", counting)
+    return counts
+
+
+@pytest.mark.parametrize(("modality", "again"), [("MRI", 1), ("CT", 2)])
+def test_files_are_read_twice_and_once_where_nothing_waits_for_the_fingerprint(
+    tmp_path, reads, modality, again
+):
+    # A CT window follows from all cases, so that CT cases are reduced in the second reading.
+    write_raw_dataset(tmp_path / "raw", cases=3, modality=modality)
+    folders = Folders(**{name: tmp_path / name for name in ("raw", "preprocessed", "results")})
+
+    first = plan_dataset(1, folders, processes=0)
+    assert len(reads) == 6 and set(reads.values()) == {2}
+
+    reads.clear()
+    second = plan_dataset(1, folders, processes=0)
+    assert len(reads) == 6 and set(reads.values()) == {again}
+    assert second.plans == first.plans and not second.failed
+
+
+def test_cases_are_reduced_alike_in_the_first_and_in_the_second_reading(tmp_path):
+    plans, boxes = [], []
+    for name in ("MRI", "of no known kind"):
+        write_raw_dataset(tmp_path / name / "raw", cases=5, modality="MRI", labels=2)
+        path = tmp_path / name / "raw" / "Dataset001_Synthetic" / "dataset.json"
+        write_json(path, read_json(path) | {"channel_names": {"0": name}})
+        folders = Folders(
+            **{kind: tmp_path / name / kind for kind in ("raw", "preprocessed", "results")}
+        )
+        result = plan_dataset(1, folders, processes=0)
+        plans.append(result.plans.auto_prompts)
+        boxes.append(read_json(result.folder / "PromptSegPlans_auto_prompt_boxes.json"))
+
+    assert plans[0] == plans[1] and boxes[0] == boxes[1]
+    assert all(boxes[0].values()) and set(plans[0]) == {"label_1", "label_2"}
+
+
+def test_a_case_that_is_gone_before_it_is_reduced_stops_planning_by_name(folders, monkeypatch):
+    examine = planner.examine_dataset
+
+    def examine_then_remove(raw, *arguments):
+        examination = examine(raw, *arguments)
+        raw.cases[1].images[0].unlink()
+        return examination
+
+    monkeypatch.setattr(planner, "examine_dataset", examine_then_remove)
+    with pytest.raises(ValueError, match="case 'case_1': .*case_1_0000.nii.gz"):
+        plan_dataset(1, folders, processes=0)
+    assert not list(folders.preprocessed.rglob("PromptSegPlans.json"))

@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from promptseg.experiment_planning.auto_prompt_fit import fit_labels, fitted_strategies
+from promptseg.experiment_planning.auto_prompt_cases import fitted_strategies
+from promptseg.experiment_planning.auto_prompt_fit import fit_labels
 from promptseg.prompts.automatic import auto_prompt, propose_boxes
 from promptseg.prompts.strategies import AUTO_PROMPTERS
 from tests.prompts.strategies.fitted_cases import AS_IT_IS, SPACING, block_cases

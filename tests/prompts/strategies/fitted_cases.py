@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from promptseg.experiment_planning.auto_prompt_cases import FitCase, reduce_case
-from promptseg.experiment_planning.auto_prompt_fit import fitted_strategies
+from promptseg.experiment_planning.auto_prompt_cases import (
+    FitCase,
+    Reduction,
+    fitted_strategies,
+    reduce_case,
+)
 from promptseg.plans import Normalization
 from promptseg.prompts.strategies import AUTO_PROMPTERS
 
@@ -30,16 +34,13 @@ def block_case(
     block = tuple(slice(a, a + n) for a, n in zip(corner, (8, 12, 10), strict=True))
     segmentation[block] = value
     image[block] = rng.normal(bright, 12, (8, 12, 10)).clip(0, 255)
-    return reduce_case(
-        f"case_{number:02d}",
-        image,
-        segmentation,
-        SPACING,
-        {"block": 1},
-        AS_IT_IS,
-        tuple(AUTO_PROMPTERS.get(name) for name in fitted_strategies()),
-        tuple(AUTO_PROMPTERS.get(name) for name in unfitted),
+    reduction = Reduction(
+        labels={"block": 1},
+        normalization=AS_IT_IS,
+        fitted=tuple(AUTO_PROMPTERS.get(name) for name in fitted_strategies()),
+        unfitted=tuple(AUTO_PROMPTERS.get(name) for name in unfitted),
     )
+    return reduce_case(f"case_{number:02d}", image, segmentation, SPACING, reduction)
 
 
 def block_cases(count: int, first: int = 0, **options) -> list[FitCase]:

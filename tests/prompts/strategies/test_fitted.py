@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from promptseg.boxes import box_iou
-from promptseg.experiment_planning.auto_prompt_fit import fitted_strategies
+from promptseg.experiment_planning.auto_prompt_cases import fitted_strategies
 from promptseg.preprocessing.normalize import rescale, rescale_part
 from promptseg.prompts.strategies import AUTO_PROMPTERS, fitted
 from promptseg.prompts.strategies.expected_iou import evidence, expected_iou, fit_expected_iou
