@@ -1,11 +1,12 @@
-"""How fast is Algorithm 1, and how much memory does it take? Beside SciPy and SimpleITK, in turn.
+"""How fast is Algorithm 1, and how much memory does it take? Compared with SciPy and SimpleITK.
 
     python benchmarks/auto_prompt.py --ct totalsegmentator_example_ct.nii.gz
 
-The CT is enlarged to 1, 8 and 52 million voxels, gets noise of 20 HU and the soft tissue patch.
-All three run in one process, one after the other, several times; medians are printed, and the ratio
-of each to promptseg's. CPU seconds add up all threads and hardly depend on what else is running.
-Peak memory is what a fresh process needs beyond the loaded volume (Linux only).
+The CT is enlarged to 1, 8 and 52 million voxels, noise of 20 HU is added, and the soft tissue
+window is applied. The three methods take turns in one process, several times; printed are medians
+and their ratio to promptseg's. CPU seconds are the sum over all threads and hardly depend on the
+load of the machine. Peak memory is what a new process needs in addition to the loaded volume (Linux
+only).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from commands import status_bytes
 from literal_chain import scipy_box, simpleitk_box
 from scipy import ndimage
 
@@ -46,7 +48,7 @@ def ct_like(ct: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def seconds(image: np.ndarray, runs: int) -> dict[str, list[tuple[float, float]]]:
-    """Wall and processor time of every run, the methods in turn, after one small warm-up."""
+    """Wall and CPU seconds of every run, the methods taking turns, after a small warm-up."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in METHODS}
     for name in METHODS:
         METHODS[name](image[:20, :60, :60])
@@ -59,30 +61,27 @@ def seconds(image: np.ndarray, runs: int) -> dict[str, list[tuple[float, float]]
 
 
 def peak_bytes(name: str, volume: Path) -> int:
-    """Peak resident memory of a fresh process beyond what it held with the volume loaded."""
+    """Peak resident memory of a new process in addition to what it needs to load the volume."""
     command = [sys.executable, __file__, "--measure", name, "--volume", str(volume)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def measure(name: str, volume: Path) -> int:
-    """In the fresh process: run one method once and return its peak."""
+    """In the new process: run one method once and return its peak."""
     image = np.load(volume)
-    METHODS[name](image[:20, :60, :60])  # imports and thread stacks are not the method's
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present
+    METHODS[name](image[:20, :60, :60])  # imports and thread stacks do not count
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current value
     before = status_bytes("VmRSS")
     METHODS[name](image)
     return status_bytes("VmHWM") - before
 
 
-def status_bytes(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--ct", type=Path, help="a CT in HU")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--ct", type=Path, help="file of a CT in HU; required")
+    parser.add_argument(
+        "--runs", type=int, default=3, help="of each method; %(default)s by default"
+    )
     parser.add_argument("--measure", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--volume", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,11 +1,11 @@
-"""Is `promptseg.auto_prompt` the paper's Algorithm 1? On every real volume, against SciPy.
+"""Is `promptseg.auto_prompt` the paper's Algorithm 1? Compared with SciPy on all real volumes.
 
     python benchmarks/auto_prompt_exactness.py --data FOLDER
 
-Each volume is prompted whole and as slabs of 1 to 7 slices, CT in all four patches. Exits with 1
+Each volume is prompted whole and as slabs of 1 to 7 slices, CT in all four windows. Exits with 1
 unless every box equals that of the literal SciPy chain, and counts the voxels in which the closed
 masks differ. For information, it also counts the boxes that change when the literal chain
-accumulates mean and deviation in float32, or smooths in float64.
+accumulates mean and standard deviation in float32, or smooths in float64.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ VARIANTS = {
 
 
 def volumes(data: Path, cases: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and (z, y, x) images in [0, 255] of the first cases of all sets."""
+    """Names and (z, y, x) images in [0, 255] of the first cases of every dataset."""
     for dataset in sorted((data / "raw").glob("Dataset*")):
         for path in sorted((dataset / "imagesTr").iterdir())[:cases]:
             yield from normalized(f"{dataset.name}/{path.name}", read_image(path)[0][0])
@@ -50,9 +50,9 @@ def volumes(data: Path, cases: int) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def normalized(name: str, image: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """The volume as float32 and as stored (uint8), if CT in every patch."""
+    """The volume as float32 and as stored (uint8); CT once in each window."""
     if image.min() < -500:
-        normalizations = {patch_size: ct_window(patch_size) for patch_size in CT_WINDOWS}
+        normalizations = {window: ct_window(window) for window in CT_WINDOWS}
     else:
         normalizations = {"percentiles": percentile_clipping()}
     for how, normalization in normalizations.items():
@@ -71,8 +71,15 @@ def slabs(name: str, image: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with raw, single and npz")
-    parser.add_argument("--cases", type=int, default=10, help="of each raw dataset")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="folder that contains the folders raw, single and npz",
+    )
+    parser.add_argument(
+        "--cases", type=int, default=10, help="cases of each raw dataset; %(default)s by default"
+    )
     arguments = parser.parse_args()
 
     prompter = IntensityPrompter()

@@ -1,13 +1,12 @@
 """Does an automatic prompt find the box? Cross-validated box IoU on every dataset, twice.
 
-First on the volumes as they are; then with every volume cropped off-centre at random, training
-cases and scored cases alike. Published volumes are often cropped around the target, so that a
-target's position in the volume says more than it would in a whole scan; the second table tells how
-much of the first was that.
+First on the volumes as they are; then with every volume cropped off-centre at random, in training
+and scoring alike. Published volumes are often cropped around the target, so that the position in
+the volume is more informative than in a whole scan; the second table shows how much this matters.
 
-Protocol of the crop: on each of the six sides, a share drawn evenly from [0, 1) of the margin
-between the volume's border and the nearest voxel of any label is removed, rounded down; the draw
-depends on the case identifier alone, so that it repeats.
+Protocol of the crop: on each of the six sides, a fraction of the margin between the border of the
+volume and the nearest voxel of any label is removed, rounded down. The fraction is drawn uniformly
+from [0, 1) and depends on the case identifier only, so that it is reproducible.
 
     python benchmarks/auto_prompt_quality.py RAW_FOLDER [--only 10 11] [--json FILE]
 """
@@ -34,9 +33,13 @@ from promptseg.preprocessing.normalize import default_normalization
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("raw", type=Path, help="folder of raw datasets in nnU-Net's format")
-    parser.add_argument("--only", type=int, nargs="*", help="dataset numbers")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    parser.add_argument(
+        "--only", type=int, nargs="*", help="numbers of the datasets to measure; all by default"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=2, help="worker processes; %(default)s by default"
+    )
+    parser.add_argument("--json", type=Path, help="file to write all figures to")
     arguments = parser.parse_args()
     everything = {}
     for folder in sorted(arguments.raw.glob("Dataset*_*")):
@@ -70,7 +73,7 @@ def main() -> None:
 def read_cases(
     cases: tuple[RawCase, ...], reduction: Reduction, cropped: bool, processes: int
 ) -> list[FitCase]:
-    """Every case reduced to what the fit needs, in the order of their identifiers."""
+    """All cases reduced to what the fit needs, sorted by identifier."""
     outcomes = map_cases(
         read_case, cases, reduction, cropped, processes=processes, description="reading"
     )

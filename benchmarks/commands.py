@@ -1,10 +1,11 @@
-"""What the benchmarks share that run commands: one at a time, measured, and resumable."""
+"""Running commands one at a time, measured and resumably, for the benchmarks."""
 
 from __future__ import annotations
 
 import csv
 import os
 import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -16,21 +17,21 @@ from typing import Any
 
 from promptseg.files import read_json
 
-HERE = Path(sys.executable).parent  # where the commands of this environment are
+HERE = Path(sys.executable).parent  # folder of the commands of this environment
 
 
 class Stopped(Exception):
-    """SIGTERM or Ctrl-C came; the command under way, if any, has ended and used this much."""
+    """SIGTERM or Ctrl-C was received; `usage` is that of the running command, which has ended."""
 
     def __init__(self, usage: dict[str, float] | None = None) -> None:
         self.usage = usage
 
 
 class Runner:
-    """Runs commands one at a time, passes SIGTERM and Ctrl-C on to them, and measures them.
+    """Runs commands one at a time, measures them, and forwards SIGTERM and Ctrl-C to them.
 
     Args:
-        logs: folder of their output, one file for each name.
+        logs: folder of the log files, one for each name.
     """
 
     def __init__(self, logs: Path) -> None:
@@ -61,28 +62,27 @@ class Runner:
         """Run a command with its output in a log file.
 
         Args:
-            name: of the log file.
-            command: program and arguments.
-            environment: variables that are added to this process's own.
-            metrics: a `metrics.csv` of a training whose new rows are printed as they appear.
-            stop_after: seconds after which the command is told to stop, as by SIGTERM.
+            name: name of the log file.
+            command: program and its arguments.
+            environment: variables to add to those of this process.
+            metrics: `metrics.csv` of a training run, whose new rows are printed as they appear.
+            stop_after: seconds after which SIGTERM is sent to the command; None lets it finish.
 
         Returns:
-            Wall seconds, processor seconds of all its processes, and the largest resident memory
-            of any one of them, in bytes.
+            Wall seconds, CPU seconds of all its processes, and the largest resident memory of any
+            of them in bytes.
 
         Raises:
-            Stopped: if a signal came, once the command has ended.
+            Stopped: if a signal was received, after the command has ended.
             RuntimeError: if the command failed, with the end of its log.
         """
         if self.stop_requested:
             raise Stopped
         log = self.logs / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        printed = metrics_rows(metrics)
         with open(log, "a", encoding="utf-8") as output:
             start = time.monotonic()
-            # a session of its own: Ctrl-C at the terminal reaches it once, from here
+            # in a new session, so that Ctrl-C at the terminal reaches it once, from here
             self.process = subprocess.Popen(
                 [str(word) for word in command],
                 env={**os.environ, **{k: str(v) for k, v in (environment or {}).items()}},
@@ -90,21 +90,7 @@ class Runner:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            asked, is_told = time.monotonic(), False
-            while True:
-                if stop_after and not is_told and time.monotonic() - start > stop_after:
-                    is_told = True
-                    self._tell_to_stop()
-                if self.stop_requested and time.monotonic() - asked > 10:
-                    asked = time.monotonic()
-                    self._stop(0, None)  # a process that was just starting may have missed it
-                pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
-                if len(rows := metrics_rows(metrics)) > len(printed):
-                    printed = rows
-                    print(f"  {_row_line(rows[-1])}", flush=True)
-                if pid:
-                    break
-                time.sleep(0.05 if metrics is None else 0.5)
+            status, usage, is_told = self._wait(metrics, stop_after)
             wall = time.monotonic() - start
             self.process.returncode = os.waitstatus_to_exitcode(status)
             with suppress(ProcessLookupError):  # workers that outlived the command
@@ -121,9 +107,31 @@ class Runner:
             raise RuntimeError(f"{command[0]} failed, see {log}:\n{text[-1500:]}")
         return measured
 
+    def _wait(
+        self, metrics: Path | None, stop_after: float | None
+    ) -> tuple[int, resource.struct_rusage, bool]:
+        """Wait for the process: its status, its usage, and whether `stop_after` has passed."""
+        printed = metrics_rows(metrics)
+        start = asked = time.monotonic()
+        is_told = False
+        while True:
+            if stop_after and not is_told and time.monotonic() - start > stop_after:
+                is_told = True
+                self._tell_to_stop()
+            if self.stop_requested and time.monotonic() - asked > 10:
+                asked = time.monotonic()
+                self._stop(0, None)  # again, as a process that was just starting may have missed it
+            pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+            if len(rows := metrics_rows(metrics)) > len(printed):
+                printed = rows
+                print(f"  {_row_line(rows[-1])}", flush=True)
+            if pid:
+                return status, usage, is_told
+            time.sleep(0.05 if metrics is None else 0.5)
+
 
 def metrics_rows(metrics: Path | None) -> list[dict[str, str]]:
-    """The rows of a training's `metrics.csv`; none while there is no such file."""
+    """The rows of a `metrics.csv`; none while there is no such file."""
     if metrics is None or not metrics.is_file():
         return []
     with open(metrics, newline="", encoding="utf-8") as file:
@@ -140,13 +148,19 @@ def machine() -> str:
     return f"{cores} cores, {platform.machine()}, Python {platform.python_version()}"
 
 
+def status_bytes(field: str) -> int:
+    """A size in /proc/self/status in bytes: `VmRSS`, the resident memory, or `VmHWM`, its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
 def load_results(path: Path, wanted: Mapping[str, Any], parts: str) -> dict[str, Any]:
-    """The results so far, or none; what is not comparable with this command is refused.
+    """The results so far, or an empty table; results that are not comparable are refused.
 
     Args:
-        path: the JSON file.
-        wanted: by name, what must be the same for all results in one file.
-        parts: name of the object that the results themselves are in.
+        path: path of the JSON file.
+        wanted: settings by name that must be the same for all results in one file.
+        parts: name of the object in the file that holds the results.
     """
     if not path.is_file():
         return {**wanted, "machine": machine(), parts: {}}

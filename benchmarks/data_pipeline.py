@@ -2,11 +2,11 @@
 
     python benchmarks/data_pipeline.py --preprocessed PREPROCESSED_ROOT -d 4 -tr MobileNetTrainer
 
-A trainer takes steps on the batches of a run, made beside it by as many workers as a user has
-(`-np 1`), and on one batch that is made before, in turn, in one process. The fixed batch is the
-one with the median number of prompts among those of the first steps, as the prompts' number
-changes what a step costs. The first steps of each turn are not timed: on real data they would use
-what the workers made during the turn before, and on the fixed batch the workers still fill their
+In one process, a trainer takes turns between the batches of a run, which worker processes prepare
+meanwhile (`-np 1`, as a user would), and one batch prepared in advance. The fixed batch is the one
+with the median number of prompts among those of the first steps, because a step costs more with
+more prompts. The first steps of each turn are not timed: on real data they would use batches that
+the workers prepared during the previous turn, and on the fixed batch the workers still fill their
 queue.
 """
 
@@ -26,11 +26,11 @@ from promptseg.commands.parsing import share_cores
 from promptseg.files import write_json
 from promptseg.folders import find_dataset_folder
 
-CANDIDATES = 21  # batches of which one becomes the fixed one
+CANDIDATES = 21  # batches from which the fixed one is chosen
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds a step, in every turn, for the real data and for the fixed batch."""
+    """Seconds per step on real data and on the fixed batch, in every turn."""
     import torch
     from ready_trainer import ready_trainer
 
@@ -83,20 +83,33 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preprocessed", type=Path, required=True, help="planned datasets")
+    parser.add_argument(
+        "--preprocessed", type=Path, required=True, help="folder of planned datasets"
+    )
     parser.add_argument("-d", "--dataset", default="4")
     parser.add_argument("-tr", "--trainer", default="MobileNetTrainer")
     parser.add_argument("-p", "--plans-name", default="PromptSegPlans")
     parser.add_argument("-f", "--fold", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=1, help="sample workers, at least 1")
-    parser.add_argument("--precision", help="of the steps, if not the trainer's default")
-    parser.add_argument("--steps", type=int, default=20, help="timed, in each turn")
-    parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--output", type=Path, help="JSON file for all figures")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        help="worker processes that prepare batches, at least 1; %(default)s by default",
+    )
+    parser.add_argument("--precision", help="precision of training steps; the trainer's by default")
+    parser.add_argument(
+        "--steps", type=int, default=20, help="timed steps in each turn; %(default)s by default"
+    )
+    parser.add_argument(
+        "--turns", type=int, default=7, help="turns of each kind; %(default)s by default"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file to write all figures to")
     parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE")
     args = parser.parse_args()
     if args.processes < 1:
-        parser.error("--processes must be 1 or more: without workers nothing is made beside a step")
+        parser.error(
+            "--processes must be 1 or more: without workers, nothing is prepared during a step"
+        )
     share_cores()  # as the commands do
     for module in args.imports:
         importlib.import_module(module)
@@ -104,9 +117,9 @@ def main() -> None:
     if args.output:
         write_json(args.output, figures)
     print(
-        f"{args.trainer}: {figures['real_data']:.4f} s a step on real data, "
-        f"{figures['fixed_batch']:.4f} on a fixed batch, ratio {figures['ratio']:.3f}; a batch is "
-        f"made in {figures['making_a_batch']:.4f} s"
+        f"{args.trainer}: {figures['real_data']:.4f} s per step on real data, "
+        f"{figures['fixed_batch']:.4f} on a fixed batch, ratio {figures['ratio']:.3f}; preparing a "
+        f"batch takes {figures['making_a_batch']:.4f} s"
     )
 
 

@@ -1,19 +1,19 @@
-"""What do more labels cost once an image is encoded? Decoding 20 labels against decoding one.
+"""What do more labels cost once an image is encoded? Decoding 20 labels compared with a single one.
 
     python benchmarks/encode_decode.py
 
-Four levels for each patch and size:
+Four levels for each patch size and encoder size:
 
     decode     `network.decode` on one encoding
-    decoder    the whole mask decoder on one image embedding, its upscaling included, which
+    decoder    the whole mask decoder on one image embedding, including its upscaling, which
                `network.encode` does once for all labels
-    predict    `Predictor.predict` with a box for each label on an image several patches large,
-               when all its patches are encoded
-    image      the same from `set_image` on, encoding included
+    predict    `Predictor.predict` with a box for each label on an image of several patches, all of
+               which are encoded already
+    image      the same starting from `set_image`, including the encoding
 
 One label and twenty take turns; medians are printed with their ratio. A hook on the image encoder
-counts the patches it encodes. Exits with 1 if the ratio is above 3 at any level but the last, or if
-a patch was encoded twice. Random weights: no time depends on them.
+counts the patches it encodes. Exits with 1 if the ratio exceeds 3 at any level but the last, or if
+a patch is encoded twice. The weights are random, as times do not depend on them.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from promptseg.plans import Plans
 from promptseg.tables import markdown_row, markdown_table
 
 LABELS, BAR = 20, 3.0
-PATCHES = {  # patch and stride, zyx: the hippocampus plans, and a CT's
+PATCHES = {  # patch size and stride, zyx: of the hippocampus plans, and of a CT's
     "hippocampus": ((40, 56, 40), (8, 8, 8)),
     "CT": ((48, 64, 64), (8, 8, 8)),
 }
 
 
-class EncodedWindows:
-    """What passed through a network's image encoder: a digest of each patch's voxels."""
+class EncodedPatches:
+    """The patches that passed through a network's image encoder, as digests of their voxels."""
 
     def __init__(self) -> None:
         self.contents: list[bytes] = []
@@ -59,15 +59,15 @@ class EncodedWindows:
         return len(self.contents)
 
     def add(self, module: torch.nn.Module, inputs: tuple, output: object) -> None:
-        for patch_size in inputs[0]:
-            voxels = patch_size.detach().float().cpu().contiguous().numpy()
+        for patch in inputs[0]:
+            voxels = patch.detach().float().cpu().contiguous().numpy()
             self.contents.append(hashlib.sha256(voxels.tobytes()).digest())
 
 
 @contextmanager
-def counted_encodings(network: PromptableNetwork) -> Iterator[EncodedWindows]:
-    """Count, by a hook on the image encoder, what it encodes while the block runs."""
-    encoded = EncodedWindows()
+def counted_encodings(network: PromptableNetwork) -> Iterator[EncodedPatches]:
+    """Record, by a hook on the image encoder, which patches it encodes while the block runs."""
+    encoded = EncodedPatches()
     hook = network.image_encoder.register_forward_hook(encoded.add)
     try:
         yield encoded
@@ -77,7 +77,7 @@ def counted_encodings(network: PromptableNetwork) -> Iterator[EncodedWindows]:
 
 @dataclass(frozen=True, kw_only=True)
 class Turns:
-    """Median seconds of asking for one label and for all, in turn."""
+    """Median seconds for one label and for all labels, measured in turn."""
 
     one: float
     many: float
@@ -95,7 +95,7 @@ def in_turn(one: Callable[[], object], many: Callable[[], object], runs: int, de
             call()
             if device.startswith("cuda"):
                 torch.cuda.synchronize()
-            if run:  # the first warms up
+            if run:  # the first run is a warm-up
                 seconds.append(time.perf_counter() - start)
     return Turns(one=statistics.median(taken[one]), many=statistics.median(taken[many]))
 
@@ -108,14 +108,15 @@ def make_plans(patch_size: Sequence[int], stride: Sequence[int], size: str) -> P
 def network_levels(
     network: PromptableNetwork, plans: Plans, runs: int, device: str
 ) -> dict[str, tuple[Turns, int, int]]:
-    """One and twenty labels of one patch, with and without the upscaling they share.
+    """One and twenty labels of one patch, without and with the upscaling that they share.
 
     Returns:
-        For each level the times, how many patches were encoded, and how many there are.
+        The times, the number of patches encoded, and the number of patches, for each level.
     """
     rng = np.random.default_rng(0)
     queries = [
-        Query(label=label, box=box_in(plans.patch_size, rng, share=0.4)) for label in range(LABELS)
+        Query(label=label, box=box_in(plans.patch_size, rng, fraction=0.4))
+        for label in range(LABELS)
     ]
     image = torch.from_numpy(rng.uniform(0, 255, (1, 1, *plans.patch_size)).astype(np.float32))
     one, many = batch_queries(queries[:1]).to(device), batch_queries(queries).to(device)
@@ -141,21 +142,21 @@ def network_levels(
 def predictor_levels(
     network: PromptableNetwork, plans: Plans, runs: int, device: str
 ) -> dict[str, tuple[Turns, int, int]]:
-    """Predicting one and twenty labels of one image, all patches encoded before, or none.
+    """One and twenty labels of one image, with all patches encoded in advance, or none.
 
-    Every label's box takes nine tenths of each side, so that one label and twenty meet about the
-    same patches, and the ratio is that of labels. Returns the same as `network_levels`.
+    The box of every label spans nine tenths of each side, so that one label and twenty need about
+    the same patches, and only the number of labels matters. Returns the same as `network_levels`.
     """
     rng = np.random.default_rng(0)
     shape = [int(1.5 * w) for w in plans.patch_size]
     image = rng.uniform(0, 255, shape).astype(np.float32)
     predictor = Predictor([network], plans, device=device)
-    boxes = {label: box_in(shape, rng, share=0.9) for label in plans.labels}
+    boxes = {label: box_in(shape, rng, fraction=0.9) for label in plans.labels}
     first = {"label 1": boxes["label 1"]}
 
-    def from_image(asked: dict[str, np.ndarray]) -> None:
+    def from_image(prompts: dict[str, np.ndarray]) -> None:
         predictor.set_image(image, plans.spacing)
-        predictor.predict(boxes=asked)
+        predictor.predict(boxes=prompts)
 
     with counted_encodings(network) as encoded:
         from_image(boxes)
@@ -176,19 +177,28 @@ def predictor_levels(
     }
 
 
-def box_in(shape: Sequence[int], rng: np.random.Generator, share: float) -> np.ndarray:
-    """A half-open box somewhere in a shape, each side this share of it."""
-    sides = np.maximum(1, (np.asarray(shape) * share).astype(int))
+def box_in(shape: Sequence[int], rng: np.random.Generator, fraction: float) -> np.ndarray:
+    """A half-open box at a random place in a shape, each side a fraction of it."""
+    sides = np.maximum(1, (np.asarray(shape) * fraction).astype(int))
     lower = rng.integers(0, np.asarray(shape) - sides + 1)
     return np.stack([lower, lower + sides])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--encoders", nargs="+", default=["vit"], help="by name")
-    parser.add_argument("--sizes", nargs="+", default=["tiny", "small"])
-    parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("-device", help="cpu, cuda, cuda:1 or mps; a GPU if there is one")
+    parser.add_argument(
+        "--encoders", nargs="+", default=["vit"], help="names of the encoders; vit by default"
+    )
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        default=["tiny", "small"],
+        help="encoder sizes; tiny and small by default",
+    )
+    parser.add_argument("--runs", type=int, default=7, help="timed runs; %(default)s by default")
+    parser.add_argument(
+        "-device", help="cpu, cuda, cuda:1 or mps; by default a GPU if there is one"
+    )
     args = parser.parse_args()
     device = choose_device(args.device)
     print(
@@ -218,7 +228,7 @@ def main() -> int:
 
 
 def print_row(title: list[str], turns: Turns, encoded: int, patches: int, has_bar: bool) -> bool:
-    """Print a row; whether it misses the bar."""
+    """Print a row of the table and return whether it misses the bar."""
     missed = (has_bar and turns.ratio > BAR) or encoded != patches
     times = [f"{turns.one:.4f}", f"{turns.many:.4f}", f"{turns.ratio:.2f}"]
     verdict = "missed" if missed else "met" if has_bar else ""

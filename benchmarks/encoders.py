@@ -1,15 +1,15 @@
-"""Which encoder segments best for its cost? Every trainer, the same time on one fold, from scratch.
+"""Which encoder segments best for its cost? All trainers for the same time on one fold.
 
     python benchmarks/encoders.py --work FOLDER --raw RAW_ROOT -d 4 --time-budget 20m
 
-One after the other, each trainer gets `promptseg_train` in a process of its own; then the cases
-held out are segmented as a user would, by `promptseg_predict --auto-prompt`, and evaluated. The
-dataset is planned first when it is not. After each trainer everything measured is in one JSON
-file; the same command goes on after a stop, where it was stopped. `--report` prints the table.
+Each trainer in turn trains from scratch by `promptseg_train`; then the cases held out are segmented
+as a user would, by `promptseg_predict --auto-prompt`, and evaluated. The dataset is planned first
+if necessary. All figures are written to one JSON file after each trainer; the same command
+continues where it was stopped. `--report` prints the table.
 
-Time budgets are wall-clock time, so nothing else should run meanwhile: the load and the processor
-seconds are measured too. On a machine that others use as well, `--turns 4` lets the trainers take
-turns, a quarter of the time each, so that a busy hour slows them all alike.
+Time budgets are wall-clock time, so nothing else should run meanwhile; the load and the CPU seconds
+are measured as well. On a shared machine, `--turns 4` lets the trainers take turns of a quarter of
+the time each, so that a busy hour slows all of them down.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from promptseg.files import read_json, write_json
 from promptseg.folders import Folders, find_dataset_folder, find_folders
 from promptseg.tables import markdown_table
 
-STEPS, WARM_UP = 10, 3  # of the measurement on a quiet machine
+STEPS, WARM_UP = 10, 3  # steps of the measurement without workers
 
 
 def training(trainer: str, args: argparse.Namespace, folders: Folders) -> Training:
-    """What `promptseg_train` is asked for."""
+    """A run of `promptseg_train` as the arguments say."""
     return Training(
         source=find_dataset_folder(folders.preprocessed, args.dataset, "promptseg_plan makes it"),
         results=folders.results,
@@ -50,7 +50,7 @@ def training(trainer: str, args: argparse.Namespace, folders: Folders) -> Traini
 def measure_trainer(
     runner: Runner, task: Training, args: argparse.Namespace, pieces: list[dict[str, float]]
 ) -> dict[str, Any]:
-    """Train one trainer to the end and take all its figures; `pieces` as `Training.run`."""
+    """All figures of one trainer, which is trained to the end; for `pieces` see `Training.run`."""
     trainer, scratch = task.trainer, args.work / "predictions" / task.trainer
     measured = _measured_alone(runner, task, args)
     task.run(runner, f"{trainer}_train", pieces)
@@ -62,7 +62,7 @@ def measure_trainer(
 
 
 def _measured_alone(runner: Runner, task: Training, args: argparse.Namespace) -> dict[str, Any]:
-    """What `measure_alone` returns in a process of its own."""
+    """What `measure_alone` returns in a new process."""
     output = runner.logs / f"{task.trainer}_cost.json"
     command = [sys.executable, __file__, "--measure", task.trainer, "--measured", output]
     command += ["-d", args.dataset, "-p", args.plans_name, *import_flags(args.imports)]
@@ -72,10 +72,10 @@ def _measured_alone(runner: Runner, task: Training, args: argparse.Namespace) ->
 
 
 def measure_alone(trainer: str, args: argparse.Namespace) -> dict[str, Any]:
-    """In the fresh process: the network's cost, and steps on real batches with nothing beside.
+    """In the new process: the network's cost, and the time of steps on real batches.
 
-    The batches are made before the clock starts, as workers make them in a run. `seconds_a_step`
-    is the median.
+    The batches are prepared before the clock starts, as worker processes do in a run.
+    `seconds_a_step` is the median.
     """
     import torch
     from ready_trainer import ready_trainer
@@ -105,7 +105,7 @@ def measure_alone(trainer: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def registered_trainers(runner: Runner, args: argparse.Namespace) -> dict[str, bool]:
-    """Every trainer there is, and whether it needs a teacher; found in a process of its own."""
+    """All registered trainers, and whether each needs a teacher; found in a new process."""
     output = runner.logs / "trainers.json"
     command = [sys.executable, __file__, "--list", "--measured", output]
     command += import_flags(args.imports)
@@ -114,12 +114,12 @@ def registered_trainers(runner: Runner, args: argparse.Namespace) -> dict[str, b
 
 
 def report(results: dict[str, Any]) -> str:
-    """The figures of all finished trainers as a Markdown table, the best first."""
+    """The figures of all finished trainers as a Markdown table, best first."""
     done = {name: r for name, r in results["trainers"].items() if "predict_dice" in r}
     best = max((r["validation_dice"] for r in done.values()), default=float("nan"))
     title = f"{results['dataset']}, fold 0, {results['time_budget']:g} s each, {results['machine']}"
     columns = ["trainer", "encoder, M", "network, M", "encode, GFLOP", "decode, GFLOP"]
-    columns += ["s a step alone", "s a step in the run", "steps", "peak, MB"]
+    columns += ["s per step alone", "s per step in the run", "steps", "peak, MB"]
     rows = [
         [
             name,
@@ -155,19 +155,87 @@ def _summary_line(r: dict[str, Any]) -> str:
     )
 
 
+def take_turns(
+    runner: Runner,
+    tasks: list[Training],
+    args: argparse.Namespace,
+    path: Path,
+    results: dict[str, Any],
+) -> None:
+    """All turns of training but the last one."""
+    for turn in range(1, args.turns):
+        for task in tasks:
+            entry = results["trainers"].setdefault(task.trainer, {"train_pieces": []})
+            pieces = entry["train_pieces"]
+            if len(pieces) < turn:
+                print(f"{task.trainer}, turn {turn} of {args.turns}:", flush=True)
+                seconds_a_turn = args.time_budget / args.turns
+                task.run(runner, f"{task.trainer}_train", pieces, seconds_a_turn)
+                write_json(path, results)
+
+
+def finish(
+    runner: Runner,
+    tasks: list[Training],
+    args: argparse.Namespace,
+    path: Path,
+    results: dict[str, Any],
+) -> None:
+    """Train each trainer to the end and measure it; an error is recorded, the next one starts."""
+    for task in tasks:
+        before = results["trainers"].get(task.trainer, {})
+        if "predict_dice" in before:
+            print(f"{task.trainer}: finished before", flush=True)
+            continue
+        print(f"{task.trainer}:", flush=True)
+        entry = {"train_pieces": before.get("train_pieces", [])}
+        results["trainers"][task.trainer] = entry
+        try:
+            entry |= measure_trainer(runner, task, args, entry["train_pieces"])
+        except (RuntimeError, OSError, ValueError) as error:
+            entry["error"] = str(error)
+        finally:
+            write_json(path, results)
+        print(f"  {_summary_line(entry)}", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, help="folder for all that is made")
+    parser.add_argument("--work", type=Path, help="folder for all files; required")
     parser.add_argument("-d", "--dataset", default="4")
     parser.add_argument("-p", "--plans-name", default="PromptSegPlans")
-    parser.add_argument("--size", default="tiny", help="encoder size, when planning")
-    parser.add_argument("--trainers", nargs="+", help="by name; all registered when not given")
-    parser.add_argument("--time-budget", type=seconds, default=1200.0, metavar="T")
-    parser.add_argument("--turns", type=int, default=1, help="parts to train in, taking turns")
-    parser.add_argument("--processes", type=int, default=1, help="sample workers")
-    parser.add_argument("--raw", type=Path, help="raw datasets, for planning")
-    parser.add_argument("--preprocessed", type=Path, help="else in the work folder")
-    parser.add_argument("--results", type=Path, help="else in the work folder")
+    parser.add_argument(
+        "--size", default="tiny", help="encoder size for planning; %(default)s by default"
+    )
+    parser.add_argument(
+        "--trainers", nargs="+", help="names of the trainers; all registered ones by default"
+    )
+    parser.add_argument(
+        "--time-budget",
+        type=seconds,
+        default=1200.0,
+        metavar="T",
+        help="of each training; 20m by default",
+    )
+    parser.add_argument(
+        "--turns",
+        type=int,
+        default=1,
+        help="number of turns that each training is divided into; %(default)s by default",
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        help="worker processes of training; %(default)s by default",
+    )
+    parser.add_argument("--raw", type=Path, help="folder of raw datasets, for planning")
+    parser.add_argument(
+        "--preprocessed", type=Path, help="folder of planned datasets; by default in --work"
+    )
+    parser.add_argument(
+        "--results", type=Path, help="folder of trained models; by default in --work"
+    )
     parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE")
     parser.add_argument("--report", action="store_true", help="only print the table")
     for hidden in ("--measure", "--measured"):
@@ -175,7 +243,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.list or args.measure:
-        return _in_fresh_process(args)
+        return _in_new_process(args)
     if args.work is None:
         parser.error("--work is required")
 
@@ -195,46 +263,21 @@ def main() -> int:
         if unknown := sorted(set(args.trainers or ()) - set(known)):
             parser.error(f"unknown trainers {', '.join(unknown)}; there are {', '.join(known)}")
         for trainer in (taught := [name for name in args.trainers or known if known[name]]):
-            print(f"{trainer}: left out, it does not learn from scratch but from a --teacher")
-        trainers = [name for name in args.trainers or known if name not in taught]
-        for turn in range(1, args.turns):
-            for trainer in trainers:
-                entry = results["trainers"].setdefault(trainer, {"train_pieces": []})
-                pieces = entry["train_pieces"]
-                if len(pieces) < turn:
-                    print(f"{trainer}, turn {turn} of {args.turns}:", flush=True)
-                    seconds_a_turn = args.time_budget / args.turns
-                    training(trainer, args, folders).run(
-                        runner, f"{trainer}_train", pieces, seconds_a_turn
-                    )
-                    write_json(path, results)
-        for trainer in trainers:
-            before = results["trainers"].get(trainer, {})
-            if "predict_dice" in before:
-                print(f"{trainer}: finished before", flush=True)
-                continue
-            print(f"{trainer}:", flush=True)
-            entry = {"train_pieces": before.get("train_pieces", [])}
-            results["trainers"][trainer] = entry
-            try:
-                task = training(trainer, args, folders)
-                entry |= measure_trainer(runner, task, args, entry["train_pieces"])
-            except (RuntimeError, OSError, ValueError) as error:
-                entry["error"] = str(error)
-            finally:
-                write_json(path, results)
-            print(f"  {_summary_line(results['trainers'][trainer])}", flush=True)
+            print(f"{trainer}: left out, as it needs a --teacher")
+        tasks = [training(t, args, folders) for t in args.trainers or known if t not in taught]
+        take_turns(runner, tasks, args, path, results)
+        finish(runner, tasks, args, path, results)
     except Stopped:
-        print("stopped; the same command goes on from here", flush=True)
+        print("stopped; the same command continues from here", flush=True)
         return 143
     print(f"\n{report(results)}")
     return int(any("error" in r for r in results["trainers"].values()))
 
 
-def _in_fresh_process(args: argparse.Namespace) -> int:
+def _in_new_process(args: argparse.Namespace) -> int:
     import importlib
 
-    share_cores()  # as the commands do
+    share_cores()  # as in the commands
     for module in args.imports:
         importlib.import_module(module)
     from promptseg.training.trainers import TRAINERS

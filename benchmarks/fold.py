@@ -1,4 +1,4 @@
-"""One fold of a dataset through promptseg's commands, as a user would: plan, train, predict."""
+"""One fold of a dataset, planned, trained and predicted by promptseg's commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from promptseg.folders import Folders, find_dataset_folder
 def plan_if_missing(
     runner: Runner, folders: Folders, dataset: str, plans_name: str, size: str
 ) -> Path:
-    """The preprocessed dataset, planned with encoders of a size if it is not yet."""
+    """The folder of the preprocessed dataset, which is planned first if it has no such plans."""
     try:
         folder = find_dataset_folder(folders.preprocessed, dataset, "")
         if (folder / f"{plans_name}.json").is_file():
@@ -34,18 +34,18 @@ def plan_if_missing(
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One trainer on one fold for a time, by `promptseg_train`.
+    """One trainer on one fold for a given time, by `promptseg_train`.
 
     Attributes:
-        source: the preprocessed dataset.
-        results: root of trained models.
-        trainer: its name.
-        plans_name: of the dataset's plans.
-        fold: number.
-        time_budget: seconds.
-        processes: sample workers.
-        precision: of training steps; None is the command's default.
-        imports: modules that register classes.
+        source: folder of the preprocessed dataset.
+        results: folder of trained models.
+        trainer: name of the trainer.
+        plans_name: name of the plans.
+        fold: number of the fold.
+        time_budget: training time in seconds.
+        processes: number of worker processes.
+        precision: precision of training steps; None for the command's default.
+        imports: modules to import because they register classes.
     """
 
     source: Path
@@ -73,9 +73,9 @@ class Training:
         pieces: list[dict[str, float]],
         stop_after: float | None = None,
     ) -> None:
-        """Train, or go on with it, to the end or for so many seconds.
+        """Start or continue training, to the end or for a number of seconds.
 
-        `pieces` has what each run of the command used so far; this one's is appended.
+        Appends what this run of the command used to `pieces`, the list of all runs.
         """
         command = [HERE / "promptseg_train", "-d", self.source.name, "-tr", self.trainer]
         command += ["-f", self.fold, "-p", self.plans_name]
@@ -94,9 +94,9 @@ class Training:
             raise
 
     def figures(self, pieces: list[dict[str, float]]) -> dict[str, Any]:
-        """What a finished training measured.
+        """The figures of a finished training.
 
-        `validation_dice` is of boxes that were proposed for each case without fitting on it.
+        `validation_dice` uses boxes proposed by strategies that were fitted without the case.
         """
         last = metrics_rows(self.folder / "metrics.csv")[-1]
         validation = read_json(self.folder / "validation" / "summary.json")
@@ -115,15 +115,17 @@ class Training:
         }
 
     def predict(self, runner: Runner, log: str, scratch: Path, *prompts: object) -> dict[str, Any]:
-        """`promptseg_predict` on the held-back cases' raw images, with these flags.
+        """Run `promptseg_predict` on the raw images held out from the fold, with given flags.
 
         With `--auto-prompt` the automatic prompts are those of the plans, which are fitted on all
-        training cases of the dataset, those held out from this fold too.
+        training cases of the dataset, including those held out from this fold.
         """
-        images, truth = link_held_out(self.source, self.plans_name, self.fold, scratch)
+        images, ground_truth = link_held_out(self.source, self.plans_name, self.fold, scratch)
         command = [HERE / "promptseg_predict", "-m", self.model, "-f", self.fold, *prompts]
         command += import_flags(self.imports)
-        return predict_and_evaluate(runner, log, command, images, truth, scratch / "predictions")
+        return predict_and_evaluate(
+            runner, log, command, images, ground_truth, scratch / "predictions"
+        )
 
 
 def import_flags(imports: Sequence[str]) -> list[str]:
@@ -131,18 +133,18 @@ def import_flags(imports: Sequence[str]) -> list[str]:
 
 
 def link_held_out(source: Path, plans_name: str, fold: int, scratch: Path) -> tuple[Path, Path]:
-    """Fresh folders with links to the raw images and to the truth of a fold's held-back cases."""
+    """New folders with links to the raw images and label files of a fold's held-out cases."""
     shutil.rmtree(scratch, ignore_errors=True)
-    images, truth = scratch / "images", scratch / "truth"
+    images, ground_truth = scratch / "images", scratch / "ground_truth"
     images.mkdir(parents=True)
-    truth.mkdir()
+    ground_truth.mkdir()
     for case_id in read_json(source / "splits_final.json")[fold]["val"]:
         case = read_json(source / f"{plans_name}_3d" / f"{case_id}.json")
         for file in map(Path, case["raw"]["files"]):
             (images / file.name).symlink_to(file.absolute())
         for file in (source / "gt_segmentations").glob(f"{case_id}.*"):
-            (truth / file.name).symlink_to(file.absolute())
-    return images, truth
+            (ground_truth / file.name).symlink_to(file.absolute())
+    return images, ground_truth
 
 
 def predict_and_evaluate(
@@ -150,19 +152,19 @@ def predict_and_evaluate(
     log: str,
     command: Sequence[object],
     images: Path,
-    truth: Path,
+    ground_truth: Path,
     predictions: Path,
     environment: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
-    """A prediction command, to which -i and -o are added, and `promptseg_evaluate`."""
+    """Run a prediction command, with -i and -o added, and `promptseg_evaluate`."""
     command = [*command, "-i", images, "-o", predictions]
     used = runner.run(f"{log}_predict", command, environment=environment)
-    evaluate = [HERE / "promptseg_evaluate", "-g", truth, "-p", predictions]
+    evaluate = [HERE / "promptseg_evaluate", "-g", ground_truth, "-p", predictions]
     runner.run(f"{log}_evaluate", evaluate)
     summary = read_json(predictions / "summary.json")
     return {
         "predict_dice": summary["foreground_mean"]["Dice"],
         "predict_dice_by_label": {k: v["Dice"] for k, v in summary["mean"].items()},
-        "predict_cases": len(list(truth.iterdir())),
+        "predict_cases": len(list(ground_truth.iterdir())),
         "predict_command": used,
     }

@@ -1,4 +1,4 @@
-"""Boxes as a person would draw them, simulated from the truth, as a file for `--prompts`."""
+"""Boxes as a person would draw them, simulated from the ground truth, for `--prompts`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from promptseg.prompts.simulated import jitter_box
 from promptseg.prompts.types import make_prompts, write_prompts_file
 
 
-def write_manual_boxes(path: Path, truth: Path, labels: Mapping[str, int], seed: int = 0) -> None:
-    """One box a label of each case, its faces moved by up to 10 % of the side.
+def write_manual_boxes(
+    path: Path, ground_truth: Path, labels: Mapping[str, int], seed: int = 0
+) -> None:
+    """Write one box per label of each case, with faces moved by up to 10 % of the side.
 
-    Labels that a case does not have get no prompt, and are then not asked for.
+    Labels that are not in a case get no prompt and are therefore not segmented.
 
     Args:
-        path: of the file.
-        truth: folder of label files, on the grids of the images.
-        labels: names and values.
-        seed: of the noise.
+        path: path of the file to write.
+        ground_truth: folder of label files, on the grids of the images.
+        labels: value of each label by name.
+        seed: seed of the noise.
     """
     cases, rng = {}, np.random.default_rng(seed)
-    for case_id, file in label_files(truth, "ground truth")[0].items():
+    for case_id, file in label_files(ground_truth, "ground truth")[0].items():
         segmentation, _ = read_segmentation(file)
         tight = {name: mask_box(segmentation == value) for name, value in labels.items()}
         cases[case_id] = {

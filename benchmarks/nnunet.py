@@ -1,4 +1,4 @@
-"""nnU-Net's commands, run in its own environment: plan, train for a time, predict."""
+"""nnU-Net's commands, run in its own environment: plan, train for a given time, predict."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class NNUNet:
     """nnU-Net 3d_fullres on one dataset, on the CPU.
 
     Attributes:
-        programs: the `bin` folder of its environment.
-        dataset: the raw dataset; nothing is written there.
+        programs: folder `bin` of its environment.
+        dataset: folder of the raw dataset; nothing is written there.
         work: folder for its plans, preprocessed cases and models.
-        processes: data workers in training.
-        results: folder of its models, in the work folder.
+        processes: number of data workers in training.
+        results: path of its models relative to the work folder.
     """
 
     programs: Path
@@ -33,13 +33,13 @@ class NNUNet:
 
     @property
     def environment(self) -> dict[str, object]:
-        """The variables that nnU-Net and its threads read."""
+        """Environment variables that nnU-Net and its threads read."""
         return {
             "nnUNet_raw": self.dataset.parent,
             "nnUNet_preprocessed": self.work / "preprocessed",
             "nnUNet_results": self.work / self.results,
             "nnUNet_n_proc_DA": self.processes,
-            "OMP_WAIT_POLICY": "PASSIVE",  # as promptseg's commands have it
+            "OMP_WAIT_POLICY": "PASSIVE",  # as in promptseg's commands
             "GOMP_SPINCOUNT": 10000,
         }
 
@@ -53,7 +53,7 @@ class NNUNet:
         return subprocess.check_output([self.programs / "python", "-c", code], text=True).strip()
 
     def plan(self, runner: Runner, *flags: object) -> dict[str, float]:
-        """Plan and preprocess with two processes; what it used."""
+        """Plan and preprocess with two processes; returns the time and memory used."""
         number = self.dataset.name.removeprefix("Dataset").split("_")[0]
         command = [self.programs / "nnUNetv2_plan_and_preprocess", "-d", number]
         command += ["-c", "3d_fullres", "-np", 2, *flags]
@@ -62,16 +62,16 @@ class NNUNet:
     def train(
         self, runner: Runner, log: str, *, fold: int, splits: Path, seconds: float
     ) -> dict[str, Any]:
-        """Train a fold, from the beginning, for so many seconds; see `nnunet_for_a_time.py`.
+        """Train a fold from scratch for a number of seconds, by `nnunet_for_a_time.py`.
 
         Args:
-            runner: measures the command.
-            log: its name.
-            fold: number.
-            splits: `splits_final.json`, by which nnU-Net is made to train and hold back.
-            seconds: of training steps.
+            runner: runs and measures the command.
+            log: name of the log file.
+            fold: number of the fold.
+            splits: `splits_final.json`, which tells nnU-Net the training and held-out cases.
+            seconds: time spent on training steps.
         """
-        shutil.rmtree(self.model / f"fold_{fold}", ignore_errors=True)  # of a training stopped
+        shutil.rmtree(self.model / f"fold_{fold}", ignore_errors=True)  # of a stopped training
         used_splits = self.work / "preprocessed" / self.dataset.name / "splits_final.json"
         shutil.copyfile(splits, used_splits)
         script = Path(__file__).with_name("nnunet_for_a_time.py").absolute()
@@ -87,6 +87,6 @@ class NNUNet:
         }
 
     def predict_command(self, fold: int) -> list[object]:
-        """`nnUNetv2_predict` with its defaults, which mirror at test time."""
+        """`nnUNetv2_predict` with its defaults, which include mirroring at test time."""
         command = [self.programs / "nnUNetv2_predict", "-d", self.dataset.name, "-f", fold]
         return [*command, "-c", "3d_fullres", "-device", "cpu"]

@@ -1,8 +1,8 @@
-"""`nnUNetv2_train` for a given time; run by the Python of nnU-Net's environment.
+"""`nnUNetv2_train` for a given time, to be run by the Python of nnU-Net's environment.
 
     NNUNET_ENVIRONMENT/bin/python benchmarks/nnunet_for_a_time.py SECONDS 4 3d_fullres 0 -device cpu
 
-After the seconds come the arguments of nnUNetv2_train.
+The seconds are followed by the arguments of nnUNetv2_train.
 """
 
 import json
@@ -15,14 +15,14 @@ from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as module
 
 
 class nnUNetTrainer(module.nnUNetTrainer):
-    """nnU-Net's default trainer, whose run ends after a time.
+    """nnU-Net's default trainer, stopped after a given time.
 
-    Network, loss, optimizer, augmentation and batches are the default's, and its learning rate
-    falls as always, (1 - progress)^0.9 from 0.01, but progress is the share of the time. All of
-    the time is for training steps: the clock starts when the first batches are there, and there
-    is no validation on patches between, which takes a sixth of nnU-Net's steps and only reports.
+    Network, loss, optimizer, augmentation and batches are the default's. The learning rate falls
+    as usual, (1 - progress)^0.9 from 0.01, except that progress is the fraction of the time. All
+    of the time is spent on training steps: the clock starts when the first batches are ready, and
+    validation on patches, which takes a sixth of nnU-Net's steps and is only reported, is omitted.
 
-    The name is the default's, so that nnUNetv2_predict finds the network.
+    The name is that of the default, so that nnUNetv2_predict finds the network.
     """
 
     time_budget: float  # seconds
@@ -43,7 +43,7 @@ class nnUNetTrainer(module.nnUNetTrainer):
         Path(self.output_folder, "for_a_time.json").write_text(json.dumps(trained))
 
     def perform_actual_validation(self, save_probabilities=False):
-        """Left out: nnUNetv2_predict segments the held-back cases afterwards."""
+        """Omitted: nnUNetv2_predict segments the held-out cases afterwards."""
 
 
 if __name__ == "__main__":

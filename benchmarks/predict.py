@@ -1,15 +1,15 @@
-"""Segmenting a folder of images: promptseg_predict against nnU-Net, in turn, in one run.
+"""How fast is a folder of images segmented? promptseg_predict and nnU-Net take turns.
 
     python benchmarks/predict.py --model MODEL_FOLDER --raw RAW_ROOT -d 4 \
         --nnunet PATH/TO/NNUNET_ENVIRONMENT/bin
 
 The images are the validation cases of fold 0. Each tool runs in its own environment on the CPU,
-into an empty folder every time, its start-up included: `promptseg_predict --auto-prompt` and
-`nnUNetv2_predict -c 3d_fullres -f 0 -device cpu`, both with their defaults, which for nnU-Net
-include mirroring at test time on all three axes.
+writes to an empty folder every time, and is timed including its start-up: `promptseg_predict
+--auto-prompt` and `nnUNetv2_predict -c 3d_fullres -f 0 -device cpu`, both with their defaults,
+which for nnU-Net include mirroring at test time on all three axes.
 
-nnU-Net's model comes from the folder `--nnunet-work`: planned, preprocessed and built there by
-nnU-Net's own code when it is not there yet. It is not trained: the time does not depend on the
+nnU-Net's model is in the folder `--nnunet-work`, where it is planned, preprocessed and built by
+nnU-Net's own code if it does not exist yet. It is not trained, as the time does not depend on the
 weights.
 """
 
@@ -44,14 +44,19 @@ for name, content in (("plans", trainer.plans_manager.plans), ("dataset", traine
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="promptseg's model folder")
+    parser.add_argument("--model", type=Path, required=True, help="model folder of promptseg")
     parser.add_argument("--raw", type=Path, required=True, help="folder of raw datasets")
     parser.add_argument("-d", "--dataset", default="4")
     parser.add_argument("--nnunet", type=Path, help="bin folder of nnU-Net's environment")
     parser.add_argument("--nnunet-work", type=Path, help="folder for nnU-Net's plans and model")
-    parser.add_argument("--cases", type=int, help="the first so many; all when not given")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="of ours, at last")
+    parser.add_argument("--cases", type=int, help="number of cases to segment; all by default")
+    parser.add_argument("--runs", type=int, default=3, help="of each tool; %(default)s by default")
+    parser.add_argument(
+        "--options",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="further flags of promptseg_predict; must come last",
+    )
     args = parser.parse_args()
     if args.nnunet and not args.nnunet_work:
         parser.error("--nnunet needs --nnunet-work, a folder to keep nnU-Net's model in")
@@ -78,26 +83,26 @@ def main() -> None:
                     written = len(list(Path(output).glob("*.nii.gz")))
                     assert written == count, f"{name} wrote {written} of {count} segmentations"
             last = {name: [round(s, 1) for s in values[-1]] for name, values in spent.items()}
-            print(f"wall and processor seconds: {last}", flush=True)
+            print(f"wall and CPU seconds: {last}", flush=True)
 
     medians = {
         name: [statistics.median(s) for s in zip(*v, strict=True)] for name, v in spent.items()
     }
     for name, (wall, processor) in medians.items():
         print(
-            f"{name}: medians of {args.runs}: {wall:.1f} s, {wall / count:.3f} s a case; "
-            f"processor {processor:.1f} s"
+            f"{name}: medians of {args.runs}: {wall:.1f} s, {wall / count:.3f} s per case; "
+            f"CPU {processor:.1f} s"
         )
     if args.nnunet:
         ratios = [n / p for n, p in zip(medians["nnU-Net"], medians["promptseg"], strict=True)]
         print(
-            f"{count} cases: promptseg is {ratios[0]:.1f} times as fast, "
-            f"and takes the processor for 1/{ratios[1]:.1f} of the time"
+            f"{count} cases: promptseg is {ratios[0]:.1f} times as fast "
+            f"and uses 1/{ratios[1]:.1f} of the CPU time"
         )
 
 
 def _link_images(dataset: Path, folder: Path, cases: int | None) -> int:
-    """Link the images of fold 0's validation cases into a folder; returns how many cases."""
+    """Link the images of fold 0's validation cases into a folder; returns the number of cases."""
     by_name = {case.case_id: case for case in read_raw_dataset(dataset).cases}
     _, validation = fold_cases(make_splits(list(by_name)), "0", list(by_name))
     folder.mkdir()
@@ -108,7 +113,7 @@ def _link_images(dataset: Path, folder: Path, cases: int | None) -> int:
 
 
 def _build_if_missing(nnunet: NNUNet) -> None:
-    """A 3d_fullres model of the dataset, with the weights that training would begin with."""
+    """Make a 3d_fullres model of the dataset with the initial weights of training."""
     if not (nnunet.model / "fold_0" / "checkpoint_final.pth").is_file():
         runner = Runner(nnunet.work / "logs")
         nnunet.plan(runner)

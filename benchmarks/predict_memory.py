@@ -1,14 +1,14 @@
-"""Segmenting a kidney-sized region of a large CT: peak memory and seconds, each in a new process.
+"""How much memory and time does a kidney-sized region of a large CT take to segment?
 
     python benchmarks/predict_memory.py --ct totalsegmentator_example_ct.nii.gz
 
-The CT is enlarged to 400x512x512 voxels (zyx), with noise of 20 HU, and written as .nii.gz and as
-.nii; `crop` is the part of it that the patches of the prompt can see. The network is the light ViT
-as planned for that volume. It is untrained: about half of the voxels that it sees become
-foreground, more than of any organ. Every line is a new process that reads the file, answers the
-prompts and writes the segmentation, with the settings of `promptseg_predict`, so also two moved
-copies of every prompt; its peak is the operating system's (VmHWM), with Python, PyTorch and all
-libraries.
+The CT is enlarged to 400x512x512 voxels (zyx), noise of 20 HU is added, and it is written as
+.nii.gz and as .nii; `crop` is the part of it covered by the patches of the prompt. The network is
+the light ViT as planned for that volume. It is untrained: about half of the voxels that it sees
+become foreground, more than of any organ. Every line is a new process that reads the file, segments
+it and writes the result, with the settings of `promptseg_predict`, which include two perturbed
+copies of every prompt. The peak is that of the operating system (VmHWM), including Python, PyTorch
+and all libraries.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from commands import status_bytes
 from scipy import ndimage
 
 from promptseg.io.images import Geometry, read_image, write_image
@@ -43,10 +44,18 @@ COLUMNS = {  # medians of the runs
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ct", type=Path, help="a CT to enlarge")
-    parser.add_argument("--size", default="tiny", help="of the network: tiny, small, base")
-    parser.add_argument("--spacing", type=float, nargs=3, default=(1.5, 1.5, 1.5), help="mm, zyx")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--ct", type=Path, help="file of a CT to enlarge; required")
+    parser.add_argument(
+        "--size", default="tiny", help="encoder size: tiny, small or base; %(default)s by default"
+    )
+    parser.add_argument(
+        "--spacing",
+        type=float,
+        nargs=3,
+        default=(1.5, 1.5, 1.5),
+        help="spacing of the plans in mm, zyx; 1.5 1.5 1.5 by default",
+    )
+    parser.add_argument("--runs", type=int, default=3, help="of each line; %(default)s by default")
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.job:
@@ -100,13 +109,13 @@ def report(rows: dict[str, dict[str, float]]) -> None:
 
 
 def run(job: dict) -> dict[str, float]:
-    """What a new process measures of a job."""
+    """The measurements of a job, made in a new process."""
     command = [sys.executable, __file__, "--job", json.dumps(job)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def measured(folder: str, image: str, boxes: list) -> dict[str, float]:
-    """Read, answer and write once; boxes are those of the labels, None asks by name."""
+    """Read, segment and write once; `boxes` has one box per label, None to prompt by name."""
     from promptseg.inference.batch.predict_files import KEPT_ENCODINGS, predict_files
     from promptseg.inference.predictor import Predictor
 
@@ -124,8 +133,8 @@ def measured(folder: str, image: str, boxes: list) -> dict[str, float]:
     if boxes:
         predictor.set_image(array, geometry.spacing)
         given = {name: box for name, box in zip(names, boxes, strict=False) if box is not None}
-        asked = names[: len(boxes)]
-        segmentation = predictor.predict(boxes=given, labels=asked).segmentation
+        labels = names[: len(boxes)]
+        segmentation = predictor.predict(boxes=given, labels=labels).segmentation
         times.append(time.perf_counter())
         cpu = time.process_time() - cpu
         write_image(Path(folder) / "out.nii.gz", segmentation, geometry)
@@ -133,14 +142,13 @@ def measured(folder: str, image: str, boxes: list) -> dict[str, float]:
         times.append(times[-1])
         cpu = 0.0
     times.append(time.perf_counter())
-    status = Path("/proc/self/status").read_text()
-    peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
+    peak = status_bytes("VmHWM") / 2**20
     seconds = dict(zip(("read", "answer", "write"), np.diff(times).tolist(), strict=True))
     return {"peak": peak, "cpu": cpu, **seconds}
 
 
 def prepare(ct: Path, folder: Path, size: str, spacing: tuple[float, ...]) -> tuple[dict, dict]:
-    """Write the volumes and the model; the prompts, in voxels of each volume."""
+    """Write the volumes and the model; returns plan figures, and boxes in voxels of each volume."""
     small, geometry = read_image(ct)
     factors = np.array(SHAPE) / small.shape[1:]
     volume = ndimage.zoom(
@@ -154,7 +162,7 @@ def prepare(ct: Path, folder: Path, size: str, spacing: tuple[float, ...]) -> tu
     write_image(folder / "whole.nii.gz", volume, whole)
     write_image(folder / "whole.nii", volume, whole)
     boxes = places(voxel_mm)
-    # The part of the volume that the patches of the first box can see.
+    # The part of the volume covered by the patches of the first box.
     margin = np.array(plans["patch_size"]) * plans["spacing"] / voxel_mm / 2
     lower = np.maximum(np.floor(boxes[0][0] - margin), 0).astype(int)
     upper = np.minimum(np.ceil(boxes[0][1] + margin), SHAPE).astype(int)
@@ -164,12 +172,12 @@ def prepare(ct: Path, folder: Path, size: str, spacing: tuple[float, ...]) -> tu
 
 
 def places(voxel_mm: np.ndarray) -> np.ndarray:
-    """(20, 2, 3) kidney-sized boxes, the first in the middle, the others all over the volume."""
+    """(20, 2, 3) kidney-sized boxes, the first in the middle, the others at random places."""
     side = np.rint(KIDNEY_MM / voxel_mm).astype(int)
     free = np.array(SHAPE) - side
-    shares = np.random.default_rng(0).uniform(size=(LABELS, 3))
-    shares[0] = 0.5
-    lower = np.floor(shares * free).astype(int)
+    fractions = np.random.default_rng(0).uniform(size=(LABELS, 3))
+    fractions[0] = 0.5
+    lower = np.floor(fractions * free).astype(int)
     return np.stack([lower, lower + side], axis=1)
 
 

@@ -1,4 +1,4 @@
-"""A trainer that is ready for its first step, in this process, as `promptseg_train` makes it."""
+"""A trainer that is ready for its first step in this process, set up as by `promptseg_train`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from promptseg.training.trainers import TRAINERS
 def ready_trainer(
     source: Path, plans_name: str, trainer: str, fold: int = 0, precision: str | None = None
 ) -> Iterator[tuple[BaseTrainer, TrainingSteps]]:
-    """The trainer and its batches, made where they are asked for; what it writes is removed.
+    """The trainer and its batches, which are prepared on access; its files are removed at the end.
 
     Args:
-        source: the preprocessed dataset.
-        plans_name: of its plans.
-        trainer: name.
-        fold: number.
-        precision: of training steps, if not the trainer's.
+        source: folder of the preprocessed dataset.
+        plans_name: name of its plans.
+        trainer: name of the trainer.
+        fold: number of the fold.
+        precision: precision of training steps; None for the trainer's default.
     """
     plans = load_plans(source / f"{plans_name}.json")
     preprocessed = source / plans.data_identifier

@@ -1,25 +1,25 @@
-"""How good after how many minutes? promptseg against nnU-Net, for the same time on one fold.
+"""How good after how many minutes? promptseg and nnU-Net train for the same time on one fold.
 
     python benchmarks/train.py --work FOLDER --raw RAW_ROOT -d 4 -tr MobileNetTrainer \
         --time-budget 10m 30m --nnunet NNUNET_ENVIRONMENT/bin --prompts --pipeline
 
-For each time, `promptseg_train` trains the fold, from scratch, and `promptseg_predict
---auto-prompt` segments its held-back cases from their raw images, as a user would. nnU-Net
-(3d_fullres, its own preprocessing, the same training cases) trains for the same time and segments
-the same images with `nnUNetv2_predict`. `promptseg_evaluate` compares both with the truth. Each
-tool runs in its own environment, one after the other, with one data worker.
+For each time, `promptseg_train` trains the fold from scratch, and `promptseg_predict --auto-prompt`
+segments its held-out cases from their raw images, as a user would. nnU-Net (3d_fullres, its own
+preprocessing, the same training cases) trains for the same time and segments the same images with
+`nnUNetv2_predict`. `promptseg_evaluate` compares both with the ground truth. The tools take turns,
+each in its own environment, with one data worker.
 
-nnU-Net has no time budget, and within minutes its learning rate would not fall: the trainer in
-`nnunet_for_a_time.py` lets it fall over the time given, and spends all of that on training steps.
+nnU-Net has no time budget, and within minutes its learning rate would hardly fall: the trainer in
+`nnunet_for_a_time.py` makes it fall over the given time, all of which is spent on training steps.
 
-`--prompts` segments the same images with the trained model twice more: with boxes as a person
-would draw them (the truth's, each face moved by up to 10 % of the side) and by the labels' names
-alone. `--pipeline` measures what the data pipeline costs, see `data_pipeline.py`.
+`--prompts` segments the same images twice more: with boxes as a person would draw them (those of
+the ground truth, each face moved by up to 10 % of the side) and by the names of the labels alone.
+`--pipeline` measures the cost of the data pipeline, see `data_pipeline.py`.
 
-All figures are in one JSON file, `train.json`, that further commands add to: other trainers, times
-and options. The same command goes on after a stop, where it was stopped; a training of nnU-Net
-that was stopped begins again. `--report` prints the tables. Time budgets are wall-clock time, so
-nothing else should run meanwhile: the load and the processor seconds are measured too.
+All figures are in one JSON file, `train.json`, which further commands add to: other trainers, times
+and options. The same command continues where it was stopped; only a stopped training of nnU-Net
+starts again. `--report` prints the tables. Time budgets are wall-clock time, so nothing else should
+run meanwhile; the load and the CPU seconds are measured as well.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from promptseg.training.splits import cases_of_fold
 
 
 class Benchmark:
-    """What one command measures; the results are written after every part."""
+    """The measurements of one command; results are written after every part."""
 
     def __init__(self, args: argparse.Namespace, path: Path, results: dict[str, Any]) -> None:
         self.args, self.path, self.results = args, path, results
@@ -59,10 +59,12 @@ class Benchmark:
         )
         plans = load_plans(self.source / f"{args.plans_name}.json")
         cases = PreprocessedDataset(self.source / plans.data_identifier).case_ids
-        cases_of_fold(self.source, str(args.fold), cases)  # writes the folds if there are none
+        cases_of_fold(self.source, str(args.fold), cases)  # writes the folds if they do not exist
         same_plans = {"plans": through_json(plans.to_json())}
         if {**same_plans, **self.results}["plans"] != same_plans["plans"]:
-            raise SystemExit(f"error: {self.path} is of other plans; name another --work folder")
+            raise SystemExit(
+                f"error: {self.path} has results of other plans; name another --work folder"
+            )
         self.results |= {"labels": plans.labels, "size": plans.size, **same_plans}
         self.trainer = " ".join(filter(None, [args.trainer, args.precision]))
         for budget in args.time_budget:
@@ -73,7 +75,7 @@ class Benchmark:
             self._pipeline()
 
     def _part(self, tool: str, budget: float, measure: Any) -> None:
-        """One tool and budget; an error is written down and the next ones go on."""
+        """Measure one tool and time; an error is recorded and the next part starts."""
         name = f"{tool} {budget:g} s"
         print(f"{name}:", flush=True)
         entry = self.results["runs"].setdefault(name, {"tool": tool, "time_budget": budget})
@@ -138,10 +140,10 @@ class Benchmark:
         predictions = entry.setdefault("predictions", {})
         if "no prompts" not in predictions:
             scratch = self._scratch(log, "no prompts")
-            images, truth = link_held_out(self.source, args.plans_name, args.fold, scratch)
+            images, ground_truth = link_held_out(self.source, args.plans_name, args.fold, scratch)
             command, output = nnunet.predict_command(args.fold), scratch / "predictions"
             predictions["no prompts"] = predict_and_evaluate(
-                self.runner, log, command, images, truth, output, nnunet.environment
+                self.runner, log, command, images, ground_truth, output, nnunet.environment
             )
 
     def _scratch(self, log: str, kind: str) -> Path:
@@ -150,9 +152,9 @@ class Benchmark:
     def _manual_boxes(self) -> Path:
         args, path = self.args, self.args.work / "manual_boxes.json"
         if not path.is_file():
-            scratch = self._scratch("truth", "")
-            truth = link_held_out(self.source, args.plans_name, args.fold, scratch)[1]
-            write_manual_boxes(path, truth, self.results["labels"])
+            scratch = self._scratch("ground_truth", "")
+            _, ground_truth = link_held_out(self.source, args.plans_name, args.fold, scratch)
+            write_manual_boxes(path, ground_truth, self.results["labels"])
         return path
 
     def _pipeline(self) -> None:
@@ -175,20 +177,35 @@ class Benchmark:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="folder for all that is made")
-    parser.add_argument("--raw", type=Path, help="raw datasets")
+    parser.add_argument("--work", type=Path, required=True, help="folder for all files")
+    parser.add_argument("--raw", type=Path, help="folder of raw datasets")
     parser.add_argument("-d", "--dataset", default="4")
     parser.add_argument("-tr", "--trainer", default="MobileNetTrainer")
     parser.add_argument("-f", "--fold", type=int, default=0)
     parser.add_argument("-p", "--plans-name", default="PromptSegPlans")
-    parser.add_argument("--size", default="tiny", help="encoder size, when planning")
-    parser.add_argument("--time-budget", type=seconds, nargs="+", default=[], metavar="T")
-    parser.add_argument("--processes", type=int, default=1, help="data workers, of either tool")
+    parser.add_argument(
+        "--size", default="tiny", help="encoder size for planning; %(default)s by default"
+    )
+    parser.add_argument(
+        "--time-budget", type=seconds, nargs="+", default=[], metavar="T", help="such as 10m 30m"
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        help="data workers of either tool; %(default)s by default",
+    )
     parser.add_argument("--nnunet", type=Path, help="bin folder of nnU-Net's environment")
-    parser.add_argument("--prompts", action="store_true", help="also other prompts than automatic")
-    parser.add_argument("--pipeline", action="store_true", help="also the data pipeline's cost")
-    parser.add_argument("--preprocessed", type=Path, help="else in the work folder")
-    parser.add_argument("--precision", help="of promptseg's training steps, if not its default")
+    parser.add_argument(
+        "--prompts", action="store_true", help="also use prompts other than automatic ones"
+    )
+    parser.add_argument("--pipeline", action="store_true", help="also measure the data pipeline")
+    parser.add_argument(
+        "--preprocessed", type=Path, help="folder of planned datasets; by default in --work"
+    )
+    parser.add_argument(
+        "--precision", help="precision of promptseg's training steps; its default if not given"
+    )
     parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE")
     parser.add_argument("--report", action="store_true", help="only print the tables")
     args = parser.parse_args()
@@ -200,7 +217,7 @@ def main() -> int:
         try:
             Benchmark(args, path, results).run()
         except Stopped:
-            print("stopped; the same command goes on from here", flush=True)
+            print("stopped; the same command continues from here", flush=True)
             return 143
         print()
     print(report(results))

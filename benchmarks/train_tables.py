@@ -10,7 +10,7 @@ PROMPTS = ("automatic", "manual boxes", "names alone")
 
 
 def main_dice(entry: dict[str, Any]) -> dict[str, Any] | None:
-    """The prediction as a user makes it: automatic prompts; for nnU-Net there are none."""
+    """The prediction that counts: with automatic prompts; for nnU-Net without prompts."""
     predictions = entry.get("predictions", {})
     return predictions.get("automatic", predictions.get("no prompts"))
 
@@ -44,7 +44,7 @@ def report(results: dict[str, Any]) -> str:
 
 
 def training_table(results: dict[str, Any]) -> str:
-    """What each tool reached in each time."""
+    """Steps, Dice and time of each tool and time budget."""
     labels = results.get("labels", {})
     rows = []
     for entry in results["runs"].values():
@@ -68,20 +68,20 @@ def training_table(results: dict[str, Any]) -> str:
         )
     if not rows:
         return ""
-    columns = ["tool", "budget, s", "steps", "s a step", *(f"Dice, {name}" for name in labels)]
+    columns = ["tool", "budget, s", "steps", "s per step", *(f"Dice, {name}" for name in labels)]
     columns += ["Dice", "Dice, boxes held out", "training, s", "training, CPU s"]
     text = markdown_table([*columns, "prediction, s", "prediction, CPU s"], rows)
     if "nnunet" in results:
         text += (
-            f"\n\nnnU-Net {results['nnunet']['version']}, 3d_fullres: its default trainer, but for "
-            f"the learning rate, which falls over the time given, and all of that time is for "
-            f"training steps (`nnunet_for_a_time.py`)."
+            f"\n\nnnU-Net {results['nnunet']['version']}, 3d_fullres: its default trainer, except "
+            f"that the learning rate falls over the given time, all of which is spent on training "
+            f"steps (`nnunet_for_a_time.py`)."
         )
     return text
 
 
 def prompts_table(results: dict[str, Any]) -> str:
-    """What the prompts matter to one trained model."""
+    """How much the prompts matter to a trained model."""
     rows = []
     for entry in results["runs"].values():
         predictions = entry.get("predictions", {})
@@ -105,7 +105,7 @@ def prompts_table(results: dict[str, Any]) -> str:
 
 
 def pipeline_table(results: dict[str, Any]) -> str:
-    """What the data pipeline costs."""
+    """The cost of the data pipeline."""
     rows = [
         [
             trainer,
@@ -117,8 +117,8 @@ def pipeline_table(results: dict[str, Any]) -> str:
         ]
         for trainer, p in results.get("pipeline", {}).items()
     ]
-    columns = ["trainer", "fixed batch, s a step", "real data, s a step", "ratio"]
-    return markdown_table([*columns, "making a batch, s", "workers"], rows) if rows else ""
+    columns = ["trainer", "fixed batch, s per step", "real data, s per step", "ratio"]
+    return markdown_table([*columns, "preparing a batch, s", "workers"], rows) if rows else ""
 
 
 def dice(value: float | None) -> str:
