@@ -1,14 +1,13 @@
-"""SegVol's released weights to a model folder: no dataset, no training."""
+"""From SegVol's released weights to a model folder, without a dataset or training."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from promptseg.experiment_planning.rules import BUDGETS
-from promptseg.files import WRITING, through_json, write_json
+from promptseg.files import replacing_folder, through_json, write_json
 from promptseg.io.dataset import problems_of_content
 from promptseg.networks.pretrained_report import PretrainedReport
 from promptseg.networks.promptable import build_network
@@ -34,61 +33,45 @@ def import_segvol(
 ) -> PretrainedReport:
     """Make a model folder of SegVol's weights, for `predict_files` and `Predictor`.
 
-    The folder is written beside its place and moved there when it is whole.
+    The folder is written beside its place and moved there when it is complete; if anything fails,
+    an earlier import stays as it was.
 
     Args:
-        weights: a file in any of the layouts that `read_segvol_state` knows.
-        folder: to make.
-        labels: names for what is segmented, values 1, 2, ...; SegVol answers boxes and points,
-            so that a name says nothing to it.
-        size: widths of the image encoder, of weights of other sizes than the released.
-        patch, stride: voxels, zyx, that such weights were trained with.
-        overwrite: replace what an earlier import made there.
+        weights: a file in any of the layouts that `read_segvol_state` reads.
+        folder: the model folder to make.
+        labels: names of what is segmented, with values 1, 2, ...; SegVol answers boxes and
+            points, so that names do not change its answers.
+        size: size of the image encoder, for weights other than the released ones.
+        patch_size, stride: voxels, zyx, that the weights were trained with.
+        overwrite: replace an earlier import.
 
     Returns:
         What was loaded and what was not, by name.
 
     Raises:
-        FileNotFoundError: if the file is not there.
-        FileExistsError: if there is something in the folder already.
-        ValueError: if the file is no SegVol checkpoint or does not fit the sizes, naming every
+        FileNotFoundError: if the file of weights does not exist.
+        FileExistsError: if the folder is not empty, unless it holds an earlier import only and
+            `overwrite` is set.
+        ValueError: if the file is not a SegVol checkpoint or does not fit the sizes, naming every
             tensor, or if the labels cannot be used.
     """
     folder = Path(folder)
     _check_folder(folder, overwrite)
-    dataset = {
-        "channel_names": {"0": "image"},
-        "labels": {"background": 0, **{name: i for i, name in enumerate(labels, start=1)}},
-        "numTraining": 0,
-        "file_ending": ".nii.gz",
-    }
-    if problems := problems_of_content(dataset) + _problems_of_names(labels):
-        raise ValueError(f"labels {list(labels)} cannot be used: {'; '.join(problems)}")
+    dataset = _dataset_json(labels)
     plans = segvol_plans(labels, size=size, patch_size=patch_size, stride=stride)
     network = build_network(plans, PRESET.encoder)
     report = load_segvol(network, read_segvol_state(weights), source=str(weights))
-
-    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=WRITING, dir=folder.absolute().parent))
-    try:
-        made = beside / "model"
-        save_plans(made / "plans.json", plans)
-        write_json(made / "dataset.json", dataset)
-        save_checkpoint(
-            made / CHECKPOINT,
-            {
-                "trainer": "ViTTrainer",
-                "encoder": "vit",
-                "plans": through_json(plans.to_json()),
-                "settings": through_json(TrainingSettings().to_json()),
-                "network": network.state_dict(),
-            },
-        )
-        if folder.exists():
-            folder.rename(beside / "earlier")
-        made.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    checkpoint = {
+        "trainer": "ViTTrainer",
+        "encoder": PRESET.encoder,
+        "plans": through_json(plans.to_json()),
+        "settings": through_json(TrainingSettings().to_json()),
+        "network": network.state_dict(),
+    }
+    with replacing_folder(folder.absolute(), overwrite=True) as new:  # `_check_folder` allows it
+        save_plans(new / "plans.json", plans)
+        write_json(new / "dataset.json", dataset)
+        save_checkpoint(new / CHECKPOINT, checkpoint)
     return report
 
 
@@ -101,9 +84,9 @@ def segvol_plans(
 ) -> Plans:
     """Plans for weights that were trained elsewhere, checked as if they were read from a file.
 
-    Spacing and median shape are those of no image: this preset reads neither.
+    Spacing and median shape are placeholders, which this preset does not use.
     """
-    reason = "weights that were trained elsewhere; no training case was looked at"
+    reason = "weights that were trained elsewhere; there were no training cases"
     intensity = {"strategy": "intensity", "reason": reason, "candidates": {}}
     plans = Plans(
         dataset_name="Dataset000_SegVol",
@@ -129,20 +112,31 @@ def segvol_plans(
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:
-    """Only a folder that has nothing but an earlier import may be replaced."""
+    """Raise a FileExistsError unless the folder is empty, or may be replaced."""
     if folder.is_file():
-        raise FileExistsError(f"{folder} is a file; name a folder")
-    there = {path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()}
-    if there and not overwrite:
+        raise FileExistsError(f"{folder} is a file; give a folder")
+    present = {path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()}
+    if present and not overwrite:
         raise FileExistsError(f"{folder} is not empty; choose another folder, or --overwrite")
-    if foreign := sorted(map(str, there - _OWN_FILES)):
+    if foreign := sorted(map(str, present - _OWN_FILES)):
         raise FileExistsError(
-            f"{folder} has more than an earlier import in it, such as {foreign[0]}; it is left "
-            f"as it is, choose another folder"
+            f"{folder} contains more than an earlier import, such as {foreign[0]}, and is left as "
+            f"it is; choose another folder"
         )
 
 
-def _problems_of_names(labels: Sequence[str]) -> list[str]:
-    twice = sorted({name for name in labels if list(labels).count(name) > 1})
-    empty = ["a name is empty"] if any(not name.strip() for name in labels) else []
-    return [f"{name!r} is there twice" for name in twice] + empty
+def _dataset_json(labels: Sequence[str]) -> dict[str, Any]:
+    """The content of the model's dataset.json; a ValueError if the labels cannot be used."""
+    content = {
+        "channel_names": {"0": "image"},
+        "labels": {"background": 0, **{name: i for i, name in enumerate(labels, start=1)}},
+        "numTraining": 0,
+        "file_ending": ".nii.gz",
+    }
+    duplicate = sorted({name for name in labels if list(labels).count(name) > 1})
+    problems = problems_of_content(content) + [f"duplicate name {name!r}" for name in duplicate]
+    if any(not name.strip() for name in labels):
+        problems.append("a name is empty")
+    if problems:
+        raise ValueError(f"labels {list(labels)} cannot be used: {'; '.join(problems)}")
+    return content

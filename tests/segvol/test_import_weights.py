@@ -1,6 +1,7 @@
 """From a file of SegVol's weights through the real commands to segmentations."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,7 +204,7 @@ def test_a_folder_with_anything_else_in_it_is_left_as_it_is(weights, tmp_path, n
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text("someone's work")
     before = sorted(folder.rglob("*"))
-    with pytest.raises(FileExistsError, match=f"more than an earlier import.*{name}"):
+    with pytest.raises(FileExistsError, match=f"contains more than an earlier import.*{name}"):
         import_segvol(weights[0], folder, overwrite=True, **REDUCED)
     assert sorted(folder.rglob("*")) == before
 
@@ -228,6 +229,26 @@ def test_a_failed_import_leaves_nothing_or_what_was_there(weights, tmp_path, mon
         with pytest.raises(OSError, match="no space"):
             import_segvol(weights[0], folder, labels=["liver"], overwrite=True, **REDUCED)
     assert load_plans(folder / "plans.json").labels == {"object": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_earlier_import_is_kept_when_the_new_one_cannot_be_moved(weights, tmp_path, monkeypatch):
+    folder, rename = tmp_path / "model", Path.rename
+    import_segvol(weights[0], folder, **REDUCED)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    moves = []
+
+    def failing(path, target):
+        if Path(target) == folder and not moves:
+            moves.append(path)
+            raise PermissionError("the folder is in use")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", failing)
+        with pytest.raises(PermissionError, match="in use"):
+            import_segvol(weights[0], folder, labels=["liver"], overwrite=True, **REDUCED)
+    assert moves and {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
@@ -267,7 +288,7 @@ def test_a_missing_file_and_wrong_sizes_are_refused_with_what_does_not_fit(weigh
 @pytest.mark.parametrize(
     "labels, told",
     [
-        (["liver", "liver"], "'liver' is there twice"),
+        (["liver", "liver"], "duplicate name 'liver'"),
         (["background"], "background"),
         (["liver", " "], "a name is empty"),
         ([], "labels"),
@@ -281,5 +302,5 @@ def test_labels_that_cannot_be_used_are_refused(weights, tmp_path, labels, told)
 
 def test_a_file_in_the_place_of_the_folder_is_refused(weights, tmp_path):
     write_json(tmp_path / "model", {})
-    with pytest.raises(FileExistsError, match="model is a file; name a folder"):
+    with pytest.raises(FileExistsError, match="model is a file; give a folder"):
         import_segvol(weights[0], tmp_path / "model", overwrite=True, **REDUCED)
