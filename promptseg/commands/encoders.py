@@ -1,4 +1,4 @@
-"""promptseg_encoders: what each encoder costs: parameters, operations and memory for a patch."""
+"""promptseg_encoders: measure each encoder's parameters, operations and memory for a patch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = command_parser(__doc__)
     parser.add_argument(
-        "-d", "--dataset", metavar="ID", help=f"take all from its plans; {DATASET_HELP}"
+        "-d", "--dataset", metavar="ID", help=f"use the plans of this dataset: {DATASET_HELP}"
     )
-    parser.add_argument("-p", "--plans-name", default="PromptSegPlans", help="name of the plans")
+    parser.add_argument(
+        "-p",
+        "--plans-name",
+        default="PromptSegPlans",
+        help="name of the dataset's plans (default: PromptSegPlans)",
+    )
     axes = ("Z", "Y", "X")
     parser.add_argument(
         "--patch-size",
@@ -29,21 +34,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs=3,
         type=int,
         metavar=axes,
-        help="voxels the network sees at once, zyx; 40 56 40 without a dataset",
+        help="patch size in voxels, zyx (default without a dataset: 40 56 40)",
     )
     parser.add_argument(
         "--stride",
         nargs=3,
         type=int,
         metavar=axes,
-        help="voxels of one token, zyx; 8 8 8 without a dataset",
+        help="voxels of one token, zyx (default without a dataset: 8 8 8)",
     )
     parser.add_argument(
         "--size",
         choices=("tiny", "small", "base"),
-        help="encoder size; tiny without a dataset",
+        help="encoder size (default without a dataset: tiny)",
     )
-    parser.add_argument("-device", default="cpu", help="where memory is measured")
+    parser.add_argument(
+        "-device",
+        default="cpu",
+        help="device on which memory is measured, such as cuda (default: cpu)",
+    )
     add_import(parser)
     add_folders(parser, "preprocessed")
     return run_command(parser, arguments, _run)
@@ -62,7 +71,7 @@ def _run(args: argparse.Namespace) -> int:
         plans = plans_for_cost(**own)
     elif own:
         flags = ", ".join("--" + name.replace("_", "-") for name in own)
-        raise ValueError(f"{flags}: the plans of dataset {args.dataset} say that; leave out -d")
+        raise ValueError(f"{flags}: the plans of dataset {args.dataset} fix that; leave out -d")
     else:
         made_by = f"run `promptseg_plan -d {args.dataset}` first"
         folder = find_dataset_folder(folders_of(args).preprocessed, args.dataset, made_by)

@@ -13,12 +13,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = command_parser(__doc__)
     parser.add_argument(
-        "-m", "--model", type=Path, required=True, help="model folder or a zip of it"
+        "-m", "--model", type=Path, required=True, help="model folder, or a zip file of it"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
-    parser.add_argument("-f", "--fold", help="fold to export, if several were trained")
+    parser.add_argument("-f", "--fold", help="fold to export; needed if several were trained")
     parser.add_argument(
-        "-chk", "--checkpoint", default="checkpoint_final.pth", help="file in the fold's folder"
+        "-chk",
+        "--checkpoint",
+        default="checkpoint_final.pth",
+        help="file in the fold's folder (default: checkpoint_final.pth)",
     )
     add_import(parser)
     return run_command(parser, arguments, _run)
@@ -30,5 +33,5 @@ def _run(args: argparse.Namespace) -> int:
     difference = export_model(args.model, args.output, fold=args.fold, checkpoint=args.checkpoint)
     print(f"{', '.join(FILES)} in {args.output}")
     if difference is not None:
-        print(f"answers as the network does; largest relative difference {difference:.1e}")
+        print(f"the files give the network's answers; largest relative difference {difference:.1e}")
     return 0

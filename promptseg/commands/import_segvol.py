@@ -1,4 +1,4 @@
-"""promptseg_import_segvol: make a model folder of SegVol's released weights, without a dataset."""
+"""promptseg_import_segvol: make a model folder from SegVol's released weights, with no dataset."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from promptseg.commands.parsing import (
-    command_parser,
-    count,
-    run_command,
-)
+from promptseg.commands.parsing import command_parser, count, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,15 +22,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="+",
         default=["object"],
         metavar="NAME",
-        help="names for what your boxes and points show; SegVol itself looks at no name",
+        help="names of the labels to segment, which SegVol itself does not use (default: object)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier import")
     parser.add_argument(
-        "--size", choices=("tiny", "small", "base"), default="base", help="of reduced weights"
+        "--overwrite", action="store_true", help="replace an earlier import in that folder"
     )
-    for names, default in (
-        (("--patch-size", "--window"), (32, 256, 256)),
-        (("--stride",), (4, 16, 16)),
+    parser.add_argument(
+        "--size",
+        choices=("tiny", "small", "base"),
+        default="base",
+        help="size of the image encoder (default: base, as released)",
+    )
+    for names, what, default in (
+        (("--patch-size", "--window"), "patch size", (32, 256, 256)),
+        (("--stride",), "stride of a token", (4, 16, 16)),
     ):
         parser.add_argument(
             *names,
@@ -42,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             type=count,
             default=default,
             metavar=("Z", "Y", "X"),
-            help=f"voxels, zyx, for weights other than the released ones; {default} by default",
+            help=f"{what} of the weights in voxels, zyx "
+            f"(default: {' '.join(map(str, default))}, as released)",
         )
     return run_command(parser, arguments, _run)
 
@@ -63,8 +65,8 @@ def _run(args: argparse.Namespace) -> int:
     print(report.summary())
     print(
         f"\nmodel folder: {args.output}\n"
-        f"It answers boxes and points. It knows no names: SegVol reads them with CLIP's text "
-        f"model, which is not loaded; a label without box or point is reported as no_box.\n"
+        f"It answers boxes and points, not names: SegVol reads names with CLIP's text model, "
+        f"which is not loaded; a label without a box or point is reported as no_box.\n"
         f"  promptseg_predict -m {model} -i IMAGES -o PREDICTIONS --auto-prompt intensity\n"
         f"  promptseg_predict -m {model} -i IMAGES -o PREDICTIONS --prompts prompts.json"
     )

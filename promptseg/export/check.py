@@ -1,4 +1,4 @@
-"""Whether ONNX files answer as the network they were made of."""
+"""Comparing ONNX files with the network that they were made from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
 from promptseg.networks.promptable import PromptableNetwork
 from promptseg.plans import Plans
 
-TOLERANCE = 1e-3  # largest difference, relative to the largest value
+TOLERANCE = 1e-3  # largest difference relative to the largest value
 
 
 log = logging.getLogger(__name__)
@@ -32,20 +32,20 @@ log = logging.getLogger(__name__)
 def check(
     network: PromptableNetwork, plans: Plans, encoder_path: Path, decoder_path: Path
 ) -> float | None:
-    """`largest_difference`, or None, with a warning, where onnxruntime is not installed.
+    """`largest_difference`; None, with a warning, where onnxruntime is not installed.
 
     Raises:
-        RuntimeError: if it is larger than `TOLERANCE`.
+        RuntimeError: if the difference is larger than `TOLERANCE`.
     """
     if importlib.util.find_spec("onnxruntime") is None:
-        log.warning("the files were not checked: no onnxruntime; pip install onnxruntime")
+        log.warning("the files were not checked: pip install onnxruntime, which compares them")
         return None
     difference = largest_difference(network, plans, encoder_path, decoder_path)
     if not difference <= TOLERANCE:
         raise RuntimeError(
             f"{encoder_path.name} and {decoder_path.name} answer differently from the network: "
             f"largest relative difference {difference:.1e}, allowed {TOLERANCE:.0e}; they were "
-            f"not put in place"
+            f"not kept"
         )
     return difference
 
@@ -54,10 +54,10 @@ def check(
 def largest_difference(
     network: PromptableNetwork, plans: Plans, encoder_path: Path, decoder_path: Path
 ) -> float:
-    """Ask files and network about random windows, with prompts of every kind.
+    """Run files and network on random patches, with prompts of every kind.
 
     Returns:
-        The largest difference of any output, relative to the largest value of that output.
+        The largest difference between outputs, relative to the largest value of each output.
     """
     import onnxruntime
 
@@ -94,14 +94,14 @@ def _named(prompts: PromptBatch) -> dict[str, Tensor]:
 
 
 def _difference(found: np.ndarray, expected: Tensor) -> float:
-    """NaN counts as infinitely far from anything."""
+    """The largest difference relative to the largest value; infinite if there is a NaN."""
     expected = expected.numpy()
     largest = max(float(np.abs(expected).max()), 1e-6)
     return float(np.nan_to_num(np.abs(found - expected).max(), nan=np.inf)) / largest
 
 
 def _prompts_of_every_kind(plans: Plans, rng: np.random.Generator) -> Sequence[PromptBatch]:
-    """Each kind alone, and all in one batch, where some need padding."""
+    """Each kind alone, and all in one batch, in which some need padding."""
     patch_size = np.array(plans.patch_size)
     box = np.stack([patch_size * rng.uniform(0, 0.4, 3), patch_size * rng.uniform(0.6, 1, 3)])
     label = len(plans.labels) - 1

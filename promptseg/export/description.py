@@ -1,4 +1,4 @@
-"""What a program needs to know to use the ONNX files: the content of `export.json`."""
+"""The content of `export.json`: all that a program needs to use the ONNX files."""
 
 from __future__ import annotations
 
@@ -18,15 +18,29 @@ _NORMALIZATIONS = {
     "foreground": "lower and upper are percentiles of the raw volume's voxels above its mean",
 }
 _RESAMPLING = {
-    "image": "to spacing_mm, the same field of view, round(shape * spacing / spacing_mm) voxels; "
+    "image": "to spacing_mm, same field of view, round(shape * spacing / spacing_mm) voxels; "
     "cubic (Keys, a = -0.5), widened by the factor where the image shrinks; linear along axes "
     "more than 3 times as coarse as the finest; rounded to whole numbers in [0, 255]",
-    "logits": "linear, outer faces of both grids aligned (half-pixel centres)",
+    "logits": "linear, with the outer faces of both grids aligned (half-pixel centres)",
 }
 _OWN_VOXELS = {
     "image": "none: the image keeps its own voxels; its foreground, what is brighter than 0 after "
     "normalization, is resized to the patch by nearest neighbours, or a patch is cut from it",
     "logits": "back to what was resized, linear, half-pixel centres",
+}
+_PROMPTS = {
+    "frame": "voxels of the patch after preprocessing, z, y, x",
+    "queries": "one mask each, all of the image whose encoding is given",
+    "labels": {"meaning": "index of the label", "none": NO_LABEL},
+    "boxes": {
+        "meaning": "lower and upper corner, continuous, half-open: voxel i covers [i, i + 1)",
+        "none": "has_box false; the corners are then ignored, 0 for example",
+    },
+    "points": {
+        "meaning": "voxel indices; the centre of voxel i is i",
+        "point_labels": {"foreground": 1, "background": 0, "padding": NO_POINT},
+        "none": "(queries, 0, 3) and (queries, 0), or padding only",
+    },
 }
 
 
@@ -36,65 +50,56 @@ def describe(
     """The content of `export.json`.
 
     Args:
-        plans: of the model.
-        encoder_path, decoder_path: the files it describes.
-        origin: what is known of where the network comes from.
+        plans: plans of the model.
+        encoder_path, decoder_path: the ONNX files.
+        origin: further entries on where the network comes from.
     """
-    kinds = sorted({normalization.kind for normalization in plans.normalizations})
-    channels = zip(plans.channel_names, plans.modalities, plans.normalizations, strict=True)
+    resampling = _OWN_VOXELS if plans.keeps_spacing else _RESAMPLING
     return {
         "format_version": EXPORT_FORMAT,
         "promptseg_version": promptseg.__version__,
         "model": {"dataset": plans.dataset_name, "preset": plans.preset, **origin},
         "axes": ["z", "y", "x"],
-        "preprocessing": {
-            "order": ["normalize", "resample", "cut or pad (with 0) to the patch"],
-            "channels": [
-                {"name": name, "modality": modality, "normalization": normalization.to_json()}
-                for name, modality, normalization in channels
-            ],
-            "normalization": "clip to lower and upper, then linear to output_range; 0 where a "
-            "channel is constant",
-            "normalization_kinds": {kind: _NORMALIZATIONS[kind] for kind in kinds},
-            "output_range": [0, 255],
-            "spacing_mm": None if plans.keeps_spacing else plans.spacing,
-            "resampling": (_OWN_VOXELS if plans.keeps_spacing else _RESAMPLING)["image"],
-        },
+        "preprocessing": _preprocessing(plans, resampling["image"]),
         "patch_size": plans.patch_size,
         "stride": plans.stride,
         "labels": [
             {"index": index, "name": name, "value": value}
             for index, (name, value) in enumerate(plans.labels.items())
         ],
-        "prompts": {
-            "frame": "voxels of the patch after preprocessing, z, y, x",
-            "queries": "one mask each, all about the image whose encoding is given",
-            "labels": {"meaning": "index of the label", "none": NO_LABEL},
-            "boxes": {
-                "meaning": "lower and upper corner, continuous, half-open: voxel i covers "
-                "[i, i + 1)",
-                "none": "has_box false; the corners are ignored, 0 will do",
-            },
-            "points": {
-                "meaning": "voxel indices; the centre of voxel i is i",
-                "point_labels": {"foreground": 1, "background": 0, "padding": NO_POINT},
-                "none": "(queries, 0, 3) and (queries, 0), or padding only",
-            },
-        },
+        "prompts": _PROMPTS,
         "encoder": {"file": encoder_path.name, **_signature(encoder_path)},
         "decoder": {"file": decoder_path.name, **_signature(decoder_path)},
         "postprocessing": {
             "mask_threshold": 0.0,
             "mask": "logits above mask_threshold; of several labels the largest logit wins",
-            "predicted_iou": "a logit too; 1 / (1 + exp(-predicted_iou)) is the estimate",
-            "resampling": (_OWN_VOXELS if plans.keeps_spacing else _RESAMPLING)["logits"],
+            "predicted_iou": "also a logit; 1 / (1 + exp(-predicted_iou)) is the estimate",
+            "resampling": resampling["logits"],
         },
         "auto_prompts": plans.auto_prompts,
     }
 
 
+def _preprocessing(plans: Plans, resampling: str) -> dict[str, Any]:
+    kinds = sorted({normalization.kind for normalization in plans.normalizations})
+    channels = zip(plans.channel_names, plans.modalities, plans.normalizations, strict=True)
+    return {
+        "order": ["normalize", "resample", "cut or pad (with 0) to the patch"],
+        "channels": [
+            {"name": name, "modality": modality, "normalization": normalization.to_json()}
+            for name, modality, normalization in channels
+        ],
+        "normalization": "clip to lower and upper, then linear to output_range; 0 where a "
+        "channel is constant",
+        "normalization_kinds": {kind: _NORMALIZATIONS[kind] for kind in kinds},
+        "output_range": [0, 255],
+        "spacing_mm": None if plans.keeps_spacing else plans.spacing,
+        "resampling": resampling,
+    }
+
+
 def _signature(path: Path) -> dict[str, Any]:
-    """Inputs and outputs of an ONNX file; a free size is a name."""
+    """Inputs and outputs of an ONNX file; a name in a shape is a free size."""
     import onnx
 
     graph = onnx.load(path).graph

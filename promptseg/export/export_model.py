@@ -1,4 +1,4 @@
-"""A trained model to `encoder.onnx`, `decoder.onnx` and `export.json`."""
+"""From a trained model to `encoder.onnx`, `decoder.onnx` and `export.json`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from promptseg.files import replacing, write_json
 from promptseg.inference.load import load_networks, opened_model
 
 FILES = ("encoder.onnx", "decoder.onnx", "export.json")
-PACKAGES = ("onnx", "onnxscript")  # onnxruntime only checks
+PACKAGES = ("onnx", "onnxscript")  # onnxruntime is needed for the check only
 
 
 def export_model(
@@ -23,25 +23,25 @@ def export_model(
     fold: str | None = None,
     checkpoint: str = "checkpoint_final.pth",
 ) -> float | None:
-    """Write one fold's network as ONNX files, and what is needed to use them.
+    """Write one fold's network as ONNX files, with a description of how to use them.
 
     The files are written beside those they replace, checked against the network on random
     patches, and moved into place; if anything fails, nothing has changed.
 
     Args:
         model: folder of a trained model, or a zip file of it.
-        output: folder to write to; made when missing.
-        fold: `0`, ..., `all`; not needed where only one was trained.
+        output: folder to write to; created if missing.
+        fold: `0`, ..., `all`; not needed if only one was trained.
         checkpoint: file name in the fold's folder.
 
     Returns:
-        The largest difference to the network, relative to the largest value; None where
+        The largest difference from the network, relative to the largest value; None if
         onnxruntime, which the check needs, is not installed.
 
     Raises:
         ImportError: with the command that installs what is missing.
-        FileNotFoundError: if the model is missing, saying what is there.
-        ValueError: if there are several folds to choose from, or the zip file is none of a model.
+        FileNotFoundError: if the model is missing, listing what exists.
+        ValueError: if there are several folds to choose from, or the zip file is not of a model.
         RuntimeError: if the network cannot be exported, or the files answer differently.
     """
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:

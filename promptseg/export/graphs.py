@@ -35,7 +35,7 @@ class EncoderGraph(nn.Module):
 
 
 class DecoderGraph(nn.Module):
-    """The encoding of one image, and queries about it, to logits."""
+    """The encoding of one image and queries to logits."""
 
     def __init__(self, network: PromptableNetwork, patch_size: Sequence[int]) -> None:
         super().__init__()
@@ -67,18 +67,18 @@ class DecoderGraph(nn.Module):
 
 
 def prompt_tensors(prompts: PromptBatch) -> tuple[Tensor, ...]:
-    """The decoder's inputs that tell the prompts, in their order."""
+    """The decoder's inputs for the prompts, in their order."""
     return tuple(getattr(prompts, name) for name in PROMPTS)
 
 
 @torch.no_grad()
 def write_encoder(network: PromptableNetwork, plans: Plans, path: Path) -> tuple[Tensor, ...]:
-    """Write the half that looks at images, weights included; returns what it makes of one.
+    """Write the image encoder with its weights, and return the encoding of an empty image.
 
-    The number of images is free; the patch is the plans'.
+    The number of images is free, the patch size that of the plans.
 
     Raises:
-        RuntimeError: if a part of the network has no ONNX form.
+        RuntimeError: if a part of the network cannot be written as ONNX.
     """
     graph = EncoderGraph(network.eval())
     image = torch.zeros(2, len(plans.channel_names), *plans.patch_size)
@@ -98,14 +98,14 @@ def write_encoder(network: PromptableNetwork, plans: Plans, path: Path) -> tuple
 def write_decoder(
     network: PromptableNetwork, plans: Plans, encoded: Sequence[Tensor], path: Path
 ) -> None:
-    """Write the half that answers queries about what `write_encoder` returned.
+    """Write the prompt encoder and mask decoder, for encodings like `encoded`.
 
-    The number of queries and of points is free.
+    The numbers of queries and of points are free.
 
     Raises:
-        RuntimeError: if a part of the network has no ONNX form.
+        RuntimeError: if a part of the network cannot be written as ONNX.
     """
-    # Sizes 0 and 1 would be taken for constants, so the example has three queries, two points.
+    # The exporter treats sizes 0 and 1 as constants, so this has three queries and two points.
     example = batch_queries([Query(points=[[0, 0, 0]] * 2, point_labels=[0, 1])] * 3)
     one, two = {0: "queries"}, {0: "queries", 1: "points"}
     _write(
@@ -119,9 +119,9 @@ def write_decoder(
 
 
 def encoding_names(count: int) -> list[str]:
-    """Names of the tensors between encoder and decoder.
+    """Names of the tensors that the encoder passes to the decoder.
 
-    The exporter names inner values after operators, `embedding` for one, and lets names clash.
+    Not `embedding`: the exporter names inner values after operators, and lets names clash.
     """
     return ["image_embedding", *(f"image_pyramid_{level}" for level in range(count - 1))]
 
@@ -140,14 +140,13 @@ def _write(graph: nn.Module, example: tuple, path: Path, **names_and_shapes: Any
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise RuntimeError(
-            f"{path.name}: this network has no ONNX form that torch {torch.__version__} can "
-            f"write: {error}"
+            f"{path.name}: torch {torch.__version__} cannot write this network as ONNX: {error}"
         ) from error
 
 
 @contextmanager
 def _without_chatter() -> Iterator[None]:
-    """Without the exporter's warnings, which concern its own code and torchvision's operators."""
+    """Suppress the exporter's warnings about its own code and torchvision's operators."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

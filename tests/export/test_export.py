@@ -230,7 +230,7 @@ def test_files_of_other_weights_are_noticed(exported, capsys):
     other.load_state_dict(exported.network.state_dict())
     with torch.no_grad():
         other.mask_decoder.iou_token += 0.1
-    message = r"encoder.onnx and decoder.onnx answer differently .* allowed 1e-03; .*not put in"
+    message = r"encoder.onnx and decoder.onnx answer differently .* allowed 1e-03; .*not kept"
     with pytest.raises(RuntimeError, match=message):
         check(other, exported.plans, *paths)
 
