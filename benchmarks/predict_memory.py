@@ -14,7 +14,6 @@ and all libraries.
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import statistics
 import subprocess
@@ -116,15 +115,10 @@ def run(job: dict) -> dict[str, float]:
 
 def measured(folder: str, image: str, boxes: list) -> dict[str, float]:
     """Read, segment and write once; `boxes` has one box per label, None to prompt by name."""
-    from promptseg.inference.batch.predict_files import KEPT_ENCODINGS, predict_files
-    from promptseg.inference.predictor import Predictor
+    from promptseg.inference.batch.case import load_for_files
+    from promptseg.inference.options import PredictionOptions
 
-    predictor = Predictor.from_model_folder(
-        Path(folder) / "model",
-        device="cpu",
-        most_encodings=KEPT_ENCODINGS,
-        n_perturbations=inspect.signature(predict_files).parameters["n_perturbations"].default,
-    )
+    predictor = load_for_files(Path(folder) / "model", PredictionOptions(device="cpu"))
     names = list(predictor.plans.labels)
     times = [time.perf_counter()]
     array, geometry = read_image(Path(folder) / image)

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from promptseg.boxes import box_iou, label_boxes
 from promptseg.evaluation.evaluate import evaluate_folders
 from promptseg.evaluation.inputs import label_files
 from promptseg.experiment_planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from promptseg.files import read_json, replacing
 from promptseg.folders import Folders, find_dataset_folder
 from promptseg.inference.batch.predict_files import predict_cases
-from promptseg.inference.coarse_quality import measure_coarse
+from promptseg.inference.coarse import COARSE
 from promptseg.inference.load import (
     COARSE_QUALITY,
     load_networks,
+    load_predictor,
     opened_model,
     write_coarse_quality,
 )
 from promptseg.inference.predictor import Predictor
 from promptseg.io.dataset import RawCase
+from promptseg.io.images import read_segmentation
 from promptseg.networks.device import choose_device
 from promptseg.plans import DEFAULT_PLANS_NAME, Plans, load_plans, save_plans
 from promptseg.preprocessing.dataset import PreprocessedDataset
@@ -283,7 +288,7 @@ def validate_fold(
         )
     folder = model_folder / f"fold_{fold}" / "validation"
     _remove_validation(folder.parent)
-    predictor = Predictor.from_model_folder(model_folder, folds=[fold], device=device)
+    predictor = load_predictor(model_folder, folds=[fold], device=device)
     given = {case_id: case_from_json(labels) for case_id, labels in prompts.items()}
     report = predict_cases(predictor, cases, folder, from_file=given)
     truth_folder = preprocessed / "gt_segmentations"
@@ -300,6 +305,41 @@ def validate_fold(
             f"{folder / 'predict_report.json'}: {'; '.join(summary['failures'])}"
         )
     return summary
+
+
+def measure_coarse(
+    predictor: Predictor, cases: Sequence[RawCase], truth: Mapping[str, Path]
+) -> dict[str, float]:
+    """Mean box IoU of the network's own prompts (`coarse`) with ground truth, by label.
+
+    A label that a case has and that is not found counts as 0; one that a case does not have is
+    not asked for.
+
+    Args:
+        predictor: of a fold that was not trained on these cases.
+        cases: with image files.
+        truth: segmentation files of the cases.
+
+    Returns:
+        For each label that any case has, the mean over the cases that have it.
+    """
+    ious: dict[str, list[float]] = {}
+    for case in cases:
+        prepared, _ = predictor.prepare_files(case.images)
+        segmentation, _ = read_segmentation(truth[case.case_id])
+        true = label_boxes(segmentation, predictor.plans.labels)
+        there = [label for label, box in true.items() if box is not None]
+        found = predictor.proposer.ask_network(prepared, there, COARSE, {})
+        for label in there:
+            boxes = found[label].boxes
+            iou = box_iou(boxes[0], true[label]) if len(boxes) else 0.0
+            ious.setdefault(label, []).append(iou)
+    means = {label: float(np.mean(values)) for label, values in ious.items()}
+    log.info(
+        "box IoU of the network's own prompts: %s",
+        ", ".join(f"{label} {iou:.3f}" for label, iou in means.items()),
+    )
+    return means
 
 
 def _is_validated(fold_folder: Path) -> bool:

@@ -10,7 +10,9 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -19,6 +21,8 @@ from promptseg.folders import Folders, find_folders
 # What a user or a machine can cause: one message. Anything else shows its traceback; so do these
 # with PROMPTSEG_LOG_LEVEL=DEBUG.
 EXPECTED_ERRORS = (ValueError, OSError, RuntimeError, ImportError)
+
+Options = TypeVar("Options")
 
 DATASET_HELP = "number or full name, such as 4 or Dataset004_Hippocampus"
 
@@ -52,6 +56,12 @@ def add_folders(parser: argparse.ArgumentParser, *roots: str) -> None:
 
 def folders_of(args: argparse.Namespace) -> Folders:
     return find_folders(*(getattr(args, root, None) for root in ("raw", "preprocessed", "results")))
+
+
+def options_from(args: argparse.Namespace, kind: type[Options], **others: Any) -> Options:
+    """An options dataclass from arguments whose `dest` is a field's name, and from others."""
+    given = {f.name: getattr(args, f.name) for f in fields(kind) if hasattr(args, f.name)}
+    return kind(**{**given, **others})
 
 
 def share_cores() -> None:

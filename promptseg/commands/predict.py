@@ -16,79 +16,145 @@ from promptseg.commands.parsing import (
     command_parser,
     count,
     folders_of,
+    options_from,
     run_command,
 )
 from promptseg.folders import find_model_folder
+from promptseg.inference.options import PredictionOptions
 from promptseg.signals import interrupted_by_signals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = command_parser(__doc__)
-    parser.add_argument("-i", "--input", type=Path, required=True, help="folder or file of images")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
+    parser.set_defaults(**vars(PredictionOptions()))  # of the arguments that are added below
     parser.add_argument(
-        "-m", "--model", type=Path, help="model folder or a zip of it; or by -d, -tr, -p"
+        "-i", "--input", type=Path, required=True, help="folder of images, or one image"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
+    _add_model(parser)
+    _add_prompts(parser)
+    _add_work(parser)
+    parser.add_argument(
+        "--save_probabilities", action="store_true", help="also write probabilities/CASE.npz"
+    )
+    parser.add_argument(
+        "--review-list",
+        type=Path,
+        metavar="CSV",
+        help="write a list of all cases, those to review first at the top",
+    )
+    add_import(parser)
+    add_folders(parser, "results")
+    return run_command(parser, arguments, _run)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-m", "--model", type=Path, help="model folder or a zip of it; or find it by -d, -tr, -p"
     )
     parser.add_argument("-d", "--dataset", metavar="ID", help=DATASET_HELP)
     parser.add_argument("-tr", "--trainer", help="trainer class of the model")
     parser.add_argument("-p", "--plans-name", help="name of the model's plans")
-    parser.add_argument("-f", "--fold", nargs="+", help="folds to average; all trained by default")
     parser.add_argument(
-        "-chk", "--checkpoint", default="checkpoint_final.pth", help="file in each fold's folder"
+        "-f",
+        "--fold",
+        dest="folds",
+        metavar="FOLD",
+        nargs="+",
+        help="folds whose networks are averaged: 0, 1, ..., or all (default: every trained fold)",
     )
+    parser.add_argument(
+        "-chk",
+        "--checkpoint",
+        metavar="FILE",
+        help="file name in each fold's folder (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-step_size",
+        "--step-size",
+        metavar="FRACTION",
+        type=float,
+        help="largest distance of neighbouring patches, as a fraction of the patch, in (0, 1] "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--disable_tta",
+        dest="tta",
+        action="store_false",
+        help="no test-time mirroring (there is none unless training mirrored)",
+    )
+    parser.add_argument(
+        "-device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one, else cpu)"
+    )
+
+
+def _add_prompts(parser: argparse.ArgumentParser) -> None:
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument(
         "--auto-prompt",
         nargs="?",
         const="plans",
         metavar="STRATEGY",
-        help="propose boxes: as the plans chose, or by one strategy for all labels; coarse is the "
-        "network's own, hybrid the better of that and the plans'",
+        help="propose boxes: as the plans chose, or with one strategy for all labels; coarse is "
+        "the network's own box, hybrid the better of that and the plans'",
     )
     prompts.add_argument(
         "--prompts",
         type=Path,
-        help="boxes and points: one JSON, or a folder with a JSON, .npz or 3D Slicer .mrk.json a "
-        "case; voxels or mm",
-    )
-    parser.add_argument("-step_size", type=float, default=0.5, help="of the sliding window")
-    parser.add_argument(
-        "--disable_tta",
-        action="store_true",
-        help="no test-time mirroring (there is none unless training mirrored)",
-    )
-    parser.add_argument("--continue_prediction", action="store_true", help="keep what is there")
-    parser.add_argument("-num_parts", type=int, default=1, help="commands that share the work")
-    parser.add_argument("-part_id", type=int, default=0, help="which of them this is, from 0")
-    parser.add_argument(
-        "-npp", type=count, default=1, help="threads that read and prompt; 0 does it in turn"
-    )
-    parser.add_argument("-nps", type=count, default=1, help="threads that write; 0 does it in turn")
-    parser.add_argument(
-        "--dask",
-        metavar="SCHEDULER_ADDRESS",
-        help="have the workers of a Dask cluster do the cases; tcp://HOST:PORT",
+        help="boxes and points in voxels or mm: one JSON, or a folder with one JSON, .npz or 3D "
+        "Slicer .mrk.json per case",
     )
     parser.add_argument(
         "--perturbations",
-        "--jitters",
+        "--jitters",  # former name
         dest="n_perturbations",
         metavar="N",
         type=count,
-        default=2,
-        help="perturbed copies of each prompt whose masks are compared; 0 for none",
+        help="number of perturbed copies of each prompt whose masks are compared; 0 for none "
+        "(default: %(default)s)",
+    )
+
+
+def _add_work(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--continue_prediction",
+        action="store_true",
+        help="keep existing segmentations; predict the other cases, and those that failed",
     )
     parser.add_argument(
-        "--save_probabilities", action="store_true", help="write probabilities/CASE.npz too"
+        "-num_parts",
+        dest="parts",
+        metavar="N",
+        type=int,
+        help="number of commands that share the cases (default: %(default)s)",
     )
     parser.add_argument(
-        "--review-list", type=Path, metavar="CSV", help="write all cases, those to look at first"
+        "-part_id",
+        dest="part",
+        metavar="INDEX",
+        type=int,
+        help="index of this command among them, starting at 0 (default: %(default)s)",
     )
-    parser.add_argument("-device", help="cpu, cuda, cuda:1 or mps; a GPU if there is one")
-    add_import(parser)
-    add_folders(parser, "results")
-    return run_command(parser, arguments, _run)
+    parser.add_argument(
+        "-npp",
+        "--readers",
+        metavar="N",
+        type=count,
+        help="threads that read and prompt the next cases; 0 reads in turn (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-nps",
+        "--writers",
+        metavar="N",
+        type=count,
+        help="threads that write segmentations; 0 writes in turn (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="let the workers of a Dask cluster predict; tcp://HOST:PORT of its scheduler",
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -101,29 +167,9 @@ def _run(args: argparse.Namespace) -> int:
         plans_name=args.plans_name,
         command=shlex.join(["promptseg_predict", *args.typed]),
     )
+    options = options_from(args, PredictionOptions)
     with _stopped_cleanly(args.output):
-        report = predict_files(
-            model,
-            args.input,
-            args.output,
-            folds=args.fold,
-            auto_prompt=args.auto_prompt,
-            prompts=args.prompts,
-            checkpoint=args.checkpoint,
-            device=args.device,
-            step_size=args.step_size,
-            tta=not args.disable_tta,
-            continue_prediction=args.continue_prediction,
-            parts=args.num_parts,
-            part=args.part_id,
-            readers=args.npp,
-            writers=args.nps,
-            dask=args.dask,
-            imports=args.imports,
-            n_perturbations=args.n_perturbations,
-            save_probabilities=args.save_probabilities,
-            review_list=args.review_list,
-        )
+        report = predict_files(model, args.input, args.output, options)
     done = len(report["cases"]) - report["failed"]
     print(f"{done} segmentations, prompts_used.json and predict_report.json in {args.output}")
     for case_id, entry in report["cases"].items():
@@ -140,7 +186,8 @@ def _stopped_cleanly(output: Path) -> Iterator[None]:
             yield
     except KeyboardInterrupt:
         print(
-            f"what is done is in {output}; the same command with --continue_prediction continues",
+            f"finished segmentations are in {output}; continue with the same command and "
+            f"--continue_prediction",
             file=sys.stderr,
         )
         raise

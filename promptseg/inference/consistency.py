@@ -1,4 +1,4 @@
-"""How far answers agree when the prompts move a little: one encoding, several decodings."""
+"""How much answers change when prompts are perturbed: one encoding, several decodings."""
 
 from __future__ import annotations
 
@@ -18,56 +18,56 @@ def perturbed_prompts(query: Query, shape: Sequence[int], count: int, seed: int 
     """The same query with its box and points moved a little, as another person would set them.
 
     Box faces move by up to a tenth of their side, as in training; points by up to a voxel along
-    each axis. A query by the label's name alone has nothing to move.
+    each axis. A query by the label's name alone has nothing to perturb.
 
     Args:
         query: in voxels of an image, zyx.
         shape: of the image, voxels, zyx; prompts stay inside.
-        count: how many.
+        count: number of perturbed copies.
         seed: of the noise: the same image and prompts give the same prompt_consistency.
 
     Returns:
-        `count` queries, or none when there is nothing to move.
+        `count` queries, or none when there is nothing to perturb.
     """
     if query.box is None and not len(query.points):
         return []
     rng = np.random.default_rng(seed)
     points = np.asarray(query.points, float).reshape(-1, 3)
     last = np.asarray(shape) - 1.0
-    moved = []
+    perturbed = []
     for _ in range(count):
         noise = rng.uniform(-POINT_JITTER, POINT_JITTER, points.shape)
         box = None if query.box is None else jitter_box(query.box, tuple(shape), rng)
-        moved.append(replace(query, box=box, points=np.clip(points + noise, 0, last)))
-    return moved
+        perturbed.append(replace(query, box=box, points=np.clip(points + noise, 0, last)))
+    return perturbed
 
 
 class PromptConsistency:
-    """Mean IoU of a query's mask with those of its moved prompts, over all patches it uses.
+    """Mean IoU of a query's mask with those of its perturbed copies, over all patches it uses.
 
-    Voxels are counted patch by patch: where patches overlap as often as they are looked at,
-    with the answers of each.
+    Voxels are counted patch by patch: where patches overlap, once for each of them, with the
+    answers in that patch.
     """
 
     def __init__(self, count: int) -> None:
         self._common = np.zeros(count)
         self._either = np.zeros(count)
 
-    def add(self, answer: Tensor, moved: Sequence[Tensor | None]) -> None:
+    def add(self, answer: Tensor, perturbed: Sequence[Tensor | None]) -> None:
         """Enter a patch, or the part of it that lies in the volume.
 
         Args:
             answer: (z, y, x) logits of the query.
-            moved: the same of the moved ones; None for an empty mask.
+            perturbed: the same for each perturbed copy; None for an empty mask.
         """
         mask = answer > 0
-        for number, logits in enumerate(moved):
+        for number, logits in enumerate(perturbed):
             other = mask.new_zeros(()) if logits is None else logits > 0
             self._common[number] += int((other & mask).sum())
             self._either[number] += int((other | mask).sum())
 
     def value(self) -> float | None:
-        """In [0, 1]; 1 when all masks are empty, None when no prompt was moved."""
+        """In [0, 1]; 1 when all masks are empty, None when there was nothing to perturb."""
         if not len(self._common):
             return None
         ious = np.where(self._either > 0, self._common / np.maximum(self._either, 1), 1.0)

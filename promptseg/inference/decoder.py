@@ -1,4 +1,4 @@
-"""One image's patches to logits: networks and mirrorings averaged, encodings kept."""
+"""Answers to queries about one image: patches encoded once, decoded per query and blended."""
 
 from __future__ import annotations
 
@@ -20,19 +20,24 @@ from promptseg.preprocessing.lazy import LazyImage
 from promptseg.preprocessing.patch import cut_patch
 
 ASKED_AT_ONCE = 8  # queries about a whole volume, whose logits are held together
+OPEN_VOXELS = 2**27  # of the blends that wait for patches: 512 MB
+ASKED_VOXELS = 2**25  # of the answers in one patch that are held together: 128 MB
 
 
 class ImageDecoder:
-    """Answers queries about one image, patch by patch.
+    """Logits and predicted IoU for queries in single patches of an image, or in all of it.
+
+    They are averaged over networks and mirrorings. The encodings of a patch are kept for further
+    queries.
 
     Args:
-        image: preprocessed, in the end.
-        networks: whose answers are averaged.
-        patch: voxels, zyx.
+        image: preprocessed patch by patch, when first needed.
+        networks: their answers are averaged.
+        patch_size: voxels, zyx.
         flips: mirrorings to average over, each a tuple of axes.
         device: where the networks are.
-        most_encodings: patches whose encodings are kept for further queries, each with those of
-            all networks and mirrorings; the oldest patch goes first.
+        most_encodings: number of patches whose encodings are kept, each with those of all
+            networks and mirrorings; the oldest patch is dropped first.
     """
 
     def __init__(
@@ -55,7 +60,7 @@ class ImageDecoder:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of the image, zyx."""
+        """Of the preprocessed image, zyx."""
         return self.image.shape[1:]
 
     def in_patch(self, start: Sequence[int], queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
@@ -63,22 +68,23 @@ class ImageDecoder:
 
         Args:
             start: of the patch, voxels, zyx.
-            queries: in the image's voxels.
+            queries: in voxels of the preprocessed image.
         """
         corner = np.array(start)
-        moved = [in_patch(query, corner, self.patch_size) for query in queries]
+        in_its_voxels = [in_patch(query, corner, self.patch_size) for query in queries]
         return self._decode(
-            tuple(start), lambda: cut_patch(self.image, corner, self.patch_size), moved
+            tuple(start), lambda: cut_patch(self.image, corner, self.patch_size), in_its_voxels
         )
 
     def in_whole(self, queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
-        """The same for the whole image resized to one patch; queries in voxels of that."""
+        """The same for the whole image resized to one patch; queries in voxels of that patch."""
         size = tuple(self.patch_size.tolist())
         return self._decode("whole", lambda: self.image.resized(size), queries)
 
     def _decode(
         self, key: Any, cut: Callable[[], np.ndarray], queries: Sequence[Query]
     ) -> tuple[Tensor, Tensor]:
+        """Answers in the patch of a key, which is cut only if an encoding is missing."""
         cut, encodings = cache(cut), self._encodings_of(key)
         logits_sum, iou_sum = 0.0, 0.0
         for index, network in enumerate(self.networks):
@@ -94,33 +100,52 @@ class ImageDecoder:
         return logits_sum / count, iou_sum / count
 
     def _encodings_of(self, key: Any) -> dict[tuple, Any]:
-        """Those of a patch that are there, to be added to; another patch makes room."""
+        """The encodings of a patch, to be added to; a new patch may displace the oldest."""
         if key not in self._encodings:
             while len(self._encodings) >= self.most_encodings:
                 self._encodings.pop(next(iter(self._encodings)))
             self._encodings[key] = {}
         return self._encodings[key]
 
-    def _encode(
-        self, network: PromptableNetwork, patch_size: np.ndarray, flip: tuple[int, ...]
-    ) -> Any:
-        patch_size = torch.from_numpy(np.ascontiguousarray(patch_size))[None].to(self.device)
-        patch_size = patch_size.flip([axis + 2 for axis in flip]).float()
-        return network.encode(patch_size.contiguous(memory_format=torch.channels_last_3d))
+    def _encode(self, network: PromptableNetwork, patch: np.ndarray, flip: tuple[int, ...]) -> Any:
+        batch = torch.from_numpy(np.ascontiguousarray(patch))[None].to(self.device)
+        batch = batch.flip([axis + 2 for axis in flip]).float()
+        return network.encode(batch.contiguous(memory_format=torch.channels_last_3d))
 
 
-OPEN_VOXELS = 2**27  # of the blends that wait for patches: 512 MB
-ASKED_VOXELS = 2**25  # of the answers in one patch that are held together: 128 MB
+@dataclass(frozen=True, kw_only=True)
+class PreparedImage:
+    """An image that is ready for prompts.
+
+    Attributes:
+        raw: (c, z, y, x) intensities of the image file.
+        spacing: mm, zyx, of the raw image.
+        decoder: answers queries about the preprocessed image.
+    """
+
+    raw: np.ndarray
+    spacing: tuple[float, float, float]
+    decoder: ImageDecoder
+
+    @property
+    def raw_shape(self) -> tuple[int, int, int]:
+        """Of the raw image, zyx."""
+        return self.raw.shape[1:]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the preprocessed image, zyx."""
+        return self.decoder.shape
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What the network says to one query, as far as its patches are done.
+    """The network's answer to one query, as far as its patches have been decoded.
 
     Attributes:
-        index: place of the query in the list that was asked.
-        blend: its logits; those of slices that are final and were not given yet count.
-        predicted_iou: the largest of the patches so far: the best one sees most of an object.
+        index: of the query in the list of queries, starting at 0.
+        blend: its logits; final slices that have not been released are new.
+        predicted_iou: the largest of the patches so far: the best patch sees most of an object.
         prompt_consistency: mean IoU with the answers to perturbed prompts, in the patches so far;
             None when there was nothing to perturb.
     """
@@ -142,21 +167,21 @@ def blended_answers(
 ) -> Iterator[Answer]:
     """Decode patch by patch in raster order, each for all queries that use it.
 
-    Of a query's logits about a patch's thickness is held. Where even that is too much for all
-    queries together, they go in groups, neighbours together, and patches that several groups use
-    are visited again for each.
+    Of each query's logits, about one patch's thickness is held. Where even that is too much for
+    all queries together, they are answered in groups of neighbours, and patches that several
+    groups use are visited again for each group.
 
     Args:
         decoder: of the image.
-        queries: in its voxels.
-        starts: (n, 3) starts of the patches that each query uses, zyx.
+        queries: in voxels of the preprocessed image.
+        starts: for each query the (n, 3) starts of its patches, zyx.
         weights: (z, y, x) of a patch.
-        n_perturbations: how many moved prompts each answer is compared with.
-        most_open_voxels: that the queries of a group hold; a single query may hold more.
+        n_perturbations: number of perturbed prompts that each answer is compared with.
+        most_open_voxels: number held for the queries of a group; a single query may hold more.
 
     Yields:
         Each query's answer, every time that slices of it have become final; the last time with
-        all patches. What was given is released when the next is asked for.
+        all patches. Slices are released when the next answer is requested.
     """
     order = sorted(range(len(queries)), key=lambda index: starts[index].tolist())
     corners = [spanned(starts[index], decoder.patch_size, decoder.shape) for index in order]
@@ -164,41 +189,6 @@ def blended_answers(
     for places in groups_of_at_most(sizes, most_open_voxels):
         group = [order[place] for place in places]
         yield from _answers_of_group(decoder, queries, starts, weights, n_perturbations, group)
-
-
-def answers_with_perturbed(
-    decoder: ImageDecoder,
-    start: Sequence[int],
-    queries: Sequence[Query],
-    moved: Sequence[Sequence[Query]],
-) -> Iterator[tuple[Tensor, float, list[Tensor | None]]]:
-    """Ask a patch queries and the moved ones of each, all in one call.
-
-    Args:
-        decoder: of the image.
-        start: of the patch, voxels, zyx.
-        queries: in the image's voxels.
-        moved: of each query.
-
-    Yields:
-        For each query its (z, y, x) logits, predicted IoU, and the logits of its moved ones; None
-        for one whose box has left the patch.
-    """
-    here = np.array([start])
-    there = [
-        [bool(len(patches_that_meet(query, here, decoder.patch_size))) for query in of_query]
-        for of_query in moved
-    ]
-    asked = [
-        query
-        for pair in zip(moved, there, strict=True)
-        for query, is_there in zip(*pair, strict=True)
-        if is_there
-    ]
-    logits, ious = decoder.in_patch(start, [*queries, *asked])
-    answers, of_moved = logits[: len(queries)], iter(logits[len(queries) :])
-    for answer, iou, are_there in zip(answers, ious[: len(queries)].tolist(), there, strict=True):
-        yield answer, iou, [next(of_moved) if is_there else None for is_there in are_there]
 
 
 def _answers_of_group(
@@ -209,22 +199,23 @@ def _answers_of_group(
     n_perturbations: int,
     group: Sequence[int],
 ) -> Iterator[Answer]:
-    jobs: dict[tuple, list[int]] = {}
+    """`blended_answers` for the queries with these indices."""
+    queries_of_start: dict[tuple, list[int]] = {}
     for index in group:
         for start in starts[index].tolist():
-            jobs.setdefault(tuple(start), []).append(index)
-    moved = {
+            queries_of_start.setdefault(tuple(start), []).append(index)
+    perturbed = {
         index: perturbed_prompts(queries[index], decoder.shape, n_perturbations) for index in group
     }
     blends: dict[int, Blend] = {}
-    agreements = {index: PromptConsistency(len(moved[index])) for index in group}
+    consistencies = {index: PromptConsistency(len(perturbed[index])) for index in group}
     qualities = dict.fromkeys(group, 0.0)
     at_once = max(1, ASKED_VOXELS // (int(np.prod(decoder.patch_size)) * (1 + n_perturbations)))
-    for start, asking in sorted(jobs.items()):
-        for first in range(0, len(asking), at_once):
-            here = asking[first : first + at_once]
+    for start, using in sorted(queries_of_start.items()):
+        for first in range(0, len(using), at_once):
+            here = using[first : first + at_once]
             answers = answers_with_perturbed(
-                decoder, start, [queries[i] for i in here], [moved[i] for i in here]
+                decoder, start, [queries[i] for i in here], [perturbed[i] for i in here]
             )
             for index, (answer, iou, others) in zip(here, answers, strict=True):
                 if index not in blends:
@@ -232,15 +223,50 @@ def _answers_of_group(
                 blend, inside = blends[index], blends[index].inside(np.array(start))
                 blend.add(answer, np.array(start))
                 others = [None if other is None else other[inside] for other in others]
-                agreements[index].add(answer[inside], others)
+                consistencies[index].add(answer[inside], others)
                 qualities[index] = max(qualities[index], iou)
                 if blend.is_due:
                     yield Answer(
                         index=index,
                         blend=blend,
                         predicted_iou=qualities[index],
-                        prompt_consistency=agreements[index].value(),
+                        prompt_consistency=consistencies[index].value(),
                     )
                     blend.release()
                 if blend.is_complete:
                     del blends[index]
+
+
+def answers_with_perturbed(
+    decoder: ImageDecoder,
+    start: Sequence[int],
+    queries: Sequence[Query],
+    perturbed: Sequence[Sequence[Query]],
+) -> Iterator[tuple[Tensor, float, list[Tensor | None]]]:
+    """Decode queries and their perturbed copies in one patch, all in one call.
+
+    Args:
+        decoder: of the image.
+        start: of the patch, voxels, zyx.
+        queries: in voxels of the preprocessed image.
+        perturbed: copies of each query.
+
+    Yields:
+        For each query its (z, y, x) logits, predicted IoU, and the logits of its perturbed
+        copies; None for a copy whose box does not meet the patch.
+    """
+    here = np.array([start])
+    meets = [
+        [bool(len(patches_that_meet(query, here, decoder.patch_size))) for query in of_query]
+        for of_query in perturbed
+    ]
+    decoded = [
+        query
+        for pair in zip(perturbed, meets, strict=True)
+        for query, is_met in zip(*pair, strict=True)
+        if is_met
+    ]
+    logits, ious = decoder.in_patch(start, [*queries, *decoded])
+    answers, of_perturbed = logits[: len(queries)], iter(logits[len(queries) :])
+    for answer, iou, are_met in zip(answers, ious[: len(queries)].tolist(), meets, strict=True):
+        yield answer, iou, [next(of_perturbed) if is_met else None for is_met in are_met]

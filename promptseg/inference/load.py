@@ -1,4 +1,4 @@
-"""The networks of a trained model, from its folder or a zip file of it."""
+"""A trained model, from its folder or a zip file of it, to a predictor."""
 
 from __future__ import annotations
 
@@ -14,31 +14,136 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from promptseg.files import read_json, write_json
+from promptseg.inference.options import check_step_size
+from promptseg.inference.predictor import Predictor
+from promptseg.networks.device import choose_device
 from promptseg.networks.promptable import PromptableNetwork, build_network
 from promptseg.plans import Plans
+from promptseg.presets import preset_of
 from promptseg.training.checkpoint import load_checkpoint, load_weights
 from promptseg.training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 
 COARSE_QUALITY = "coarse_prompts.json"  # in each fold's folder
-MOST_BYTES = 2**36  # that a zip file may unpack to
+MOST_BYTES = 2**36  # into which a zip file may unpack
 _OF_A_MODEL = (".json", ".pth")
 _ENCRYPTED = 1  # bit of a zip member's flags
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
 
+def load_predictor(
+    folder: Path | str,
+    *,
+    folds: Sequence[str] | None = None,
+    checkpoint: str = "checkpoint_final.pth",
+    device: str | None = None,
+    step_size: float = 0.5,
+    tta: bool = True,
+    most_encodings: int | None = None,
+    n_perturbations: int = 0,
+    keep_probabilities: bool = False,
+) -> Predictor:
+    """Load a trained model; the preset of its plans decides the class of the predictor.
+
+    More parameters than usual: each is an independent keyword with a default.
+
+    Args:
+        folder: `results/DatasetXXX_Name/TRAINER__PLANS__3d`, or a zip file of it.
+        folds: `0`, ..., `all`; every fold with that checkpoint when not given.
+        checkpoint: file name in each fold's folder.
+        device: where the networks run; a GPU if there is one, when not given.
+        step_size, most_encodings, n_perturbations, keep_probabilities: see `Predictor`.
+        tta: mirror at test time along the axes that training mirrored.
+
+    Raises:
+        FileNotFoundError: if the folder or a checkpoint is missing, listing those that exist.
+        ValueError: for a step size outside (0, 1], if the folds were trained with different
+            plans, or for a zip file that is damaged or holds no model.
+    """
+    check_step_size(step_size)
+    device = choose_device(device)
+    with opened_model(Path(folder)) as opened:
+        networks, plans, settings = load_networks(opened, folds, checkpoint)
+        measured = read_coarse_quality(opened, folds)
+    log.info("predicting on %s", device)
+    preset = preset_of(plans)
+    predictor_class = Predictor if preset is None else preset.predictor_class
+    return predictor_class(
+        networks,
+        plans,
+        device=device,
+        step_size=step_size,
+        mirror_axes=settings.mirror_axes if tta else (),
+        most_encodings=most_encodings,
+        n_perturbations=n_perturbations,
+        keep_probabilities=keep_probabilities,
+        measured_coarse=measured,
+    )
+
+
+def load_networks(
+    folder: Path, folds: Sequence[str] | None, checkpoint: str
+) -> tuple[list[PromptableNetwork], Plans, TrainingSettings]:
+    """Load one network per fold, their plans and training settings.
+
+    Args:
+        folder: `results/DatasetXXX_Name/TRAINER__PLANS__3d`.
+        folds: `0`, ..., `all`; every fold with that checkpoint when not given.
+        checkpoint: file name in each fold's folder.
+
+    Raises:
+        FileNotFoundError: if the folder or a checkpoint is missing, listing those that exist.
+        ValueError: if the folds were trained with different plans, or by a version with a
+            different encoder.
+    """
+    paths = _checkpoints(folder, folds, checkpoint)
+    contents = [load_checkpoint(path) for path in paths]
+    first = contents[0]
+    for path, content in zip(paths, contents, strict=True):
+        if content["plans"] != first["plans"]:
+            raise ValueError(f"{path} was trained with other plans than {paths[0]}")
+    plans = Plans.from_json(first["plans"], paths[0])
+    networks = []
+    for path, content in zip(paths, contents, strict=True):
+        network = build_network(plans, content["encoder"])
+        load_weights(network, content["network"], path)
+        networks.append(network)
+    log.info("model %s, %s, %s", folder.name, ", ".join(p.parent.name for p in paths), checkpoint)
+    return networks, plans, TrainingSettings.from_json(first["settings"])
+
+
+def _checkpoints(folder: Path, folds: Sequence[str] | None, checkpoint: str) -> list[Path]:
+    """Checkpoint files of a model's folds, or a FileNotFoundError that lists those that exist."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such model folder")
+    there = sorted(p.parent.name for p in folder.glob(f"fold_*/{checkpoint}"))
+    wanted = there if folds is None else [f"fold_{fold}" for fold in folds]
+    paths = [folder / name / checkpoint for name in wanted]
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        raise FileNotFoundError(
+            f"no {', '.join(missing)}; folds with a {checkpoint}: {', '.join(there) or 'none'}"
+        )
+    if not paths:
+        raise FileNotFoundError(
+            f"{folder} has no fold with a {checkpoint}; was its training finished? Other "
+            f"checkpoints can be named with -chk"
+        )
+    return paths
+
+
 @contextmanager
 def opened_model(path: Path, endings: Sequence[str] = _OF_A_MODEL) -> Iterator[Path]:
-    """A model folder as it is, or a zip file of one unpacked for as long as the block runs.
+    """A model folder itself, or a zip file of one, unpacked while the block runs.
 
     The zip holds the folder's content, or the folder itself. Only files with these endings are
-    unpacked, and nothing outside the temporary folder; the folder has the zip's name, so that
-    whatever names it names the zip.
+    unpacked, and nothing outside the temporary folder. That folder has the zip's name, so that
+    messages which name it name the zip.
 
     Raises:
         FileNotFoundError: if there is no such zip file.
-        ValueError: if the zip file is damaged, holds no model, or would unpack to too much.
+        ValueError: if the zip file is damaged, holds no model, or would unpack to more than
+            `MOST_BYTES`.
     """
     if path.is_dir() or path.suffix.lower() != ".zip":
         yield path
@@ -92,17 +197,17 @@ def _unpack(archive: zipfile.ZipFile, path: Path, folder: Path, endings: tuple[s
 
 
 def _of_macos(name: PurePosixPath) -> bool:
-    """Whether macOS put a file beside another, as it does in every zip that it makes."""
+    """Whether a file is one of those that macOS adds to every zip that it makes."""
     return name.parts[0] == "__MACOSX" or name.name.startswith("._")
 
 
 def write_coarse_quality(fold_folder: Path, box_ious: Mapping[str, float]) -> None:
-    """Note, for each label, the mean box IoU of the network's own prompt on validation cases."""
+    """Write, for each label, the mean box IoU of the network's own prompt on validation cases."""
     write_json(fold_folder / COARSE_QUALITY, {"box_iou": dict(box_ious)})
 
 
 def read_coarse_quality(folder: Path, folds: Sequence[str] | None) -> dict[str, float]:
-    """For each label the mean over the folds that measured it; empty where none has."""
+    """For each label the mean over the folds that measured it; empty where none did."""
     names = [f"fold_{fold}" for fold in folds or ()]
     if folds is None:
         names = sorted(p.name for p in folder.glob("fold_*"))
@@ -126,53 +231,3 @@ def _box_ious(file: Path) -> dict[str, float]:
             f"{str(content)[:80]}; remove the file, and hybrid is used only where it is asked for"
         )
     return box_ious
-
-
-def load_networks(
-    folder: Path, folds: Sequence[str] | None, checkpoint: str
-) -> tuple[list[PromptableNetwork], Plans, TrainingSettings]:
-    """Load one network a fold, and what they were trained with.
-
-    Args:
-        folder: `results/DatasetXXX_Name/TRAINER__PLANS__3d`.
-        folds: `0`, ..., `all`; every fold with that checkpoint when not given.
-        checkpoint: file name in each fold's folder.
-
-    Raises:
-        FileNotFoundError: if the folder or a checkpoint is missing, saying what is there.
-        ValueError: if the folds were trained with different plans, or by a version whose encoder
-            was another.
-    """
-    paths = _checkpoints(folder, folds, checkpoint)
-    contents = [load_checkpoint(path) for path in paths]
-    first = contents[0]
-    for path, content in zip(paths, contents, strict=True):
-        if content["plans"] != first["plans"]:
-            raise ValueError(f"{path} was trained with other plans than {paths[0]}")
-    plans = Plans.from_json(first["plans"], paths[0])
-    networks = []
-    for path, content in zip(paths, contents, strict=True):
-        network = build_network(plans, content["encoder"])
-        load_weights(network, content["network"], path)
-        networks.append(network)
-    log.info("model %s, %s, %s", folder.name, ", ".join(p.parent.name for p in paths), checkpoint)
-    return networks, plans, TrainingSettings.from_json(first["settings"])
-
-
-def _checkpoints(folder: Path, folds: Sequence[str] | None, checkpoint: str) -> list[Path]:
-    """Checkpoint files of a model's folds, or a FileNotFoundError that says what is there."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such model folder")
-    there = sorted(p.parent.name for p in folder.glob(f"fold_*/{checkpoint}"))
-    wanted = there if folds is None else [f"fold_{fold}" for fold in folds]
-    paths = [folder / name / checkpoint for name in wanted]
-    if missing := [str(path) for path in paths if not path.is_file()]:
-        raise FileNotFoundError(
-            f"no {', '.join(missing)}; folds with a {checkpoint}: {', '.join(there) or 'none'}"
-        )
-    if not paths:
-        raise FileNotFoundError(
-            f"{folder} has no fold with a {checkpoint}; was its training finished? Other "
-            f"checkpoints can be named with -chk"
-        )
-    return paths

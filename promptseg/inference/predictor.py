@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from promptseg.inference.batch.iterate import predict_each
 from promptseg.inference.coarse import locate, patches_of_queries
-from promptseg.inference.decoder import ImageDecoder, blended_answers
+from promptseg.inference.decoder import ImageDecoder, PreparedImage, blended_answers
 from promptseg.inference.label_map import Collector, raw_slabs
-from promptseg.inference.load import load_networks, opened_model, read_coarse_quality
-from promptseg.inference.prepared import PreparedImage, with_channels
+from promptseg.inference.options import check_step_size
 from promptseg.inference.prompting import Proposer
 from promptseg.inference.queries import as_queries, flips
 from promptseg.inference.results import LabelResult, Prediction
 from promptseg.inference.sliding_window import gaussian_weights
-from promptseg.networks.device import choose_device
+from promptseg.io.images import NPZ, Geometry, file_ending, read_image
 from promptseg.networks.prompt_encoder import Query
 from promptseg.networks.promptable import PromptableNetwork
 from promptseg.plans import Plans
 from promptseg.preprocessing.lazy import LazyImage
-from promptseg.preprocessing.normalize import check_windowed
-from promptseg.presets import preset_of
+from promptseg.preprocessing.normalize import check_windowed, undo_window
 from promptseg.prompts.types import Prompts, make_prompts
 
 __all__ = ["LabelResult", "Prediction", "Predictor", "PreparedImage"]
-log = logging.getLogger(__name__)
 
 KEPT_VOXELS = 2**23  # of patches, once for each encoding of them that is kept
 
@@ -42,7 +37,7 @@ class Predictor:
     reuse the encodings of its patches.
 
     Example:
-        >>> predictor = Predictor.from_model_folder("results/.../ViTTrainer__PromptSegPlans__3d")
+        >>> predictor = load_predictor("results/.../ViTTrainer__PromptSegPlans__3d")
         >>> predictor.set_image(image, spacing=(3.0, 0.9, 0.9))
         >>> prediction = predictor.predict(boxes={"liver": [[10, 80, 60], [42, 200, 190]]})
     """
@@ -60,25 +55,29 @@ class Predictor:
         keep_probabilities: bool = False,
         measured_coarse: Mapping[str, float] | None = None,
     ) -> None:
-        """Use networks that are in memory; `from_model_folder` loads them.
+        """Use networks that are in memory; `load_predictor` loads them from a model folder.
+
+        More parameters than usual: each is an independent keyword with a default.
 
         Args:
             networks: their logits are averaged.
             plans: what they were trained with.
             device: where they run.
-            step_size: largest distance of neighbouring patches, as a share of the patch.
+            step_size: largest distance of neighbouring patches, as a fraction of the patch.
             mirror_axes: axes 0, 1, 2 of z, y, x for test-time mirroring; logits are averaged
                 over all combinations.
-            most_encodings: patches whose encodings are kept for further prompts. Those of all
-                networks and mirrorings count together 8 million voxels at most, of the order
-                of 1 GB; but one patch's are always kept.
-            n_perturbations: perturbed copies of each prompt whose masks are compared
+            most_encodings: number of patches whose encodings are kept for further prompts. Those
+                of all networks and mirrorings together cover at most 8 million voxels, of the
+                order of 1 GB; but one patch's are always kept.
+            n_perturbations: number of perturbed copies of each prompt whose masks are compared
                 (`PromptConsistency`); each costs another decoding, not another encoding.
-            keep_probabilities: give them with each prediction.
+            keep_probabilities: return them with each prediction.
             measured_coarse: see `Proposer`.
+
+        Raises:
+            ValueError: for a step size outside (0, 1].
         """
-        if not 0 < step_size <= 1:
-            raise ValueError(f"step_size must be in (0, 1], got {step_size}")
+        check_step_size(step_size)
         self.networks = [
             n.to(device, memory_format=torch.channels_last_3d).eval() for n in networks
         ]
@@ -95,56 +94,8 @@ class Predictor:
         self._weights = gaussian_weights(plans.patch_size)
         self._image: PreparedImage | None = None
 
-    @classmethod
-    def from_model_folder(
-        cls,
-        folder: Path | str,
-        *,
-        folds: Sequence[str] | None = None,
-        checkpoint: str = "checkpoint_final.pth",
-        device: str | None = None,
-        step_size: float = 0.5,
-        tta: bool = True,
-        most_encodings: int | None = None,
-        n_perturbations: int = 0,
-        keep_probabilities: bool = False,
-    ) -> Predictor:
-        """Load the networks of a trained model.
-
-        Args:
-            folder: `results/DatasetXXX_Name/TRAINER__PLANS__3d`, or a zip file of it.
-            folds: `0`, ..., `all`; every fold with that checkpoint when not given.
-            checkpoint: file name in each fold's folder.
-            device: where the networks run; a GPU if there is one, when not given.
-            step_size, most_encodings, n_perturbations, keep_probabilities: see `Predictor`.
-            tta: mirror at test time on the axes that training mirrored.
-
-        Raises:
-            FileNotFoundError: if the folder or a checkpoint is missing, saying what is there.
-            ValueError: if the folds were trained with different plans, or for a zip file that is
-                damaged or no model.
-        """
-        device = choose_device(device)
-        with opened_model(Path(folder)) as opened:
-            networks, plans, settings = load_networks(opened, folds, checkpoint)
-            measured = read_coarse_quality(opened, folds)
-        log.info("predicting on %s", device)
-        if preset := preset_of(plans):
-            cls = preset.predictor_class
-        return cls(
-            networks,
-            plans,
-            device=device,
-            step_size=step_size,
-            mirror_axes=settings.mirror_axes if tta else (),
-            most_encodings=most_encodings,
-            n_perturbations=n_perturbations,
-            keep_probabilities=keep_probabilities,
-            measured_coarse=measured,
-        )
-
     def set_image(self, image: np.ndarray, spacing: Sequence[float]) -> None:
-        """Take the image that the next prompts are about.
+        """Set the image that the next prompts refer to.
 
         Args:
             image: (z, y, x) or (c, z, y, x) raw intensities.
@@ -158,32 +109,32 @@ class Predictor:
         self.set_prepared(self.prepare(image, spacing))
 
     def set_prepared(self, image: PreparedImage) -> None:
-        """Take the image that the next prompts are about from `prepare`."""
+        """`set_image` for an image that `prepare` or `prepare_files` returned."""
         self._image = image
 
     def prepare(self, image: np.ndarray, spacing: Sequence[float]) -> PreparedImage:
-        """The part of `set_image` that other threads can do while an image is worked on."""
+        """The part of `set_image` that other threads can do while an image is being segmented."""
         image, spacing = with_channels(image, self.plans.channel_names), tuple(spacing)
         decoder = self._decoder(image, spacing)
         check_windowed(image, self.plans.normalizations)
         return PreparedImage(raw=image, spacing=spacing, decoder=decoder)
 
-    def _decoder(self, image: np.ndarray, spacing: Sequence[float]) -> ImageDecoder:
-        """What answers queries about a (c, z, y, x) raw image."""
-        lazy = LazyImage(
-            image,
-            spacing,
-            normalizations=self.plans.normalizations,
-            target_spacing=spacing if self.plans.keeps_spacing else self.plans.spacing,
-        )
-        return ImageDecoder(
-            lazy,
-            self.networks,
-            self.plans.patch_size,
-            flips=self.flips,
-            device=self.device,
-            most_encodings=self.most_encodings,
-        )
+    def prepare_files(self, files: Sequence[Path]) -> tuple[PreparedImage, Geometry]:
+        """Read an image from files, one per channel, and `prepare` it.
+
+        CT in the challenge's npz files is windowed; the plans' window is undone, see
+        `undo_window`. Safe to call in several threads.
+
+        Raises:
+            FileNotFoundError, ValueError: naming the files that are wrong.
+        """
+        image, geometry = read_image(files)
+        if is_windowed(files[0]):
+            image = undo_window(image, self.plans.normalizations)
+        try:
+            return self.prepare(image, geometry.spacing), geometry
+        except ValueError as error:
+            raise ValueError(f"{', '.join(map(str, files))}: {error}") from error
 
     def predict(
         self,
@@ -196,18 +147,18 @@ class Predictor:
     ) -> Prediction:
         """Segment labels of the image that was set.
 
-        With `auto_prompt` boxes are proposed for the labels that have no prompt of their own.
-        Without any prompt a label is asked for by its name alone.
+        With `auto_prompt`, boxes are proposed for the labels without a prompt of their own.
+        Otherwise the name alone is the prompt of such a label.
 
         Args:
-            boxes: by label, (2, 3) or (n, 2, 3) half-open boxes in raw voxels, zyx; several are
-                several objects of the label.
+            boxes: by label, (2, 3) or (n, 2, 3) half-open boxes in raw voxels, zyx; several boxes
+                are several objects of the label.
             points: by label, (k, 3) voxel indices in raw voxels, zyx.
             point_labels: by label, (k,) 1 foreground, 0 background; foreground when not given.
             labels: which to segment; by default those with prompts, or all when there are none
                 or `auto_prompt` is set.
             auto_prompt: `plans` follows the plans' choice for each label, a strategy's name
-                forces it; `coarse` and `hybrid` are there too, see `own_prompts`.
+                forces that strategy, `coarse` and `hybrid` use the network, see `own_prompts`.
 
         Raises:
             RuntimeError: if no image is set.
@@ -229,18 +180,6 @@ class Predictor:
             labels = list(given) if given and not auto_prompt else list(self.plans.labels)
         return self.predict_prompts(given, labels=labels, auto_prompt=auto_prompt)
 
-    def predict_iterator(self, images: Iterable[Any], **prompts: Any) -> Iterator[Prediction]:
-        """`predict` for one image after the other, each read while the last is worked on.
-
-        Args:
-            images: files, lists of one file a channel, or (array, spacing) as in `set_image`.
-            prompts: of `predict`, the same for all; most often `auto_prompt` or `labels`.
-
-        Yields:
-            A prediction an image, in their order. Whatever is wrong with one is raised there.
-        """
-        return predict_each(self, images, **prompts)
-
     def predict_prompts(
         self,
         prompts: Mapping[str, Prompts],
@@ -248,7 +187,7 @@ class Predictor:
         labels: Sequence[str],
         auto_prompt: str | None = None,
     ) -> Prediction:
-        """`predict` for prompts that are checked already; see there."""
+        """`predict` for prompts that have been checked; see there."""
         image = self._current_image()
         if unknown := sorted((set(prompts) | set(labels)) - set(self.plans.labels)):
             known = ", ".join(self.plans.labels)
@@ -269,25 +208,33 @@ class Predictor:
         }
         return self._segment(wanted, queries)
 
-    def predict_files(
-        self, inputs: Path | str, output: Path | str, **options: Any
-    ) -> dict[str, Any]:
-        """`promptseg.predict_files` with networks that are loaded already; see `predict_folder`."""
-        from promptseg.inference.batch.predict_files import (
-            predict_folder,  # which needs this module
-        )
-
-        return predict_folder(self, inputs, output, **options)
-
     def _current_image(self) -> PreparedImage:
         if self._image is None:
             raise RuntimeError("no image is set; call set_image first")
         return self._image
 
+    def _decoder(self, image: np.ndarray, spacing: Sequence[float]) -> ImageDecoder:
+        """Answers queries about a (c, z, y, x) raw image."""
+        lazy = LazyImage(
+            image,
+            spacing,
+            normalizations=self.plans.normalizations,
+            target_spacing=spacing if self.plans.keeps_spacing else self.plans.spacing,
+        )
+        return ImageDecoder(
+            lazy,
+            self.networks,
+            self.plans.patch_size,
+            flips=self.flips,
+            device=self.device,
+            most_encodings=self.most_encodings,
+        )
+
     @torch.inference_mode()
     def _segment(
         self, wanted: Mapping[str, Prompts], queries: Mapping[str, list[Query]]
     ) -> Prediction:
+        """Answer the queries of each label, and report on all labels that are wanted."""
         image, patch_size = self._current_image(), self.plans.patch_size
         asked = [(label, query) for label, of_label in queries.items() for query in of_label]
         places = locate(
@@ -305,3 +252,25 @@ class Predictor:
             collector.enter(label, raw_slabs(answer.blend, *grids, positive_only=positive_only))
             collector.rate(label, answer.index, answer.predicted_iou, answer.prompt_consistency)
         return collector.prediction(wanted)
+
+
+def with_channels(image: np.ndarray, channel_names: Sequence[str]) -> np.ndarray:
+    """A (z, y, x) or (c, z, y, x) image as (c, z, y, x).
+
+    Raises:
+        ValueError: for a wrong number of channels or axes, or an image without voxels.
+    """
+    image = np.asarray(image)
+    image = image[None] if image.ndim == 3 else image
+    if image.ndim != 4 or len(image) != len(channel_names) or 0 in image.shape:
+        raise ValueError(
+            f"expected an image of {len(channel_names)} channel(s) "
+            f"({', '.join(channel_names)}), shape (c, z, y, x), found {image.shape}; "
+            f"give the channels that the model was trained with"
+        )
+    return image
+
+
+def is_windowed(file: Path) -> bool:
+    """Whether CT in a file is windowed to [0, 255], as in the challenge's npz files."""
+    return file_ending(file) == NPZ

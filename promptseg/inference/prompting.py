@@ -1,4 +1,4 @@
-"""Automatic prompts in prediction: the plans' strategies, and the network's own proposals."""
+"""Automatic prompts in prediction: by the plans' strategies, and by the network itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from promptseg.inference.coarse import COARSE, HYBRID, OWN, own_prompts
-from promptseg.inference.prepared import PreparedImage
+from promptseg.inference.decoder import PreparedImage
 from promptseg.plans import Plans
 from promptseg.preprocessing.lazy import LazyImage
 from promptseg.presets import preset_of
@@ -23,12 +23,12 @@ PLANS = "plans"
 
 
 class Proposer:
-    """Prompts for the labels of an image, in two steps: without the network, then with it.
+    """Proposes prompts for labels of an image, in two steps: without the network, then with it.
 
     Args:
         plans: of the model.
-        measured_coarse: for each label, the box IoU that training's validation measured for
-            `coarse`, the box of the network's own mask.
+        measured_coarse: for each label, the box IoU that was measured for `coarse`, the box of
+            the network's own mask, in the validation of training.
     """
 
     def __init__(self, plans: Plans, measured_coarse: Mapping[str, float]) -> None:
@@ -39,7 +39,7 @@ class Proposer:
         """Refuse a strategy that this model cannot use.
 
         Raises:
-            ValueError: for an unknown name, listing those there are.
+            ValueError: for an unknown name, listing the known ones.
         """
         if strategy == PLANS:
             return
@@ -54,18 +54,18 @@ class Proposer:
             )
 
     def strategy_of(self, label: str, strategy: str) -> str:
-        """The strategy that a label is prompted by.
+        """The strategy that prompts a label.
 
-        `plans` is the plans' choice, but `hybrid` where training's validation measured a higher
-        box IoU for `coarse` than planning did for that choice.
+        `plans` is the plans' choice, but `hybrid` where a higher box IoU was measured for
+        `coarse` in validation than for that choice in planning.
         """
         if strategy != PLANS:
             return strategy
         planned = self._of_plans(label)["strategy"]
         return HYBRID if self._coarse_is_better(label) else planned
 
-    def tell(self, strategy: str) -> None:
-        """Log for which labels `plans` is not the plans' choice, and why; once a run."""
+    def log_choice(self, strategy: str) -> None:
+        """Log for which labels `plans` is not the plans' choice, and why."""
         if strategy != PLANS:
             return
         better = [
@@ -84,24 +84,24 @@ class Proposer:
     def propose(
         self, image: PreparedImage, labels: Sequence[str], strategy: str
     ) -> dict[str, Prompts]:
-        """Automatic prompts in raw voxels; without boxes, and why, where there is no proposal.
+        """Automatic prompts in raw voxels; without boxes, and with the reason, if none is found.
 
-        Other threads can do this while an image is worked on. What the network itself proposes
-        is left to `ask_network`.
+        Other threads can do this while an image is being segmented. The network's own prompts are
+        left to `ask_network`.
         """
         self.check(strategy)
         forced = None if strategy in (PLANS, *OWN) else strategy
-        asked = [label for label in labels if self.strategy_of(label, strategy) != COARSE]
-        if not asked:
+        proposed = [label for label in labels if self.strategy_of(label, strategy) != COARSE]
+        if not proposed:
             return {}
-        seen = image.decoder.image
+        preprocessed = image.decoder.image
         proposals = propose_boxes(
             image.raw,
             image.spacing,
-            auto_prompts={label: self._of_plans(label) for label in asked},
+            auto_prompts={label: self._of_plans(label) for label in proposed},
             normalizations=self.plans.normalizations,
             strategy=forced,
-            scale=seen.scales[0] if isinstance(seen, LazyImage) else None,
+            scale=preprocessed.scales[0] if isinstance(preprocessed, LazyImage) else None,
         )
         found = {}
         for label, proposal in proposals.items():
@@ -129,7 +129,7 @@ class Proposer:
             image: from `Predictor.prepare`.
             labels: to find prompts for.
             strategy: as in `propose`.
-            proposals: what `propose` gave.
+            proposals: the result of `propose`.
         """
         nothing = make_prompts(shape=image.raw_shape, source="label name")
         others = {

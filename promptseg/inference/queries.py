@@ -1,4 +1,4 @@
-"""Prompts of a raw image as queries about patches of the preprocessed one."""
+"""Prompts in a raw image as queries in the preprocessed image and in its patches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from promptseg.prompts.types import Prompts
 def as_queries(
     prompts: Prompts, label: int, raw_shape: Sequence[int], shape: Sequence[int]
 ) -> list[Query]:
-    """One query a box (with all points), or one without box, in preprocessed voxels.
+    """One query per box (each with all points), or one without a box, in preprocessed voxels.
 
     Args:
         prompts: of one label, in raw voxels.
@@ -30,10 +30,10 @@ def as_queries(
 
 
 def region_of(query: Query, shape: Sequence[int], patch_size: Sequence[int]) -> np.ndarray:
-    """Where a query's answer is looked for: its box and a little more, or the whole volume.
+    """Where a query is answered: in its box and a margin around it, or in the whole volume.
 
-    A box may be off by a tenth of its side, as in training, and is widened by so much, but by no
-    more than a quarter of the patch; one that fits into a patch is not made to need two by that.
+    A box may be off by a tenth of its side, as in training. That is the margin, but at most a
+    quarter of the patch; a box that fits into one patch still does with its margin.
 
     Returns:
         (2, 3) continuous box inside the volume, zyx.
@@ -50,7 +50,7 @@ def region_of(query: Query, shape: Sequence[int], patch_size: Sequence[int]) -> 
 def patches_that_meet(query: Query, starts: np.ndarray, patch_size: Sequence[int]) -> np.ndarray:
     """Those of (n, 3) patch starts whose patches meet the query's box; all when it has none.
 
-    A box that is clipped to nothing is a prompt that training never makes.
+    In the other patches the box would be clipped to nothing, a prompt that training never makes.
     """
     if query.box is None:
         return starts
@@ -59,7 +59,7 @@ def patches_that_meet(query: Query, starts: np.ndarray, patch_size: Sequence[int
 
 
 def in_patch(query: Query, start: np.ndarray, patch_size: np.ndarray) -> Query:
-    """A query in a patch's own voxels; the box is clipped to it, points outside are left out."""
+    """A query in voxels of a patch: its box is clipped to the patch, points outside are dropped."""
     box = None if query.box is None else clip_box(query.box - start, patch_size)
     points = np.asarray(query.points, float).reshape(-1, 3) - start
     inside = ((points > -0.5) & (points < patch_size - 0.5)).all(axis=1)
@@ -77,7 +77,7 @@ def flips(axes: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 def flipped(query: Query, axes: Sequence[int], patch_size: Sequence[int]) -> Query:
-    """A query about the mirrored patch."""
+    """The same query in a patch that is mirrored along axes."""
     if not axes:
         return query
     axes, size = list(axes), np.asarray(patch_size, float)

@@ -1,4 +1,4 @@
-"""What a prediction tells about each label, and what a person should look at."""
+"""A prediction: segmentation, a result with reason codes per label, and probabilities."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from promptseg.files import replacing
 from promptseg.io.npz import read_npz
 from promptseg.prompts.types import Prompts
 
-LOW_QUALITY = 0.5  # predicted IoU below which a prediction is flagged
-LOW_AGREEMENT = 0.7  # mean IoU of masks from moved prompts below which it is
+LOW_QUALITY = 0.5  # predicted IoU below which a label is flagged
+LOW_CONSISTENCY = 0.7  # prompt consistency below which it is
+MOST_BYTES = 2**36  # into which a file of probabilities may unpack
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelResult:
-    """What happened to one label of one image.
+    """The result for one label of one image.
 
     Attributes:
-        prompts: used, in raw voxels.
+        prompts: those used, in raw voxels.
         predicted_iou: the network's own estimate, in [0, 1]; None when nothing was decoded.
         prompt_consistency: mean IoU with the masks of slightly perturbed prompts, in [0, 1]; None
-            when that was not asked for, or when there was no box or point to perturb.
-            Where a volume exceeds a patch, a label asked for by name has a box to move, too: the
+            without perturbed prompts, or when there was no box or point to perturb. Where a
+            volume exceeds a patch, a label prompted by its name has a box to perturb, too: the
             one found in the whole volume.
-        voxels: of the label in the result.
-        flags: codes for what a person should look at.
+        voxels: number that the label has in the segmentation.
+        flags: codes for what a person should review.
     """
 
     prompts: Prompts
@@ -54,9 +55,12 @@ class LabelResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """A segmentation (z, y, x) on the raw grid, and what happened to each label asked for.
+    """The result for one image.
 
-    `probabilities` are there if the predictor keeps them.
+    Attributes:
+        segmentation: (z, y, x) label values on the raw grid.
+        labels: by name, those that were to be segmented.
+        probabilities: None unless the predictor keeps them.
     """
 
     segmentation: np.ndarray
@@ -81,7 +85,7 @@ def label_result(
         flags.append("box_is_whole_volume")
     if predicted_iou is not None and predicted_iou < LOW_QUALITY:
         flags.append("low_predicted_quality")
-    if prompt_consistency is not None and prompt_consistency < LOW_AGREEMENT:
+    if prompt_consistency is not None and prompt_consistency < LOW_CONSISTENCY:
         flags.append("disagreement")
     if not voxels:
         flags.append("empty")
@@ -94,32 +98,29 @@ def label_result(
     )
 
 
-MOST_BYTES = 2**36  # that a file may unpack to
-
-
 def probabilities_file(output: Path, case_id: str) -> Path:
-    """Where a case's probabilities go: apart from the segmentations, which may be `.npz` too."""
+    """The file of a case's probabilities: apart from segmentations, which may be `.npz` as well."""
     return output / "probabilities" / f"{case_id}.npz"
 
 
 class RegionProbabilities:
-    """What the network gives each label, in the regions where it was looked for.
+    """Probabilities of each label, in the regions in which it was decoded.
 
     Labels are independent: where they overlap, their probabilities may sum to more than 1. With
-    several objects of a label a voxel has the largest of theirs.
+    several objects of a label, a voxel has the largest probability of any.
     """
 
     def __init__(self) -> None:
         self._slabs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
 
     def add(self, label: str, logits: Tensor, lower: Sequence[int]) -> None:
-        """Enter (z, y, x) raw-grid logits that begin at a voxel, zyx."""
+        """Enter (z, y, x) raw-grid logits whose first voxel is `lower`, zyx."""
         if logits.numel():
             values = logits.float().sigmoid().half().numpy()
             self._slabs.setdefault(label, []).append((np.asarray(lower), values))
 
     def region(self, label: str) -> tuple[np.ndarray, np.ndarray]:
-        """First voxel (3,), zyx, and (z, y, x) float16 probabilities; empty if never looked for."""
+        """First voxel (3,), zyx, and (z, y, x) float16 probabilities; empty if never decoded."""
         slabs = self._slabs.get(label, [])
         if not slabs:
             return np.zeros(3, int), np.zeros((0, 0, 0), np.float16)
@@ -133,7 +134,7 @@ class RegionProbabilities:
         return lower, region
 
     def forget(self, label: str) -> None:
-        """Free what is kept of a label."""
+        """Free the memory of a label."""
         self._slabs.pop(label, None)
 
 
@@ -142,12 +143,12 @@ def write_probabilities(
 ) -> None:
     """Write an npz: `shape`, `labels`, and for label number i `lower_i` and `probabilities_i`.
 
-    One label's region is put together at a time, and the label forgotten once it is written.
+    One label's region is assembled at a time, and forgotten once it is written.
 
     Args:
         path: ends in `.npz`.
-        probabilities: of one image; empty when the file is there.
-        labels: those asked for.
+        probabilities: of one image; empty afterwards.
+        labels: those that were to be segmented.
         shape: of the image, voxels, zyx.
     """
     with replacing(path) as temporary, ZipFile(temporary, "w", ZIP_DEFLATED) as archive:
@@ -167,11 +168,11 @@ def _add(archive: ZipFile, name: str, array: np.ndarray) -> None:
 
 
 def read_probabilities(path: Path | str) -> dict[str, np.ndarray]:
-    """Read (z, y, x) float16 probabilities of each label on the image's grid, 0 where not looked.
+    """Read (z, y, x) float16 probabilities of each label on the image's grid, 0 where not decoded.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged or something else.
+        ValueError: if the file is damaged or holds something else.
     """
     try:
         head = read_npz(path, ("shape", "labels"))

@@ -1,4 +1,4 @@
-"""Patch positions, weights and blending; knows no network."""
+"""Sliding window: where patches lie, their weights, and blending; independent of networks."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ def patch_starts(
     region: np.ndarray,
     step_size: float = 0.5,
 ) -> np.ndarray:
-    """Where patches start that together cover a region of a volume.
+    """Starts of patches that together cover a region of a volume.
 
-    Along each axis a region that fits is covered by one patch, centred on it and moved into the
-    volume as far as that goes; a longer one by evenly spaced patches, at most `step_size` patches
-    apart, as in nnU-Net. A volume shorter than the patch lies in its middle: the start is then
+    Along each axis a region that fits into a patch is covered by one, centred on it or shifted to
+    lie inside the volume; a longer one by evenly spaced patches, at most `step_size` patches
+    apart, as in nnU-Net. A volume shorter than the patch is centred in it: the start is then
     negative.
 
     Args:
         shape: of the volume, voxels, zyx.
-        patch: voxels, zyx.
+        patch_size: voxels, zyx.
         region: (2, 3) integer half-open box inside the volume, zyx.
-        step_size: largest distance of neighbouring patches, as a share of the patch.
+        step_size: largest distance of neighbouring patches, as a fraction of the patch.
 
     Returns:
         (n, 3) integer starts, zyx, in raster order.
@@ -51,15 +51,15 @@ def patches_of_regions(
     regions: Sequence[np.ndarray],
     step_size: float = 0.5,
 ) -> list[np.ndarray]:
-    """The patches in which each region is looked at; regions share a patch where one holds both.
+    """The patches that cover each region; regions share a patch where one holds both.
 
-    The larger regions choose first. A region that lies inside a patch which is there already
-    needs no other; any other region gets its own from `patch_starts`. So only patches that meet
-    a region are computed, and each is encoded once for all regions that use it.
+    Larger regions come first. A region inside a patch that has already been chosen needs no
+    other; any other region gets its own from `patch_starts`. So only patches that meet a region
+    are computed, and each is encoded once for all regions that use it.
 
     Args:
         shape: of the volume, voxels, zyx.
-        patch: voxels, zyx.
+        patch_size: voxels, zyx.
         regions: (2, 3) boxes inside the volume, zyx, half-open, continuous.
         step_size: see `patch_starts`.
 
@@ -74,7 +74,7 @@ def patches_of_regions(
     for index in order:
         lower, upper = boxes[index]
         holding = [s for s in there if (s <= lower).all() and (upper <= s + size).all()]
-        if holding:  # of several, the one whose middle is nearest
+        if holding:  # of several, the one whose centre is nearest
             offsets = [np.abs(2 * s + size - lower - upper).max() for s in holding]
             chosen[index] = holding[int(np.argmin(offsets))][None]
         else:
@@ -83,8 +83,8 @@ def patches_of_regions(
     return [chosen[index] for index in range(len(boxes))]
 
 
-def gaussian_weights(patch_size: Sequence[int], sigma_share: float = 1 / 8) -> Tensor:
-    """(z, y, x) float32 weights, 1 in the middle, smallest (never 0) at the corners.
+def gaussian_weights(patch_size: Sequence[int], sigma_fraction: float = 1 / 8) -> Tensor:
+    """(z, y, x) float32 weights: 1 in the centre, smallest at the corners, never 0.
 
     Source:
         nnU-Net: a Gaussian with a standard deviation of an eighth of the patch.
@@ -93,7 +93,7 @@ def gaussian_weights(patch_size: Sequence[int], sigma_share: float = 1 / 8) -> T
     for axis, n in enumerate(patch_size):
         impulse = np.zeros(n)
         impulse[n // 2] = 1
-        line = gaussian_filter1d(impulse, n * sigma_share, mode="constant")
+        line = gaussian_filter1d(impulse, n * sigma_fraction, mode="constant")
         line = torch.from_numpy(np.maximum(line / line.max(), 1e-2)).float()
         weights = weights * line.view([-1 if a == axis else 1 for a in range(3)])
     return weights
@@ -107,23 +107,23 @@ def spanned(
 
 
 class Blend:
-    """Weighted mean of the patches that were computed for one query, inside their region.
+    """Weighted mean of the logits that one query has in several patches, in the region they span.
 
-    A slice is final once no patch that meets it is missing. Final slices can be released, so
-    that, with patches in raster order, memory is a float32 for each voxel of about one patch's
-    thickness of the region, whatever their number.
+    A slice is final once every patch that meets it has been added. Final slices can be released:
+    with patches in raster order, memory is a float32 for each voxel of about one patch's
+    thickness of the region, whatever the number of patches.
 
-    Slices are counted from the region's first.
+    Slices are counted from the region's first, starting at 0.
 
     Args:
         starts: (n, 3) starts of all patches that will be added, zyx; may be negative.
-        patch: voxels, zyx.
+        patch_size: voxels, zyx.
         shape: of the volume, zyx.
         weights: (z, y, x) of a patch.
 
     Attributes:
         lower, upper: (3,) corners of the region, zyx.
-        first: slice that is held; those before it are released.
+        first: first slice that is held; those before it have been released.
         final: slices before this one are final.
     """
 
@@ -141,7 +141,7 @@ class Blend:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all patches are there."""
+        """Whether all patches have been added."""
         return not self._missing
 
     @property
@@ -150,7 +150,7 @@ class Blend:
         return self.is_complete or self.final > self.first + 1
 
     def add(self, logits: Tensor, start: np.ndarray) -> None:
-        """Add a patch's (z, y, x) logits; what lies outside the volume is left out."""
+        """Add a patch's (z, y, x) logits; those outside the volume are ignored."""
         here, (z, *in_plane) = self._common(start)
         if (new := z.stop - self.first - len(self._sum)) > 0:  # nothing was released
             self._sum = torch.cat([self._sum, torch.zeros([new, *self._plane])])
@@ -160,9 +160,9 @@ class Blend:
         self.final = min(self._missing, default=self._slices)
 
     def release(self) -> None:
-        """Forget the final slices but the last of them, beside which interpolation goes on."""
+        """Forget the final slices but the last, which interpolation needs for what follows."""
         first = max(self.first, self.final - 1)
-        if first > self.first:  # within the same memory: new pieces of it would leave gaps
+        if first > self.first:  # in place: new allocations would fragment memory
             kept = self._sum[first - self.first :].clone()
             self._sum[: len(kept)] = kept
             self._sum[len(kept) :] = 0
@@ -175,11 +175,11 @@ class Blend:
     def result(
         self, first: int | None = None, last: int | None = None, outside: float = -20.0
     ) -> Tensor:
-        """(z, y, x) mean logits of slices that are held; `outside` where no patch reached.
+        """(z, y, x) mean logits of slices that are held; `outside` where there is no patch.
 
         Args:
             first, last: slices, the last one exclusive; all that are held when not given.
-            outside: what stands for no answer.
+            outside: value of voxels without an answer.
         """
         first = self.first if first is None else first
         last = min(self._slices, self._slices if last is None else last)
@@ -195,7 +195,7 @@ class Blend:
         return torch.where(weight_sum > 0, logits / weight_sum, outside)
 
     def _common(self, start: np.ndarray) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        """What a patch and the region have in common, as slices of each."""
+        """The intersection of a patch and the region, as slices of each."""
         first = np.maximum(start, self.lower)
         last = np.minimum(start + self.patch_size, self.upper)
         here, there = (
@@ -206,18 +206,18 @@ class Blend:
 
 
 def open_voxels(lower: np.ndarray, upper: np.ndarray, patch_size: Sequence[int]) -> int:
-    """The most voxels that a `Blend` of a region holds when it is released as slices are due."""
+    """The most voxels that a `Blend` of a region holds if it is released whenever it is due."""
     return int(np.prod(np.minimum(upper - lower, (patch_size[0] + 1, *(upper - lower)[1:]))))
 
 
 def groups_of_at_most(sizes: Sequence[int], most: int) -> list[list[int]]:
-    """Places in `sizes`, in order, in groups whose sizes sum to at most `most`, or of one."""
+    """Indices of `sizes`, in order, in groups whose sizes sum to at most `most`, or of one."""
     groups: list[list[int]] = []
     total = 0
-    for place, size in enumerate(sizes):
+    for index, size in enumerate(sizes):
         if not groups or total + size > most:
             groups.append([])
             total = 0
-        groups[-1].append(place)
+        groups[-1].append(index)
         total += size
     return groups

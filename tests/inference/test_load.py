@@ -18,11 +18,11 @@ import pytest
 from promptseg.files import read_json, write_json
 from promptseg.inference import load as module
 from promptseg.inference.load import (
+    load_predictor,
     opened_model,
     read_coarse_quality,
     write_coarse_quality,
 )
-from promptseg.inference.predictor import Predictor
 from promptseg.pipeline import train
 from tests.inference.test_predictor import SMALL, SPACING, save_fold
 from tests.small_plans import small_plans
@@ -68,7 +68,7 @@ def zipped(
 
 def answers(path: Path, **options):
     image = np.random.default_rng(0).uniform(0, 255, SMALL)
-    predictor = Predictor.from_model_folder(path, **options)
+    predictor = load_predictor(path, **options)
     predictor.set_image(image, SPACING)
     found = predictor.predict(boxes={"liver": [[0, 1, 1], [5, 8, 9]]}, labels=["liver", "lesion"])
     return found, predictor
@@ -89,7 +89,7 @@ def test_a_zip_predicts_what_its_folder_does(model, tmp_path, prefix, caplog):
         assert from_zip.proposer.measured_coarse == from_folder.proposer.measured_coarse
         assert len(from_zip.networks) == len(from_folder.networks)
     with pytest.raises(FileNotFoundError, match="fold_7.*folds with a .*: fold_0, fold_1"):
-        Predictor.from_model_folder(archive, folds=["7"])
+        load_predictor(archive, folds=["7"])
 
 
 def test_a_zip_made_by_shutil_or_on_patches_or_macos_is_read(model, tmp_path):
@@ -226,14 +226,14 @@ def damaged(model: Path, tmp_path: Path, kind: str) -> Path:
 def test_damaged_and_other_zip_files_are_refused(model, tmp_path, kind, message):
     path = damaged(model, tmp_path, kind)
     with pytest.raises(ValueError, match=rf"model\.zip {message}"):
-        Predictor.from_model_folder(path)
+        load_predictor(path)
 
 
 def test_a_zip_that_unpacks_to_too_much_is_refused(model, tmp_path, monkeypatch):
     path = zipped(model, tmp_path / "model.zip")
     monkeypatch.setattr(module, "MOST_BYTES", 1000)
     with pytest.raises(ValueError, match=r"model\.zip would unpack to 0 GB; is it a model\?"):
-        Predictor.from_model_folder(path)
+        load_predictor(path)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_a_zip_that_unpacks_to_too_much_is_refused(model, tmp_path, monkeypatch)
 )
 def test_a_model_that_is_not_there_is_said_to_be_missing(tmp_path, name, message):
     with pytest.raises(FileNotFoundError, match=message):
-        Predictor.from_model_folder(tmp_path / name)
+        load_predictor(tmp_path / name)
 
 
 def test_measured_boxes_are_averaged_over_the_folds_in_use(model):
@@ -250,9 +250,9 @@ def test_measured_boxes_are_averaged_over_the_folds_in_use(model):
     assert read_coarse_quality(model, None) == {"liver": 0.625, "spleen": 0.25}
     assert read_coarse_quality(model, ["1"]) == {"liver": 0.75}
     assert read_coarse_quality(model, ["all"]) == {}
-    of_both = Predictor.from_model_folder(model).proposer.measured_coarse
+    of_both = load_predictor(model).proposer.measured_coarse
     assert of_both == {"liver": 0.625, "spleen": 0.25}
-    of_one = Predictor.from_model_folder(model, folds=["0"]).proposer.measured_coarse
+    of_one = load_predictor(model, folds=["0"]).proposer.measured_coarse
     assert of_one == {"liver": 0.5, "spleen": 0.25}
 
 
@@ -273,11 +273,11 @@ def test_training_measures_the_networks_own_boxes_for_prediction(planned, tmp_pa
         7, folders, fold="1", epochs=1, iterations_per_epoch=1, processes=0, device="cpu"
     )
     measured = read_json(folder / "fold_1" / "coarse_prompts.json")["box_iou"]
-    predictor = Predictor.from_model_folder(folder, folds=["1"], device="cpu")
+    predictor = load_predictor(folder, folds=["1"], device="cpu")
     assert predictor.proposer.measured_coarse == measured
     assert set(measured) == set(predictor.plans.labels)  # every case has both
     assert all(0 <= value <= 1 for value in measured.values())
     log = (folder / "fold_1" / "training_log.txt").read_text()
     assert "box IoU of the network's own prompts: " in log
-    found = Predictor.from_model_folder(zipped(folder, tmp_path / "model.zip"), device="cpu")
+    found = load_predictor(zipped(folder, tmp_path / "model.zip"), device="cpu")
     assert found.proposer.measured_coarse == measured

@@ -92,7 +92,7 @@ def test_few_answers_about_the_whole_are_held_at_once():
 
 def test_nothing_is_asked_of_the_whole_when_it_fits_a_patch_or_every_query_has_a_box():
     boxed = Query(label=1, box=np.array([[1.0, 2, 3], [4, 6, 9]]))
-    assert len(locate([boxed], SHAPE, PATCH_SIZE, ask_whole=None)) == 1
-    [(query, region)] = locate([clicks([1, 2, 3])], (5, 12, 9), PATCH_SIZE, ask_whole=None)
+    assert len(locate([boxed], SHAPE, PATCH_SIZE, in_whole=None)) == 1
+    [(query, region)] = locate([clicks([1, 2, 3])], (5, 12, 9), PATCH_SIZE, in_whole=None)
     assert query.box is None
     np.testing.assert_array_equal(region, [[0, 0, 0], [5, 12, 9]])

@@ -8,6 +8,8 @@ import torch
 from scipy import ndimage
 
 from promptseg.inference import predictor as predictor_module
+from promptseg.inference.load import load_predictor
+from promptseg.inference.options import PredictionOptions
 from promptseg.inference.predictor import Predictor
 from promptseg.networks.promptable import build_network
 from promptseg.preprocessing.patch import cut_patch
@@ -382,6 +384,9 @@ def test_prompting_before_an_image_is_set_is_refused():
 def test_a_step_outside_0_to_1_is_refused(step_size):
     with pytest.raises(ValueError, match=r"step_size must be in \(0, 1\], got"):
         predictor(step_size=step_size)
+    for call in (load_predictor, lambda folder, **how: PredictionOptions(**how)):
+        with pytest.raises(ValueError, match=r"step_size must be in \(0, 1\], got"):
+            call("nowhere", step_size=step_size)  # before anything is loaded
 
 
 def save_fold(folder, fold, plans, seed=0):
@@ -402,24 +407,24 @@ def test_a_model_folder_gives_all_its_folds_and_their_mean(tmp_path):
     for fold in ("0", "1"):
         (tmp_path / f"fold_{fold}").mkdir()
         save_fold(tmp_path, fold, plans, seed=int(fold))
-    both = Predictor.from_model_folder(tmp_path)
+    both = load_predictor(tmp_path)
     assert len(both.networks) == 2 and both.flips == [(), (2,)] and both.plans == plans
-    assert Predictor.from_model_folder(tmp_path, tta=False).flips == [()]
+    assert load_predictor(tmp_path, tta=False).flips == [()]
     image = np.random.default_rng(0).uniform(0, 255, SMALL)
     ious = []
     for folds in (["0"], ["1"], None):
-        model = Predictor.from_model_folder(tmp_path, folds=folds)
+        model = load_predictor(tmp_path, folds=folds)
         model.set_image(image, SPACING)
         ious.append(model.predict(labels=["liver"]).labels["liver"].predicted_iou)
     assert ious[2] == pytest.approx((ious[0] + ious[1]) / 2, abs=1e-6) and ious[0] != ious[1]
 
     with pytest.raises(FileNotFoundError, match=r"fold_3.*folds with a .*: fold_0, fold_1"):
-        Predictor.from_model_folder(tmp_path, folds=["3"])
+        load_predictor(tmp_path, folds=["3"])
     with pytest.raises(FileNotFoundError, match=r"no fold with a checkpoint_best.pth.*-chk"):
-        Predictor.from_model_folder(tmp_path, checkpoint="checkpoint_best.pth")
+        load_predictor(tmp_path, checkpoint="checkpoint_best.pth")
     with pytest.raises(FileNotFoundError, match="nowhere: no such model folder"):
-        Predictor.from_model_folder(tmp_path / "nowhere")
+        load_predictor(tmp_path / "nowhere")
     (tmp_path / "fold_2").mkdir()
     save_fold(tmp_path, "2", small_plans(spacing=(2.0, 1.0, 1.0)))
     with pytest.raises(ValueError, match=r"fold_2.* was trained with other plans than .*fold_0"):
-        Predictor.from_model_folder(tmp_path)
+        load_predictor(tmp_path)

@@ -74,7 +74,7 @@ def test_labels_that_the_plans_do_not_prompt_are_hybrid_once_the_network_finds_t
 def test_the_reason_for_hybrid_is_told_with_both_figures(caplog):
     proposer = Proposer(plans_with("atlas", 0.412), {"liver": 0.634, "lesion": 0.2, "spleen": 0.0})
     with caplog.at_level(logging.INFO, "promptseg"):
-        proposer.tell("plans")
+        proposer.log_choice("plans")
     assert [record.message for record in caplog.records] == [
         "hybrid in place of the plans' choice, which the network's own box beat: "
         "liver (box IoU 0.634 in validation, atlas 0.412 in planning), "
@@ -83,8 +83,8 @@ def test_the_reason_for_hybrid_is_told_with_both_figures(caplog):
     caplog.clear()
     with caplog.at_level(logging.INFO, "promptseg"):
         for strategy in ("coarse", "hybrid", "atlas"):
-            proposer.tell(strategy)
-        Proposer(plans_with("atlas"), {"liver": 0.1}).tell("plans")
+            proposer.log_choice(strategy)
+        Proposer(plans_with("atlas"), {"liver": 0.1}).log_choice("plans")
     assert not caplog.records
 
 

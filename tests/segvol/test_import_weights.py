@@ -10,7 +10,7 @@ import torch
 from promptseg.commands import import_segvol as import_command
 from promptseg.commands import predict as predict_command
 from promptseg.files import read_json, write_json
-from promptseg.inference.predictor import Predictor
+from promptseg.inference.load import load_predictor
 from promptseg.io.images import Geometry, read_image, write_image
 from promptseg.networks.prompt_encoder import Query, batch_queries
 from promptseg.plans import Plans, load_plans
@@ -164,7 +164,7 @@ def test_a_model_folder_is_whole_and_says_what_it_is(model, weights):
     assert (plans.patch_size, plans.stride, plans.size) == (PATCH_SIZE, STRIDE, "tiny")
     assert read_json(model / "dataset.json")["labels"] == {"background": 0, "object": 1}
     assert not list(model.parent.glob(".writing_*"))
-    predictor = Predictor.from_model_folder(model, device="cpu")
+    predictor = load_predictor(model, device="cpu")
     assert type(predictor) is SegVolPredictor and predictor.flips == [()]
 
 

@@ -9,7 +9,7 @@ from promptseg.commands import plan as plan_command
 from promptseg.experiment_planning.planner import checked_size, plan_dataset
 from promptseg.files import read_json, write_json
 from promptseg.folders import Folders
-from promptseg.inference.predictor import Predictor
+from promptseg.inference.load import load_predictor
 from promptseg.io.dataset import read_raw_dataset
 from promptseg.io.images import Geometry, write_image
 from promptseg.pipeline import train
@@ -109,7 +109,7 @@ def test_plans_of_the_preset_train_and_predict(folders):
 
     report = read_json(model / "fold_0" / "validation" / "predict_report.json")
     assert report["failed"] == 0 and report["cases"]
-    predictor = Predictor.from_model_folder(model, device="cpu")
+    predictor = load_predictor(model, device="cpu")
     assert type(predictor) is SegVolPredictor
     # four steps asked for the label by name, so it can be asked for now
     assert predictor.networks[0].label_text.learned.all()

@@ -1,15 +1,17 @@
-"""What is done with one case: read and prompt it, segment it, write it."""
+"""A model for many cases, and the steps of each: read and prompt it, segment it, write it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from promptseg.inference.decoder import PreparedImage
+from promptseg.inference.load import load_predictor
+from promptseg.inference.options import PredictionOptions
 from promptseg.inference.predictor import Predictor
-from promptseg.inference.prepared import PreparedImage, read_prepared
 from promptseg.inference.results import Prediction, probabilities_file, write_probabilities
 from promptseg.io.dataset import RawCase
 from promptseg.io.images import SEGMENTATION_ENDINGS, Geometry, file_ending, write_image
@@ -19,10 +21,37 @@ from promptseg.words import some
 
 log = logging.getLogger(__name__)
 
+KEPT_ENCODINGS = 4  # of patches; an image is segmented once, mostly patch after patch
+
+# Told the outcome of a case: its report entry and None, or None and the exception.
+Done = Callable[[RawCase, dict[str, Any] | None, Exception | None], None]
+
+
+def load_for_files(model: Path | str, options: PredictionOptions) -> Predictor:
+    """Load a model folder or zip file as options ask for."""
+    return load_predictor(
+        model,
+        folds=options.folds,
+        checkpoint=options.checkpoint,
+        device=options.device,
+        step_size=options.step_size,
+        tta=options.tta,
+        most_encodings=KEPT_ENCODINGS,
+        n_perturbations=options.n_perturbations,
+        keep_probabilities=options.save_probabilities,
+    )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReadCase:
-    """A case's image, the labels to segment and what prompts there are for them."""
+    """A case that is ready to be segmented.
+
+    Attributes:
+        image: of the case.
+        geometry: of the image file, for the segmentation.
+        labels: to segment.
+        prompts: by label, in raw voxels; labels without an entry have none.
+    """
 
     image: PreparedImage
     geometry: Geometry
@@ -32,18 +61,18 @@ class ReadCase:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseSteps:
-    """The steps of a case, to be called one after the other or beside those of other cases.
+    """The steps of a case, to be called in turn or while other cases are at other steps.
 
     Attributes:
         predictor: with its networks; `segment` sets its image.
         output: folder to write to.
-        auto_prompt: `plans` or a strategy's name; None asks by label names, or by `from_file`.
-        from_file: prompts by case, see `read_case_prompts`; None when no file gives any.
+        options: of the run.
+        from_file: prompts by case, see `read_case_prompts`; None without such a file.
     """
 
     predictor: Predictor
     output: Path
-    auto_prompt: str | None = None
+    options: PredictionOptions
     from_file: Mapping[str, CasePrompts] | None = None
 
     def read(self, case: RawCase) -> ReadCase:
@@ -52,29 +81,29 @@ class CaseSteps:
         Raises:
             FileNotFoundError, ValueError: naming the files or the prompts that are wrong.
         """
-        prepared, geometry = read_prepared(self.predictor, case.images)
+        prepared, geometry = self.predictor.prepare_files(case.images)
         labels, prompts = list(self.predictor.plans.labels), {}
         if self.from_file is not None:
             prompts = prompts_of_case(self.from_file, case.case_id, geometry)
             labels = list(prompts)
-        elif self.auto_prompt:
-            prompts = self.predictor.proposer.propose(prepared, labels, self.auto_prompt)
+        elif strategy := self.options.auto_prompt:
+            prompts = self.predictor.proposer.propose(prepared, labels, strategy)
         return ReadCase(image=prepared, geometry=geometry, labels=labels, prompts=prompts)
 
     def segment(self, case: RawCase, read: ReadCase) -> tuple[Prediction, Geometry]:
         """Segment a case; one at a time."""
         predictor, prompts = self.predictor, read.prompts
         predictor.set_prepared(read.image)
-        if self.auto_prompt:
-            own = predictor.proposer.ask_network(read.image, read.labels, self.auto_prompt, prompts)
+        if strategy := self.options.auto_prompt:
+            own = predictor.proposer.ask_network(read.image, read.labels, strategy, prompts)
             prompts = {**prompts, **own}
         return predictor.predict_prompts(prompts, labels=read.labels), read.geometry
 
     def write(self, case: RawCase, segmented: tuple[Prediction, Geometry]) -> dict[str, Any]:
-        """Write all files of a case, each atomically; returns its entry of the report."""
+        """Write all files of a case, each atomically; returns its report entry."""
         prediction, geometry = segmented
         file = target(case, self.output)
-        if prediction.probabilities is not None:  # first: a segmentation says that a case is done
+        if prediction.probabilities is not None:  # first: a segmentation marks its case as done
             write_probabilities(
                 probabilities_file(self.output, case.case_id),
                 prediction.probabilities,
@@ -97,7 +126,7 @@ class CaseSteps:
 def prompts_of_case(
     from_file: Mapping[str, CasePrompts], case_id: str, geometry: Geometry
 ) -> dict[str, Prompts]:
-    """Prompts by label that files have for a case, in the voxels of its image.
+    """Prompts by label that were given for a case, in voxels of its image.
 
     Raises:
         ValueError: if there are none for this case, or if they are wrong.
@@ -117,7 +146,7 @@ def target(case: RawCase, output: Path) -> Path:
 
 
 def failure(case: RawCase, error: BaseException) -> dict[str, Any]:
-    """The report's entry of a case that could not be done."""
+    """The report entry of a case that failed."""
     message = str(error) or type(error).__name__
     log.error("case %s failed: %s", case.case_id, message)
     return {"status": "failed", "images": [str(p) for p in case.images], "error": message}

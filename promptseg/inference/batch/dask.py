@@ -1,4 +1,4 @@
-"""Cases shared out over the workers of a Dask cluster, one case a task."""
+"""Cases distributed over the workers of a Dask cluster, one task per case."""
 
 from __future__ import annotations
 
@@ -6,43 +6,52 @@ import importlib
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptseg.inference.batch.case import CaseSteps
+from promptseg.inference.batch.case import CaseSteps, Done, load_for_files
+from promptseg.inference.options import PredictionOptions
 from promptseg.inference.predictor import Predictor
 from promptseg.io.dataset import RawCase
 from promptseg.prompts.given import CasePrompts
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10
 _one_at_a_time = threading.Lock()  # a predictor holds one image; a worker may have threads
-_loaded: dict[str, Predictor] = {}  # of the latest run, by its name
+_loaded: dict[str, Predictor] = {}  # of the latest run, by its identifier
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterJob:
-    """What a worker needs to know to do cases; every path is one that it sees too.
+    """What a worker needs to know of a run; it must see the paths, too.
 
     Attributes:
-        model_folder, model_options: arguments of `Predictor.from_model_folder`.
-        output, auto_prompt: see `CaseSteps`.
-        imports: modules to import first.
-        run: a name of its own for every run, so that no worker takes an earlier run's model.
+        model: absolute path of the model folder or zip file.
+        output: absolute path of the folder to write to.
+        options: of the run.
+        run: identifies the run, so that no worker uses an earlier run's model.
     """
 
-    model_folder: Path
-    model_options: Mapping[str, Any]
+    model: Path
     output: Path
-    auto_prompt: str | None
-    imports: tuple[str, ...]
+    options: PredictionOptions
     run: str
+
+    @classmethod
+    def of(cls, model: Path, output: Path, options: PredictionOptions) -> ClusterJob:
+        """A new run."""
+        return cls(
+            model=model.absolute(),
+            output=output.absolute(),
+            options=options,
+            run=uuid.uuid4().hex,
+        )
 
 
 def connect(address: str) -> Client:
@@ -64,44 +73,31 @@ def connect(address: str) -> Client:
     except (OSError, ValueError) as error:
         raise ConnectionError(
             f"no Dask scheduler at {address!r} ({error}); expected tcp://HOST:PORT of a running "
-            f"`dask scheduler`, with a `dask worker tcp://HOST:PORT --nthreads 1` a machine or GPU"
+            f"`dask scheduler`, with one `dask worker tcp://HOST:PORT --nthreads 1` per machine or "
+            f"GPU"
         ) from error
 
 
 def predict_on_cluster(
     client: Client,
     cases: Sequence[RawCase],
-    done: Callable[[RawCase, dict[str, Any] | None, Exception | None], None],
-    *,
-    model_folder: Path,
-    model_options: Mapping[str, Any],
-    output: Path,
-    auto_prompt: str | None,
+    done: Done,
+    job: ClusterJob,
     from_file: Mapping[str, CasePrompts] | None,
-    imports: Sequence[str] = (),
 ) -> None:
-    """Have the workers read, segment and write every case; tell `done` what came of it.
+    """Have the workers read, segment and write every case.
 
-    The model is loaded once in each worker process. Cases of workers that are lost are done
-    again; one on which several workers died in a row has failed. A result is one move of a
-    finished file, so that doing a case twice leaves the same as doing it once.
+    The model is loaded once in each worker process. Cases of workers that are lost are repeated;
+    one on which several workers died in a row has failed. A result is one move of a finished
+    file, so that repeating a case changes nothing.
 
     Args:
         client: of the scheduler; see `connect`.
         cases: to segment.
-        done: called with case, report entry, None or case, None, exception, as they come.
-        model_folder, model_options: arguments of `Predictor.from_model_folder`.
-        output, auto_prompt, from_file: see `CaseSteps`.
-        imports: modules that the workers import first.
+        done: told the outcome of each case, in the order in which they end.
+        job: the run.
+        from_file: see `CaseSteps`.
     """
-    job = ClusterJob(
-        model_folder=model_folder.absolute(),
-        model_options=model_options,
-        output=output.absolute(),
-        auto_prompt=auto_prompt,
-        imports=tuple(imports),
-        run=uuid.uuid4().hex,
-    )
     if not client.scheduler_info()["workers"]:
         log.warning("no worker has joined the cluster yet; waiting for the first")
     from distributed import as_completed
@@ -109,39 +105,48 @@ def predict_on_cluster(
     running = {}
     try:
         for case in cases:
-            images = tuple(path.absolute() for path in case.images)
-            prompts = None
-            if from_file is not None:  # of this case alone
-                own = from_file.get(case.case_id)
-                prompts = {} if own is None else {case.case_id: own}
-            key = f"{case.case_id}-{job.run}"
-            task = client.submit(
-                _predict_case, replace(case, images=images), prompts, job, key=key, pure=False
-            )
-            running[task] = case
+            running[_submit(client, case, job, from_file)] = case
         for task in as_completed(list(running), loop=client.loop):
             try:
                 entry, message = task.result()
                 error = None if message is None else RuntimeError(message)
             except Exception as cause:
                 entry, error = None, _in_words(cause)
-            # Dask would do a case again whose worker is lost while anybody holds its result.
+            # Dask would repeat a case whose worker is lost while its result is still held.
             task.release()
             done(running.pop(task), entry, error)
     finally:
         client.cancel(list(running))
 
 
+def _submit(
+    client: Client,
+    case: RawCase,
+    job: ClusterJob,
+    from_file: Mapping[str, CasePrompts] | None,
+) -> Future:
+    """The task of a case, with its prompts alone."""
+    images = tuple(path.absolute() for path in case.images)
+    prompts = None
+    if from_file is not None:
+        own = from_file.get(case.case_id)
+        prompts = {} if own is None else {case.case_id: own}
+    key = f"{case.case_id}-{job.run}"
+    return client.submit(
+        _predict_case, replace(case, images=images), prompts, job, key=key, pure=False
+    )
+
+
 def _predict_case(
     case: RawCase, from_file: Mapping[str, CasePrompts] | None, job: ClusterJob
 ) -> tuple[dict[str, Any] | None, str | None]:
-    """Do a case on a worker; returns its report entry, or what went wrong in words."""
+    """Segment a case on a worker; returns its report entry, or a message if it failed."""
     try:
         with _one_at_a_time:
             steps = CaseSteps(
                 predictor=_predictor(job),
                 output=job.output,
-                auto_prompt=job.auto_prompt,
+                options=job.options,
                 from_file=from_file,
             )
             return steps.all(case), None
@@ -150,17 +155,17 @@ def _predict_case(
 
 
 def _predictor(job: ClusterJob) -> Predictor:
-    """The run's model, loaded by the first case that this process does."""
+    """The run's model, loaded by the first case in this process."""
     if job.run not in _loaded:
         _loaded.clear()
-        for module in job.imports:
+        for module in job.options.imports:
             importlib.import_module(module)
-        _loaded[job.run] = Predictor.from_model_folder(job.model_folder, **job.model_options)
+        _loaded[job.run] = load_for_files(job.model, job.options)
     return _loaded[job.run]
 
 
 def _in_words(cause: Exception) -> Exception:
-    """The error of a case whose task came to no end; what went wrong inside, a task returns."""
+    """The error of a case whose task did not end; errors in the case itself are returned by it."""
     from distributed.scheduler import KilledWorker
 
     if isinstance(cause, KilledWorker):

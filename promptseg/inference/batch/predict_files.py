@@ -1,144 +1,196 @@
-"""A folder of images through a predictor: segmentations, the prompts used and a report."""
+"""Many images through a model: a folder to segmentations and a report, or one after the other."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from promptseg.files import replacing
-from promptseg.inference.batch.case import CaseSteps, failure, target
-from promptseg.inference.batch.dask import connect, predict_on_cluster
+from promptseg.inference.batch.case import CaseSteps, Done, failure, load_for_files, target
+from promptseg.inference.batch.dask import ClusterJob, connect, predict_on_cluster
 from promptseg.inference.batch.report import Report, write_review_list
 from promptseg.inference.batch.stages import overlapped
+from promptseg.inference.decoder import PreparedImage
 from promptseg.inference.load import opened_model
-from promptseg.inference.predictor import Predictor
-from promptseg.inference.prepared import warn_of_windows
-from promptseg.inference.results import probabilities_file
+from promptseg.inference.options import PredictionOptions, check_for_loaded
+from promptseg.inference.predictor import Predictor, is_windowed
+from promptseg.inference.results import Prediction, probabilities_file
 from promptseg.io.dataset import RawCase, cases_in_folder
+from promptseg.plans import Normalization, Plans
+from promptseg.preprocessing.normalize import windows_in_words
 from promptseg.prompts.given import CasePrompts
 from promptseg.prompts.reading import read_case_prompts
 from promptseg.words import some
 
 log = logging.getLogger(__name__)
 
-_Done = Callable[[RawCase, dict[str, Any] | None, Exception | None], None]
+Work = Callable[[Sequence[RawCase], Done], None]  # segments cases, and reports the outcome of each
+
+_END = object()
 
 
-def predict_folder(
-    predictor: Predictor,
+def predict_files(
+    model: Predictor | Path | str,
     inputs: Path | str,
     output: Path | str,
-    *,
-    auto_prompt: str | None = None,
-    prompts: Path | str | None = None,
-    continue_prediction: bool = False,
-    parts: int = 1,
-    part: int = 0,
-    readers: int = 1,
-    writers: int = 1,
-    review_list: Path | str | None = None,
-    work: Callable[..., None] | None = None,
+    options: PredictionOptions | None = None,
+    **changes: Any,
 ) -> dict[str, Any]:
-    """`predict_files` with networks that are loaded already.
+    """Segment every case of a folder and write the results into another.
+
+    Writes `CASE.nii.gz` (the images' own ending), `prompts_used.json` (can be edited and given
+    back as `prompts`), `predict_report.json` and the model's `dataset.json`. A case that fails is
+    reported; the others are segmented. The segmentation of an earlier run is removed before its
+    case is predicted anew, so that it cannot be taken for a result of this run.
 
     Args:
-        predictor: with its networks.
-        work: does the cases in place of this process, called as `predict_on_cluster` is.
-        inputs, output and all others: see `predict_files`.
+        model: folder of a trained model or a zip file of it; or a predictor from
+            `load_predictor`, whose own step size, perturbations and so on are used. (Without
+            arguments, it has no perturbed prompts, and keeps more encodings.)
+        inputs: folder of images, DICOM series folder, or one file.
+        output: folder to write to.
+        options: see `PredictionOptions`.
+        changes: fields of the options, as keywords: `predict_files(..., auto_prompt="plans")`.
+
+    Returns:
+        The report: `auto_prompt`, `cases`, each with `status` `done`, `kept` or `failed`, and
+        `failed`, the number of those.
+
+    Raises:
+        FileNotFoundError, ValueError: if the model, the inputs or the prompts file as a whole
+            cannot be used, if an option is wrong or does not apply to a loaded predictor, if
+            `review_list` is a folder, or if a segmentation would overwrite an image.
+        ImportError, ConnectionError: if `dask` is given and Dask or the scheduler is missing.
     """
-    check_arguments(
-        auto_prompt=auto_prompt, prompts=prompts, parts=parts, part=part, review_list=review_list
-    )
-    output = Path(output)
-    if auto_prompt:
-        predictor.proposer.check(auto_prompt)  # a wrong name fails here, once
-        predictor.proposer.tell(auto_prompt)
-    cases, notes, problems = cases_in_folder(inputs, len(predictor.plans.channel_names))
-    for note in notes:
-        log.info(note)
-    from_file = None
-    if prompts is not None:
-        case_ids = [case.case_id for case in cases]
-        from_file = _prompts_for_all(Path(prompts), case_ids, predictor.plans.labels)
-    cases = cases[part::parts]
-    how = {"output": output, "auto_prompt": auto_prompt, "from_file": from_file}
-    if work is None:
-        work = _in_this_process(CaseSteps(predictor=predictor, **how), readers, writers)
-    else:
-        work = partial(work, **how)
-    report = Report(
-        output,
-        auto_prompt,
-        [case.case_id for case in cases],
-        suffix="" if parts == 1 else f"_part{part}",
-        goes_on=continue_prediction,
-    )
-    content = _predict(predictor, cases, work, output, report, problems)
-    if review_list is not None:
-        write_review_list(Path(review_list), content)
-    return content
+    options, output = replace(options or PredictionOptions(), **changes), Path(output)
+    if options.review_list is not None and Path(options.review_list).is_dir():
+        raise ValueError(f"{options.review_list} is a folder; the review list is a CSV file")
+    is_loaded = isinstance(model, Predictor)
+    if is_loaded:
+        check_for_loaded(options)
+    with connect(options.dask) if options.dask else nullcontext() as client:
+        if is_loaded:
+            predictor = model
+        else:  # a cluster's client decodes nothing, and may have no GPU
+            predictor = load_for_files(model, replace(options, device="cpu") if client else options)
+        if options.auto_prompt:
+            predictor.proposer.check(options.auto_prompt)  # a wrong name fails here, once
+            predictor.proposer.log_choice(options.auto_prompt)
+        cases, problems, from_file = _find_cases(inputs, options, predictor.plans)
+
+        def on_cluster(cases: Sequence[RawCase], done: Done) -> None:
+            job = ClusterJob.of(Path(model), output, options)
+            predict_on_cluster(client, cases, done, job, from_file)
+
+        steps = CaseSteps(predictor=predictor, output=output, options=options, from_file=from_file)
+        report = _predict(steps, cases, problems, on_cluster if client else _in_this_process(steps))
+    if options.review_list is not None:
+        write_review_list(Path(options.review_list), report)
+    if not is_loaded:
+        _keep_dataset_json(Path(model), output)
+    return report
 
 
 def predict_cases(
     predictor: Predictor,
     cases: Sequence[RawCase],
     output: Path | str,
+    options: PredictionOptions | None = None,
     *,
-    auto_prompt: str | None = None,
     from_file: Mapping[str, CasePrompts] | None = None,
-    continue_prediction: bool = False,
-    readers: int = 1,
-    writers: int = 1,
 ) -> dict[str, Any]:
-    """`predict_folder` for a predictor and cases that are there already.
+    """`predict_files` for a loaded predictor and cases that have been found.
 
     Args:
         predictor: with its networks.
-        cases: to segment; labels are not looked at.
+        cases: to segment; their labels are not used.
         output: folder to write to; made when missing.
-        auto_prompt, continue_prediction, readers, writers: see `predict_files`.
+        options: those that concern a loaded predictor, except `prompts` and `review_list`.
         from_file: prompts by case; see `read_case_prompts`.
     """
-    output = Path(output)
-    steps = CaseSteps(
-        predictor=predictor, output=output, auto_prompt=auto_prompt, from_file=from_file
-    )
-    case_ids = [case.case_id for case in cases]
-    report = Report(output, auto_prompt, case_ids, goes_on=continue_prediction)
-    work = _in_this_process(steps, readers, writers)
-    return _predict(predictor, cases, work, output, report, {})
+    options, output = options or PredictionOptions(), Path(output)
+    steps = CaseSteps(predictor=predictor, output=output, options=options, from_file=from_file)
+    return _predict(steps, cases, {}, _in_this_process(steps))
 
 
-def check_arguments(
+def predict_iterator(
+    predictor: Predictor,
+    images: Iterable[Any],
     *,
-    auto_prompt: str | None,
-    prompts: Path | str | None,
-    parts: int,
-    part: int,
-    review_list: Path | str | None,
-    **_: Any,
-) -> None:
-    """What is wrong with the arguments by themselves, whatever the model and the images are."""
-    if auto_prompt and prompts:
-        raise ValueError("give either --auto-prompt or --prompts, not both")
-    if parts < 1:
-        raise ValueError(f"the work has 1 part or more, got {parts} (-num_parts)")
-    if not 0 <= part < parts:
-        raise ValueError(f"part must be in 0 to {parts - 1} for {parts} part(s), got {part}")
-    if review_list is not None and Path(review_list).is_dir():
-        raise ValueError(f"{review_list} is a folder; the review list is a CSV file")
+    boxes: Mapping[str, Any] | None = None,
+    points: Mapping[str, Any] | None = None,
+    point_labels: Mapping[str, Sequence[int]] | None = None,
+    labels: Sequence[str] | None = None,
+    auto_prompt: str | None = None,
+) -> Iterator[Prediction]:
+    """`Predictor.predict` for one image after the other, the next being read meanwhile.
+
+    Writes no files. A predictor that was loaded without arguments has no perturbed prompts: give
+    `load_predictor` `n_perturbations=2` for the prompt consistency that `predict_files` reports.
+    The iteration can be left at any image.
+
+    Args:
+        predictor: with its networks; its image is replaced.
+        images: files, lists of one file per channel, or (array, spacing) as in `set_image`.
+        boxes, points, point_labels, labels, auto_prompt: of `Predictor.predict`, the same for all
+            images; most often `auto_prompt` or `labels`.
+
+    Yields:
+        A prediction per image, in their order. An error in an image is raised in its place.
+    """
+    remaining = iter(images)
+    warned = False
+
+    def read_next() -> PreparedImage | object:
+        nonlocal warned
+        if (item := next(remaining, _END)) is _END:
+            return _END
+        if _is_array(item):
+            return predictor.prepare(*item)
+        files = _files(item)
+        warned = warned or _warn_of_windows(files, predictor.plans.normalizations)
+        return predictor.prepare_files(files)[0]
+
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(read_next)
+        while (image := coming.result()) is not _END:
+            coming = reader.submit(read_next)
+            predictor.set_prepared(image)
+            yield predictor.predict(
+                boxes=boxes,
+                points=points,
+                point_labels=point_labels,
+                labels=labels,
+                auto_prompt=auto_prompt,
+            )
+
+
+def _find_cases(
+    inputs: Path | str, options: PredictionOptions, plans: Plans
+) -> tuple[list[RawCase], dict[str, str], dict[str, CasePrompts] | None]:
+    """This part's cases, why some of them cannot be read, and the prompts given for all."""
+    cases, notes, problems = cases_in_folder(inputs, len(plans.channel_names))
+    for note in notes:
+        log.info(note)
+    from_file = None
+    if options.prompts is not None:
+        case_ids = [case.case_id for case in cases]
+        from_file = _prompts_for_all(Path(options.prompts), case_ids, plans.labels)
+    return cases[options.part :: options.parts], problems, from_file
 
 
 def _prompts_for_all(
     path: Path, case_ids: Sequence[str], labels: Mapping[str, int]
 ) -> dict[str, CasePrompts]:
-    """`read_case_prompts`, and for each case that it has nothing for what to do about it."""
+    """`read_case_prompts`; a case without an entry gets a problem that says what to do."""
     given = read_case_prompts(path, case_ids, labels)
     have = some(given)
     for case_id in case_ids:
@@ -151,44 +203,43 @@ def _prompts_for_all(
     return given
 
 
-def _in_this_process(
-    steps: CaseSteps, readers: int, writers: int
-) -> Callable[[Sequence[RawCase], _Done], None]:
-    def work(cases: Sequence[RawCase], done: _Done) -> None:
+def _in_this_process(steps: CaseSteps) -> Work:
+    def work(cases: Sequence[RawCase], done: Done) -> None:
         overlapped(
-            cases, steps.read, steps.segment, steps.write, done, readers=readers, writers=writers
+            cases,
+            steps.read,
+            steps.segment,
+            steps.write,
+            done,
+            readers=steps.options.readers,
+            writers=steps.options.writers,
         )
 
     return work
 
 
 def _predict(
-    predictor: Predictor,
-    cases: Sequence[RawCase],
-    work: Callable[[Sequence[RawCase], _Done], None],
-    output: Path,
-    report: Report,
-    problems: Mapping[str, str],
+    steps: CaseSteps, cases: Sequence[RawCase], problems: Mapping[str, str], work: Work
 ) -> dict[str, Any]:
-    """Have the cases done that are not there yet, and write the report.
+    """Segment the cases that are not to be kept, and write the report.
 
     Args:
-        predictor: of the model.
+        steps: of a case; tell what to predict and where to write.
         cases: all.
-        work: does cases and tells a function what came of each.
-        output: folder of the segmentations; made when missing.
-        report: to go on with.
-        problems: for cases that cannot be read as they are, why; they are reported as failed.
+        problems: why cases cannot be read at all; these are reported as failed.
+        work: segments the remaining cases.
 
     Raises:
         ValueError: if a segmentation would overwrite an image.
     """
-    images = {path.resolve() for case in cases for path in case.images}
+    output = steps.output
+    images = [path for case in cases for path in case.images]
+    resolved = {path.resolve() for path in images}
     for case in cases:
-        if (file := target(case, output).resolve()) in images:
+        if (file := target(case, output).resolve()) in resolved:
             raise ValueError(f"{file} is an image to predict; choose another output folder")
-    files = [path for case in cases for path in case.images]
-    warn_of_windows(files, predictor.plans.normalizations)
+    report = Report(output, steps.options, [case.case_id for case in cases])
+    _warn_of_windows(images, steps.predictor.plans.normalizations)
     output.mkdir(parents=True, exist_ok=True)
     waiting = []
     for case in cases:
@@ -209,119 +260,47 @@ def _predict(
 
         try:
             work(waiting, done)
-        finally:  # also an interrupted run tells what it did
+        finally:  # an interrupted run also reports what it did
             content = report.write()
     return content
 
 
-KEPT_ENCODINGS = 4  # of patches; an image is asked once, and then mostly patch after patch
-
-
-def predict_files(
-    model_folder: Path | str,
-    inputs: Path | str,
-    output: Path | str,
-    *,
-    folds: Sequence[str] | None = None,
-    auto_prompt: str | None = None,
-    prompts: Path | str | None = None,
-    checkpoint: str = "checkpoint_final.pth",
-    device: str | None = None,
-    step_size: float = 0.5,
-    tta: bool = True,
-    continue_prediction: bool = False,
-    parts: int = 1,
-    part: int = 0,
-    readers: int = 1,
-    writers: int = 1,
-    dask: str | None = None,
-    imports: Sequence[str] = (),
-    n_perturbations: int = 2,
-    save_probabilities: bool = False,
-    review_list: Path | str | None = None,
-) -> dict[str, Any]:
-    """Segment every case of a folder and write the results beside each other.
-
-    Writes `CASE.nii.gz` (the images' own ending), `prompts_used.json` (can be edited and given
-    back as `prompts`), `predict_report.json` and the model's `dataset.json`. A case that fails is
-    reported; the others are done. A segmentation of an earlier run is removed before its case is
-    predicted anew, so that none is taken for a result of this run.
-
-    Args:
-        model_folder: of a trained model, see `Predictor.from_model_folder`.
-        inputs: folder of images, DICOM series folder, or one file.
-        output: folder to write to.
-        folds: networks to average; every trained fold when not given.
-        auto_prompt: `plans`, a strategy's name, `coarse` or `hybrid` (see `Proposer`); None asks
-            by label names, or by `prompts`.
-        prompts: file or folder of prompts, see `read_case_prompts`; a case it has nothing for
-            fails. Labels that a case does not list are not segmented.
-        checkpoint, device, step_size, tta: see `Predictor.from_model_folder`.
-        continue_prediction: keep the segmentations that are there, but those of cases that the
-            report calls failed.
-        parts, part: do every `parts`-th case only, from number `part` on, so that several
-            commands share the work.
-        readers, writers: threads that read and prompt the next cases, and write the last ones,
-            while the network works; 0 does it in turn. As many cases more are held in memory.
-        dask: address of a Dask scheduler, `tcp://HOST:PORT`; its workers do the cases, each with
-            a model of its own, and see the same folders. `readers` and `writers` do not count.
-        imports: modules that register the user's own classes, for those workers to import.
-        n_perturbations: moved copies of each prompt whose answers are compared, see `Predictor`.
-        save_probabilities: write `probabilities/CASE.npz` too, see `read_probabilities`.
-        review_list: CSV to write, all cases, those that a person should look at first.
-
-    Returns:
-        The report: `auto_prompt`, `cases` with `status` `done`, `kept` or `failed` each, and
-        `failed`, how many.
-
-    Raises:
-        FileNotFoundError, ValueError: if the model, the inputs or the prompts file as a whole
-            cannot be used, if `auto_prompt` is unknown, if it and `prompts` are given, if
-            `review_list` is a folder, or if a segmentation would overwrite an image.
-        ImportError, ConnectionError: if `dask` is given and Dask or the scheduler is not there.
-    """
-    output, model_folder = Path(output), Path(model_folder)
-    asked = {
-        "auto_prompt": auto_prompt,
-        "prompts": prompts,
-        "continue_prediction": continue_prediction,
-        "parts": parts,
-        "part": part,
-        "readers": readers,
-        "writers": writers,
-        "review_list": review_list,
-    }
-    check_arguments(**asked)  # before the model is loaded
-    options = {
-        "folds": folds,
-        "checkpoint": checkpoint,
-        "device": device,
-        "step_size": step_size,
-        "tta": tta,
-        "most_encodings": KEPT_ENCODINGS,
-        "n_perturbations": n_perturbations,
-        "keep_probabilities": save_probabilities,
-    }
-    with connect(dask) if dask else nullcontext() as client:
-        if client:  # it runs where the workers are; here may be no GPU
-            predictor = Predictor.from_model_folder(model_folder, **{**options, "device": "cpu"})
-            asked["work"] = partial(
-                predict_on_cluster,
-                client,
-                model_folder=model_folder,
-                model_options=options,
-                imports=imports,
-            )
-        else:
-            predictor = Predictor.from_model_folder(model_folder, **options)
-        report = predict_folder(predictor, inputs, output, **asked)
-    _keep_dataset_json(model_folder, output)
-    return report
-
-
-def _keep_dataset_json(model_folder: Path, output: Path) -> None:
-    """The labels' names, for the evaluation and for whoever finds the folder later."""
-    with opened_model(model_folder, endings=(".json",)) as opened:
+def _keep_dataset_json(model: Path, output: Path) -> None:
+    """Copy the names of the labels, for the evaluation and for later readers of the folder."""
+    with opened_model(model, endings=(".json",)) as opened:
         if (source := opened / "dataset.json").is_file():
             with replacing(output / "dataset.json") as temporary:
                 temporary.write_bytes(source.read_bytes())
+
+
+def _is_array(item: Any) -> bool:
+    """Whether an item is an array and its spacing."""
+    return isinstance(item, Sequence) and len(item) == 2 and isinstance(item[0], np.ndarray)
+
+
+def _files(item: Any) -> list[Path]:
+    """The files of an item, one per channel."""
+    files = [item] if isinstance(item, (str, Path)) else item
+    if (
+        not isinstance(files, Sequence)
+        or not files
+        or not all(isinstance(file, (str, Path)) for file in files)
+    ):
+        raise ValueError(
+            f"expected an image file, a list of one file per channel, or (array, spacing), found "
+            f"{type(item).__name__}"
+        )
+    return [Path(file) for file in files]
+
+
+def _warn_of_windows(files: Iterable[Path], normalizations: Sequence[Normalization]) -> bool:
+    """Warn if files are windowed but the model was planned on HU; returns whether that is so."""
+    windows = windows_in_words(normalizations)
+    if concerns := bool(windows) and any(map(is_windowed, files)):
+        log.warning(
+            "CT in .npz files is windowed to [0, 255] already, but the model was planned on HU: "
+            "the images are assumed to be windowed as its plans do (%s). If they are not, expect "
+            "poor segmentations; a model trained on converted .npz files avoids the question",
+            windows,
+        )
+    return concerns

@@ -1,4 +1,4 @@
-"""The report of a prediction run and the prompts it used, written while it goes on."""
+"""Files beside the segmentations: report and prompts used, written during a run; review list."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from promptseg.files import read_json, replacing, write_json
+from promptseg.inference.options import PredictionOptions
 from promptseg.prompts.types import write_prompts_file
 
 SECONDS_BETWEEN_WRITING = 10.0
 STATUSES = ("done", "kept", "failed")
+COLUMNS = ("case", "quality", "label", "reasons")  # of the review list
+_QUALITIES = ("predicted_iou", "prompt_consistency")
 _PROMPT_FIELDS = ("boxes", "points", "point_labels", "source", "score", "reason")
-_RESULT_FIELDS = {
-    *_PROMPT_FIELDS,
-    "predicted_iou",
-    "prompt_consistency",
-    "flags",
-}  # that are read again
+_RESULT_FIELDS = {*_PROMPT_FIELDS, *_QUALITIES, "flags"}  # of a label, those that are read again
+_FORMER_NAMES = {"agreement": "prompt_consistency"}  # of fields, in reports of version 0.1.0
 
 
 class Report:
@@ -27,44 +26,34 @@ class Report:
 
     Args:
         output: folder of the two files.
-        auto_prompt: of the run.
-        case_ids: of the run; what an earlier one wrote of other cases is dropped.
-        suffix: of the files' names.
-        goes_on: segmentations of an earlier run stay, but those that its report calls failed.
+        options: of the run.
+        case_ids: of the run; an earlier run's entries for other cases are dropped.
 
     Raises:
-        ValueError: naming the earlier run's report if it is none.
+        ValueError: naming the file that should be the report of an earlier run and is not.
     """
 
-    def __init__(
-        self,
-        output: Path,
-        auto_prompt: str | None,
-        case_ids: Collection[str],
-        *,
-        suffix: str = "",
-        goes_on: bool = False,
-    ) -> None:
-        self.auto_prompt = auto_prompt
-        self.goes_on = goes_on
+    def __init__(self, output: Path, options: PredictionOptions, case_ids: Collection[str]) -> None:
+        self.options = options
         self.entries: dict[str, dict[str, Any]] = {}
-        self._report_file = output / f"predict_report{suffix}.json"
-        self._prompts_file = output / f"prompts_used{suffix}.json"
+        self._report_file = output / f"predict_report{options.suffix}.json"
+        self._prompts_file = output / f"prompts_used{options.suffix}.json"
         self._written = time.monotonic()
-        if goes_on and self._report_file.is_file():
+        if options.continue_prediction and self._report_file.is_file():
             earlier, wanted = _read_entries(self._report_file), set(case_ids)
             self.entries = {name: entry for name, entry in earlier.items() if name in wanted}
 
     def keeps(self, case_id: str) -> bool:
-        """Whether a segmentation of the case that is there stays."""
-        return self.goes_on and self.entries.get(case_id, {}).get("status") != "failed"
+        """Whether an existing segmentation of the case is kept."""
+        has_failed = self.entries.get(case_id, {}).get("status") == "failed"
+        return self.options.continue_prediction and not has_failed
 
     def keep(self, case_id: str) -> None:
-        """Note that a case's segmentation of an earlier run stays."""
+        """Enter that a case's segmentation of an earlier run is kept."""
         self.entries.setdefault(case_id, {"status": "kept"})
 
     def add(self, case_id: str, entry: dict[str, Any]) -> None:
-        """Note what came of a case."""
+        """Enter the outcome of a case."""
         self.entries[case_id] = entry
         if time.monotonic() - self._written > SECONDS_BETWEEN_WRITING:
             self.write()
@@ -81,7 +70,7 @@ class Report:
             if "labels" in entry
         }
         report = {
-            "auto_prompt": self.auto_prompt,
+            "auto_prompt": self.options.auto_prompt,
             "failed": sum(entry["status"] == "failed" for entry in entries.values()),
             "cases": entries,
         }
@@ -92,20 +81,35 @@ class Report:
 
 
 def _read_entries(path: Path) -> dict[str, dict[str, Any]]:
-    """The cases of a report that was written before."""
+    """The cases of an earlier run's report."""
     content = read_json(path)
     entries = content.get("cases") if isinstance(content, dict) else None
     if not isinstance(entries, dict):
         found = str(content)[:80]
-    elif wrong := [name for name, entry in entries.items() if not _is_entry(entry)]:
-        found = f"for the case {wrong[0]!r}: {str(entries[wrong[0]])[:80]}"
     else:
-        return entries
+        entries = {name: _with_present_names(entry) for name, entry in entries.items()}
+        wrong = [name for name, entry in entries.items() if not _is_entry(entry)]
+        if not wrong:
+            return entries
+        found = f"for the case {wrong[0]!r}: {str(entries[wrong[0]])[:80]}"
     raise ValueError(
-        f"{path} is no report that --continue_prediction can go on with: expected `cases` with "
-        f"`status` ({', '.join(STATUSES)}), and what goes with it, for each; found {found}. Remove "
-        f"the file, and every segmentation that is there is kept"
+        f"{path} is not a report that --continue_prediction can use: expected `cases` with "
+        f"`status` ({', '.join(STATUSES)}), and the fields of each status, for each; found "
+        f"{found}. Remove the file, and every existing segmentation is kept"
     )
+
+
+def _with_present_names(entry: Any) -> Any:
+    """An entry of an earlier version with the field names of this one."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("labels"), dict):
+        return entry
+    labels = {
+        label: {_FORMER_NAMES.get(name, name): value for name, value in result.items()}
+        if isinstance(result, dict)
+        else result
+        for label, result in entry["labels"].items()
+    }
+    return {**entry, "labels": labels}
 
 
 def _is_entry(entry: Any) -> bool:
@@ -119,22 +123,30 @@ def _is_entry(entry: Any) -> bool:
     )
 
 
-COLUMNS = ("case", "quality", "label", "reasons")
+def write_review_list(path: Path, report: Mapping[str, Any]) -> None:
+    """Write `review_rows` as CSV, atomically."""
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for row in review_rows(report):
+            quality = "" if row["quality"] is None else f"{row['quality']:.3f}"
+            writer.writerow({**row, "quality": quality})
 
 
 def review_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row a case, worst first.
+    """One row per case, worst first.
 
-    A case is as good as its worst label, and a label as its predicted IoU or its prompt
-    consistency, whichever is lower; a label with a reason code comes before every label
+    The quality of a case is that of its worst label; that of a label is its predicted IoU or its
+    prompt consistency, whichever is lower. A label with a reason code comes before every label
     without. Cases that failed come first of all; those of which nothing is known (kept from an
-    earlier run without a report, or asked for no label) are left out.
+    earlier run without a report, or without labels to segment) are left out.
 
     Args:
         report: of `predict_files`.
 
     Returns:
-        Rows of `COLUMNS`: quality in [0, 1] or None, the label it is of, and its reason codes.
+        Rows of `COLUMNS`: quality in [0, 1] or None, the label that it belongs to, and that
+        label's reason codes.
     """
     rows = []
     for case_id, entry in report["cases"].items():
@@ -150,19 +162,7 @@ def review_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(COLUMNS, row[1:], strict=True)) for row in sorted(rows, key=lambda r: r[:2])]
 
 
-def write_review_list(path: Path, report: Mapping[str, Any]) -> None:
-    """Write `review_rows` as CSV, atomically."""
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for row in review_rows(report):
-            quality = "" if row["quality"] is None else f"{row['quality']:.3f}"
-            writer.writerow({**row, "quality": quality})
-
-
 def _quality(result: Mapping[str, Any]) -> float:
-    """The lower of predicted IoU and prompt_consistency; 0 when the network was not asked."""
-    known = [
-        result[name] for name in ("predicted_iou", "prompt_consistency") if result[name] is not None
-    ]
+    """The lower of the two estimates; 0 when nothing was decoded."""
+    known = [result[name] for name in _QUALITIES if result[name] is not None]
     return min(known, default=0.0)

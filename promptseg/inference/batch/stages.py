@@ -1,4 +1,4 @@
-"""Three steps over many items, where the steps of different items run at the same time."""
+"""Three steps over many items, where steps of different items run at the same time."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def overlapped(
     readers: int,
     writers: int,
 ) -> None:
-    """Call `write(item, compute(item, read(item)))` for every item; tell `done` what came of it.
+    """Call `write(item, compute(item, read(item)))` for every item, and `done` with the outcome.
 
     `compute` runs in the caller's thread, on one item at a time and in their order, while threads
     read the next items and write the last ones. At most `readers` items are read ahead, and at
     most `writers` wait to be written, so that memory holds a few items whatever their number.
-    Threads do, and pass arrays on without copying: reading and compressing files, and the array
-    libraries, let other threads run meanwhile.
+    Threads suffice, and share arrays without copying: reading and compressing files, and the
+    array libraries, let other threads run meanwhile.
 
-    If the caller's thread is interrupted, nothing new is begun, what is being written is finished
-    and told to `done`, and the interrupt goes on.
+    If the caller's thread is interrupted, nothing new is begun, items that are being written are
+    finished and passed to `done`, and the interrupt is raised.
 
     Args:
         items: worked on one after the other.
-        read, compute, write: the steps; an exception in one is its item's alone.
-        done: called in the caller's thread with item, result, None or item, None, exception; in
-            the order of the items, but for failures, which are told at once.
+        read, compute, write: the steps; an exception in one ends that item alone.
+        done: called in the caller's thread with (item, result, None) or (item, None, exception);
+            in the order of the items, except for failures, which are passed on at once.
         readers: threads that read; 0 reads in the caller's thread, when it is needed.
         writers: threads that write; 0 writes in the caller's thread.
 
@@ -45,7 +45,7 @@ def overlapped(
     """
     if readers < 0 or writers < 0:
         raise ValueError(
-            f"readers and writers must be 0 (none but this thread) or more, got {readers} and "
+            f"readers and writers must be 0 (no further thread) or more, got {readers} and "
             f"{writers}"
         )
     remaining = iter(items)
@@ -56,7 +56,7 @@ def overlapped(
         for item in islice(remaining, max(0, count - len(coming))):
             coming.append((item, reading.submit(read, item)))
 
-    def tell(most: int) -> None:
+    def report(most: int) -> None:
         while going and (len(going) > most or going[0][1].done()):
             item, future = going.popleft()
             done(item, *_outcome(future.result))
@@ -67,17 +67,17 @@ def overlapped(
                 item, future = coming.popleft()
                 read_ahead(readers)
                 computed, error = _outcome(lambda: compute(item, future.result()))  # noqa: B023
-                del future  # and with it what was read
+                del future  # which holds the item that was read
                 if error is None:
                     going.append((item, writing.submit(write, item, computed)))
                     del computed
                 else:
                     done(item, None, error)
-                tell(writers)
+                report(writers)
         finally:
             for _, future in coming:
                 future.cancel()
-            tell(0)
+            report(0)
 
 
 def _outcome(call: Callable[[], Any]) -> tuple[Any, Exception | None]:

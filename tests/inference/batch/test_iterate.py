@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from promptseg.inference.batch.predict_files import predict_iterator
 from promptseg.inference.predictor import Predictor
 from promptseg.io.images import Geometry, write_image
 from tests.inference.fakes import LevelNetwork
@@ -34,16 +35,16 @@ def test_arrays_and_files_come_back_in_their_order(tmp_path):
         str(tmp_path / "a.nii.gz"),
         [images[SMALL][0][None], SPACING],
     ]
-    found = list(predictor().predict_iterator(iter(items)))
+    found = list(predict_iterator(predictor(), iter(items)))
     for shape, prediction in zip((SMALL, MIXED, LARGE, MIXED, SMALL), found, strict=True):
         np.testing.assert_array_equal(prediction.segmentation, images[shape][1])
-    assert list(predictor().predict_iterator([])) == []
+    assert list(predict_iterator(predictor(), [])) == []
 
 
 def test_prompts_are_for_all_images():
     image, labels = blocks(SMALL)
     items = [(image, SPACING), (image[::-1], SPACING)]
-    for result in predictor().predict_iterator(items, labels=["spleen"]):
+    for result in predict_iterator(predictor(), items, labels=["spleen"]):
         assert list(result.labels) == ["spleen"]
         assert result.labels["spleen"].voxels == (labels == 2).sum()
 
@@ -56,7 +57,7 @@ def test_an_endless_stream_is_read_one_image_ahead_and_can_be_left():
             taken.append(len(taken))
             yield blocks(SMALL)[0], SPACING
 
-    coming = predictor().predict_iterator(stream())
+    coming = predict_iterator(predictor(), stream())
     assert taken == []  # nothing before it is asked for
     next(coming), next(coming)
     coming.close()
@@ -67,7 +68,11 @@ def test_an_endless_stream_is_read_one_image_ahead_and_can_be_left():
     ("item", "error", "message"),
     [
         ("nowhere.nii.gz", FileNotFoundError, "nowhere.nii.gz"),
-        (blocks(SMALL)[0], ValueError, "expected an image file, a list of one file a channel, or"),
+        (
+            blocks(SMALL)[0],
+            ValueError,
+            "expected an image file, a list of one file per channel, or",
+        ),
         ("two channels", ValueError, "a_0001.nii.gz: expected an image of 1 channel(s)"),
         ([], ValueError, "(array, spacing), found list"),
         (7, ValueError, "(array, spacing), found int"),
@@ -81,7 +86,7 @@ def test_a_wrong_image_is_raised_in_its_place(item, error, message, tmp_path):
         item = [tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.nii.gz"]
         for file in item:
             write_image(file, blocks(SMALL)[0], geometry(SMALL))
-    coming = predictor().predict_iterator([(blocks(SMALL)[0], SPACING), item])
+    coming = predict_iterator(predictor(), [(blocks(SMALL)[0], SPACING), item])
     next(coming)
     with pytest.raises(error, match=re.escape(message)):
         next(coming)

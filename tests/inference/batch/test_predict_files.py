@@ -18,7 +18,9 @@ import SimpleITK as sitk
 
 from promptseg.commands import predict
 from promptseg.files import read_json, write_json
-from promptseg.inference.batch.predict_files import predict_cases, predict_files, predict_folder
+from promptseg.inference.batch.predict_files import predict_cases, predict_files
+from promptseg.inference.load import load_predictor
+from promptseg.inference.options import PredictionOptions
 from promptseg.inference.predictor import Predictor
 from promptseg.io.dataset import RawCase
 from promptseg.io.images import Geometry, read_image, write_image
@@ -36,6 +38,7 @@ OBLIQUE = (
 GEOMETRY = Geometry(
     shape=SMALL, spacing=SPACING, origin=(-120.5, 33.25, 7.125), direction=tuple(OBLIQUE)
 )
+CONTINUED = PredictionOptions(continue_prediction=True)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +88,7 @@ def damage(folder) -> set[str]:
 
 
 def test_a_predictor_does_a_folder_itself(images, tmp_path):
-    report = predictor().predict_files(images, tmp_path / "own")
+    report = predict_files(predictor(), images, tmp_path / "own")
     assert report == read_json(tmp_path / "own" / "predict_report.json")
     assert {
         case_id: entry["status"] for case_id, entry in report["cases"].items()
@@ -225,7 +228,7 @@ def test_a_terminated_command_leaves_whole_files_and_is_continued(model_folder, 
     finally:
         running.kill()
     assert running.returncode == 130
-    assert "the same command with --continue_prediction continues" in error
+    assert "continue with the same command and --continue_prediction" in error
     written = {path.name.removesuffix(".nii.gz") for path in output.glob("*.nii.gz")}
     assert set(names[:3]) <= written < set(names) and not list(output.glob(".*"))
     report = read_json(output / "predict_report.json")
@@ -304,7 +307,7 @@ def test_continuing_keeps_what_is_there_and_does_the_rest(images, tmp_path):
     marked = output / "a.nii.gz"
     write_image(marked, np.full(SMALL, 7, np.uint8), GEOMETRY)
     model = predictor()
-    report = predict_cases(model, cases, output, continue_prediction=True)
+    report = predict_cases(model, cases, output, CONTINUED)
     assert model.networks[0].encoded == 1
     assert (read_image(marked)[0] == 7).all()
     assert report["cases"]["a"] == before["cases"]["a"]  # of the earlier run, prompts and all
@@ -312,7 +315,7 @@ def test_continuing_keeps_what_is_there_and_does_the_rest(images, tmp_path):
     assert set(read_prompts_file(output / "prompts_used.json")) == {"a", "b", "c"}
 
     (output / "predict_report.json").unlink()
-    report = predict_cases(predictor(), cases, output, continue_prediction=True)
+    report = predict_cases(predictor(), cases, output, CONTINUED)
     assert {entry["status"] for entry in report["cases"].values()} == {"kept"}
     predict_cases(predictor(), cases, output)
     np.testing.assert_array_equal(read_image(marked)[0][0], blocks(SMALL)[1])  # all anew
@@ -329,7 +332,7 @@ def test_a_failed_case_leaves_no_old_segmentation_and_is_predicted_again(images,
     # Also one that another program put there: the report says that there is no result.
     write_image(output / "a.nii.gz", np.full(SMALL, 7, np.uint8), GEOMETRY)
     cases[0].images[0].write_bytes(good)
-    report = predict_cases(predictor(), cases, output, continue_prediction=True)
+    report = predict_cases(predictor(), cases, output, CONTINUED)
     assert report["cases"]["a"]["status"] == "done" and report["failed"] == 0
     np.testing.assert_array_equal(read_image(output / "a.nii.gz")[0][0], blocks(SMALL)[1])
 
@@ -367,7 +370,7 @@ def test_a_report_that_is_none_is_named_before_anything_is_done(images, tmp_path
     output.mkdir()
     (output / "predict_report.json").write_text(content)
     with pytest.raises(ValueError, match=rf"predict_report\.json.*{message}|{message}"):
-        predict_cases(predictor(), cases_of(images), output, continue_prediction=True)
+        predict_cases(predictor(), cases_of(images), output, CONTINUED)
     assert [path.name for path in output.iterdir()] == ["predict_report.json"]
     assert predict_cases(predictor(), cases_of(images), output)["failed"] == 0  # not looked at
 
@@ -377,11 +380,57 @@ def test_a_folder_is_predicted_with_networks_that_are_loaded_already(
 ):
     options = {"auto_prompt": "intensity", "parts": 2, "part": 0}
     expected = predict_files(model_folder, images, tmp_path / "out", **options)
-    loaded = Predictor.from_model_folder(model_folder, n_perturbations=2)
-    found = predict_folder(loaded, images, str(tmp_path / "out"), **options)
+    loaded = load_predictor(model_folder, n_perturbations=2)
+    found = predict_files(loaded, images, str(tmp_path / "out"), **options)
     assert found == expected and list(found["cases"]) == ["a", "c"]
     with pytest.raises(ValueError, match="either --auto-prompt or --prompts, not both"):
-        predict_folder(loaded, images, tmp_path / "out", auto_prompt="plans", prompts="p.json")
+        predict_files(loaded, images, tmp_path / "out", auto_prompt="plans", prompts="p.json")
+
+
+def test_a_loaded_predictor_refuses_what_only_loading_can_do(images, tmp_path):
+    for wrong, message in (
+        ({"step_size": 0.3}, "step_size: .* give step_size to load_predictor"),
+        ({"folds": ["0"], "tta": False}, "folds, tta: the predictor is loaded already"),
+        ({"save_probabilities": True}, "give keep_probabilities to load_predictor"),
+        ({"dask": "tcp://127.0.0.1:9"}, "give its folder, not a loaded predictor"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            predict_files(predictor(), images, tmp_path / "out", **wrong)
+    with pytest.raises(TypeError, match="stepsize"):
+        predict_files(predictor(), images, tmp_path / "out", stepsize=0.3)
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_and_keywords_are_the_same(model_folder, images, tmp_path):
+    options = PredictionOptions(auto_prompt="intensity", n_perturbations=0)
+    one = predict_files(model_folder, images, tmp_path / "out", options)
+    other = predict_files(
+        model_folder, images, tmp_path / "out", auto_prompt="intensity", n_perturbations=0
+    )
+    changed = predict_files(model_folder, images, tmp_path / "out", options, auto_prompt=None)
+    assert one == other and changed["auto_prompt"] is None
+    for report in (one, changed):
+        consistencies = [
+            result["prompt_consistency"]
+            for entry in report["cases"].values()
+            for result in entry["labels"].values()
+        ]
+        assert consistencies == [None] * 9
+
+
+@pytest.mark.parametrize("name", ["n_perturbations", "readers", "writers"])
+def test_negative_numbers_are_refused_before_anything_is_removed(name):
+    with pytest.raises(ValueError, match=f"{name} must be 0 or more, got -1"):
+        PredictionOptions(**{name: -1})
+
+
+def test_a_report_with_former_names_is_continued(images, tmp_path):
+    output, cases = tmp_path / "out", cases_of(images)
+    expected = predict_cases(predictor(n_perturbations=1), cases, output)
+    file = output / "predict_report.json"
+    file.write_text(file.read_text().replace("prompt_consistency", "agreement"))
+    report = predict_cases(predictor(), cases, output, CONTINUED)
+    assert report == expected and "agreement" not in file.read_text()
 
 
 def test_an_interrupted_run_leaves_no_segmentation_of_an_earlier_one(images, tmp_path):
@@ -393,7 +442,7 @@ def test_an_interrupted_run_leaves_no_segmentation_of_an_earlier_one(images, tmp
     predict_cases(predictor(), cases, output)
     with pytest.raises(KeyboardInterrupt):
         predict_cases(Interrupted([LevelNetwork()], small_plans()), cases, output)
-    report = predict_cases(predictor(), cases, output, continue_prediction=True)
+    report = predict_cases(predictor(), cases, output, CONTINUED)
     assert {entry["status"] for entry in report["cases"].values()} == {"done"}
 
 

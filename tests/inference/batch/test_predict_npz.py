@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from promptseg.files import read_json
-from promptseg.inference.batch.predict_files import predict_cases
+from promptseg.inference.batch.predict_files import predict_cases, predict_iterator
 from promptseg.inference.predictor import Predictor
 from promptseg.io.dataset import cases_in_folder
 from promptseg.io.images import Geometry, write_image
@@ -29,7 +29,7 @@ def predict(folder, output, plans):
 
 
 def warnings_in(caplog) -> list[str]:
-    """The patch in each warning that a patch was assumed."""
+    """The window in each warning that a window was assumed."""
     messages = [record.getMessage() for record in caplog.records]
     found = [re.search(r"windowed to \[0, 255\] already.*do \((.*?)\)\.", m) for m in messages]
     return [match[1] for match in found if match]
@@ -78,7 +78,7 @@ def test_one_image_after_the_other_is_read_alike(images, tmp_path, plans, caplog
     files = sorted(images.iterdir())
     predictor = Predictor([LevelNetwork(inside_box=False)], plans)
     with caplog.at_level(logging.WARNING, logger="promptseg"):
-        found = list(predictor.predict_iterator([files[0], [files[1]], str(files[0])]))
+        found = list(predict_iterator(predictor, [files[0], [files[1]], str(files[0])]))
     for prediction in found:
         np.testing.assert_array_equal(prediction.segmentation, blocks(SMALL)[1])
     assert warnings_in(caplog) == (["-910 to 590 HU"] if plans is HU else [])

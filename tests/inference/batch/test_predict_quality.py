@@ -13,6 +13,7 @@ from promptseg.commands import evaluate, predict
 from promptseg.files import read_json, write_json
 from promptseg.inference.batch.predict_files import predict_cases, predict_files
 from promptseg.inference.load import write_coarse_quality
+from promptseg.inference.options import PredictionOptions
 from promptseg.inference.predictor import Predictor
 from promptseg.inference.results import probabilities_file, read_probabilities
 from promptseg.io.dataset import RawCase
@@ -51,7 +52,7 @@ def test_the_command_writes_report_review_list_and_probabilities(
 ):
     output, review = tmp_path / "out", tmp_path / "lists" / "review.csv"
     arguments = ["-m", model_zip, "-i", str(images), "-o", str(output), "--auto-prompt"]
-    arguments += ["--review-list", str(review), "--save_probabilities", "--n_perturbations", "2"]
+    arguments += ["--review-list", str(review), "--save_probabilities", "--perturbations", "2"]
     with caplog.at_level(logging.INFO, "promptseg"):
         assert predict.main(arguments) == 1  # one file is broken
 
@@ -97,7 +98,7 @@ def test_probabilities_do_not_disturb_the_evaluation(model_zip, images, tmp_path
     output = tmp_path / "out"
     (images / "broken_0000.nii.gz").unlink()
     arguments = ["-m", model_zip, "-i", str(images), "-o", str(output), "--save_probabilities"]
-    assert predict.main([*arguments, "--n_perturbations", "0"]) == 0
+    assert predict.main([*arguments, "--perturbations", "0"]) == 0
     for name in ("a", "b"):
         write_image(tmp_path / "truth" / f"{name}.nii.gz", blocks(SMALL)[1], GEOMETRY)
     assert evaluate.main(["-g", str(tmp_path / "truth"), "-p", str(output)]) == 0
@@ -122,7 +123,7 @@ def test_a_report_says_where_masks_hang_on_the_exact_prompt(images, tmp_path):
         Predictor([TouchyNetwork()], plans, n_perturbations=3),
         [case],
         tmp_path,
-        auto_prompt="intensity",
+        PredictionOptions(auto_prompt="intensity"),
     )
     labels = report["cases"]["a"]["labels"]
     assert labels["liver"]["voxels"] and labels["liver"]["prompt_consistency"] == 0
