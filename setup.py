@@ -19,7 +19,7 @@ COMMANDS = (
     "demo",
 )
 
-DICOM = ["highdicom>=0.26", "pydicom>=3.0"]
+DICOM = ["highdicom>=0.26"]
 EXPORT = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5", "torch>=2.7"]
 TENSORBOARD = ["tensorboard>=2.16"]
 
@@ -42,7 +42,9 @@ setup(
         "matplotlib>=3.7",
         "monai>=1.4",
         "msgpack>=1.0",
+        "nibabel>=5.2",
         "numpy>=1.26",
+        "pydicom>=3.0",
         "scikit-learn>=1.3",
         "scipy>=1.11",
         "threadpoolctl>=3.1",

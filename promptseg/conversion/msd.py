@@ -8,14 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import SimpleITK as sitk
-
 from promptseg.conversion.result import Conversion, convert_cases
 from promptseg.files import read_json, replacing, replacing_folder, write_json
 from promptseg.folders import new_dataset_folder
 from promptseg.io.dataset import problems_of_content
-from promptseg.io.images import read_segmentation
-from promptseg.io.itk import read_itk_channels
+from promptseg.io.images import read_channels, read_segmentation, write_image
 from promptseg.words import some
 
 _ENDING = ".nii.gz"
@@ -90,7 +87,7 @@ def _convert_case(
     case_id: str, files: tuple[Path, Path | None], folder: Path, channel_count: int
 ) -> None:
     image, label = files
-    channels = read_itk_channels(image)
+    channels, geometry = read_channels(image, channels_last=True)
     if len(channels) != channel_count:
         raise ValueError(
             f"{image}: found {len(channels)} channel(s), expected {channel_count} according to "
@@ -105,8 +102,7 @@ def _convert_case(
         if channel_count == 1:
             _copy(image, target)
         else:
-            with replacing(target) as temporary:
-                sitk.WriteImage(channel, str(temporary), useCompression=True)
+            write_image(target, channel, geometry)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,9 @@ import SimpleITK as sitk
 
 from promptseg.files import replacing
 from promptseg.io.challenge_npz import LABEL_KEYS, read_npz_volume, write_npz_labels
-from promptseg.io.itk import count_channels as count_itk_channels
-from promptseg.io.itk import is_dicom_folder, read_itk
-from promptseg.words import rounded
+from promptseg.io.geometry import Geometry, check_volume
+from promptseg.io.itk import count_itk_channels, is_dicom_folder, read_itk
+from promptseg.io.nifti import count_nifti_channels, is_nifti, read_nifti
 
 __all__ = [
     "FILE_ENDINGS",
@@ -26,6 +25,7 @@ __all__ = [
     "count_channels",
     "file_ending",
     "is_dicom_folder",
+    "read_channels",
     "read_image",
     "read_segmentation",
     "write_image",
@@ -36,52 +36,6 @@ NPZ = ".npz"  # of the BiomedSegFM challenge: one channel, and image and labels 
 FILE_ENDINGS = (*ITK_ENDINGS, NPZ)
 WRITABLE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")  # one file, and it keeps the direction
 SEGMENTATION_ENDINGS = (*WRITABLE_ENDINGS, NPZ)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Geometry:
-    """Where an array's voxels lie in the world.
-
-    Attributes:
-        shape: voxels, zyx.
-        spacing: mm, zyx.
-        origin: mm, world x, y, z of the first voxel's centre (SimpleITK's).
-        direction: 3x3 direction cosines, row by row (SimpleITK's).
-    """
-
-    shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
-
-    def differences_from(
-        self, other: Geometry, tolerance: float = 1e-3
-    ) -> list[tuple[str, str, str]]:
-        """Every field in which two geometries differ: its name, this one's value, the other's.
-
-        Spacing and direction are compared to `tolerance` (relative and absolute), the origin to
-        `tolerance` times the smallest spacing times 100, since scanners round it in the file.
-        """
-        allowed_mm = 100 * tolerance * min(self.spacing)
-        agree = {
-            "shape": self.shape == other.shape,
-            "spacing": np.allclose(self.spacing, other.spacing, rtol=tolerance, atol=1e-6),
-            "direction": np.allclose(self.direction, other.direction, rtol=0, atol=tolerance),
-            "origin": np.allclose(self.origin, other.origin, rtol=0, atol=allowed_mm),
-        }
-        units = {"shape": " (zyx, voxels)", "spacing": " (zyx, mm)", "origin": " (xyz, mm)"}
-        differing = [name for name, same in agree.items() if not same]
-        values = [[rounded(getattr(g, name)) for g in (self, other)] for name in differing]
-        return [
-            (name, mine, its + units.get(name, ""))
-            for name, (mine, its) in zip(differing, values, strict=True)
-        ]
-
-    def difference_from(self, other: Geometry, tolerance: float = 1e-3) -> str | None:
-        """The first of `differences_from` in words, or None when the two agree."""
-        for name, mine, others in self.differences_from(other, tolerance):
-            return f"{name} {mine} and {others}"
-        return None
 
 
 def file_ending(path: Path | str) -> str | None:
@@ -105,7 +59,7 @@ def read_image(paths: Path | str | Sequence[Path | str]) -> tuple[np.ndarray, Ge
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if not paths:
         raise ValueError("a case needs at least one image file, got none")
-    channels, geometries = zip(*map(_read_channels, paths), strict=True)
+    channels, geometries = zip(*map(read_channels, paths), strict=True)
     for path, geometry in zip(paths, geometries, strict=True):
         if difference := geometries[0].difference_from(geometry):
             raise ValueError(
@@ -113,6 +67,27 @@ def read_image(paths: Path | str | Sequence[Path | str]) -> tuple[np.ndarray, Ge
                 f"resample one onto the other's grid"
             )
     return channels[0] if len(channels) == 1 else np.concatenate(channels), geometries[0]
+
+
+def read_channels(path: Path | str, *, channels_last: bool = False) -> tuple[np.ndarray, Geometry]:
+    """Read one file or DICOM folder; for the values and errors see `read_image`.
+
+    Args:
+        path: the file or folder.
+        channels_last: a fourth dimension counts channels, as in the Medical Segmentation Decathlon.
+    """
+    if _is_npz(path):
+        return _read_npz(path, ("imgs",))
+    path = _existing(path)
+    if path.is_file() and is_nifti(path):
+        return read_nifti(path, channels_last=channels_last)
+    image = read_itk(path, channels_last=channels_last)
+    view = sitk.GetArrayViewFromImage(image)
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        check_volume(path, image.GetSize())
+        view = np.moveaxis(view, -1, 0)
+    array = np.array(view, order="C").reshape(-1, *view.shape[-3:])  # the only copy of the voxels
+    return array, _geometry(image[..., 0] if image.GetDimension() == 4 else image)
 
 
 def read_segmentation(path: Path | str) -> tuple[np.ndarray, Geometry]:
@@ -127,7 +102,7 @@ def read_segmentation(path: Path | str) -> tuple[np.ndarray, Geometry]:
         ValueError: if it cannot be read, has several channels or values that are not whole
             numbers.
     """
-    array, geometry = _read_channels(path, LABEL_KEYS) if _is_npz(path) else read_image(path)
+    array, geometry = _read_npz(path, LABEL_KEYS) if _is_npz(path) else read_image(path)
     if array.shape[0] != 1:
         raise ValueError(f"{path}: a segmentation has one channel, found {array.shape[0]}")
     try:
@@ -191,24 +166,30 @@ def count_channels(path: Path | str) -> int:
         FileNotFoundError: if there is no such file.
         ValueError: naming the file if its header cannot be read.
     """
-    return 1 if _is_npz(path) else count_itk_channels(path)
+    if _is_npz(path):
+        return 1
+    path = _existing(path)
+    if path.is_dir():
+        return 1
+    return count_nifti_channels(path) if is_nifti(path) else count_itk_channels(path)
+
+
+def _existing(path: Path | str) -> Path:
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.is_file() and not path.stat().st_size:
+        raise ValueError(f"{path} cannot be read as an image: it has 0 bytes; copy it again")
+    return path
 
 
 def _is_npz(path: Path | str) -> bool:
     return file_ending(path) == NPZ
 
 
-def _read_channels(
-    path: Path | str, npz_keys: Sequence[str] = ("imgs",)
-) -> tuple[np.ndarray, Geometry]:
-    """(c, z, y, x) voxels of one file, and their geometry."""
-    if _is_npz(path):
-        volume, spacing = read_npz_volume(path, npz_keys)
-        return volume[None], Geometry(shape=volume.shape, spacing=spacing)
-    image = read_itk(path)
-    view = sitk.GetArrayViewFromImage(image)
-    channels = view[None] if view.ndim == 3 else np.moveaxis(view, -1, 0)
-    return np.array(channels, order="C"), _geometry(image)  # the only copy of the voxels
+def _read_npz(path: Path | str, keys: Sequence[str]) -> tuple[np.ndarray, Geometry]:
+    volume, spacing = read_npz_volume(path, keys)
+    return volume[None], Geometry(shape=volume.shape, spacing=spacing)
 
 
 def _geometry(image: sitk.Image) -> Geometry:

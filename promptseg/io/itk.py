@@ -1,4 +1,4 @@
-"""One image file or DICOM series to a SimpleITK image, refusing what ITK would read wrongly."""
+"""Files that SimpleITK reads, and what it would read wrongly refused."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import SimpleITK as sitk
 
-from promptseg.io.nifti import accept_shear, permissive_sform, restore_voxels, strict_sform
+from promptseg.io.dicom import read_dicom_series, series_in
+from promptseg.io.geometry import check_volume
 
 _CHUNK = 1 << 18  # bytes read at a time; no header is as long
-_MOST_UNEVEN = 0.1  # of a DICOM series' slice distance; a missing slice gives 1
 
 _quiet = threading.Lock()
 _quiet_reads = 0  # of all threads: ITK has one switch for the whole process
@@ -25,88 +24,48 @@ def is_dicom_folder(path: Path | str) -> bool:
     """Whether a folder holds at least one DICOM series."""
     path = Path(path)
     with _quiet_itk():
-        return path.is_dir() and bool(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(path)))
+        return path.is_dir() and bool(series_in(path))
 
 
-def count_channels(path: Path | str) -> int:
-    """How many components a voxel of a file has, from its header; 1 for a DICOM folder.
+def count_itk_channels(path: Path) -> int:
+    """How many components a voxel of a file has, from its header.
 
     Raises:
-        FileNotFoundError: if there is no such file.
         ValueError: naming the file if its header cannot be read.
     """
-    path = _existing(path)
-    if path.is_dir():
-        return 1
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    with _quiet_itk(), _itk_errors_name(path), permissive_sform():
+    with _quiet_itk(), _itk_errors_name(path):
         reader.ReadImageInformation()
     return reader.GetNumberOfComponents()
 
 
-def read_itk(path: Path | str) -> sitk.Image:
-    """Read a file or a DICOM folder as a three-dimensional image; for the errors see `read_image`.
+def read_itk(path: Path | str, *, channels_last: bool = False) -> sitk.Image:
+    """Read a file or a DICOM folder as a three-dimensional image.
 
-    Besides what ITK itself refuses, damaged files and DICOM series without a slice are refused; an
-    sform that is perpendicular up to rounding is accepted; NaN in NIfTI files stays NaN. ITK's
-    warnings are not printed.
+    ITK's warnings are not printed.
+
+    Args:
+        path: a file of any format but NIfTI, or a folder.
+        channels_last: four dimensions are read too, the last counting channels.
+
+    Raises:
+        ValueError: naming the file, if ITK refuses it; if it is damaged where ITK makes up the
+            voxels; if it has other dimensions or complex voxels; if a series lacks a slice.
     """
-    return _checked(path, _read(path))
-
-
-def read_itk_channels(path: Path | str) -> list[sitk.Image]:
-    """An image for each channel of a file whose fourth dimension, if it has one, counts them.
-
-    For the errors see `read_image`.
-    """
-    image = _read(path)
-    if image.GetDimension() != 4:
-        return [_checked(path, image)]
-    return [_checked(path, image[:, :, :, i]) for i in range(image.GetSize()[3])]
-
-
-def _read(path: Path | str) -> sitk.Image:
-    path = _existing(path)
-    if path.is_file() and not path.stat().st_size:
-        raise ValueError(f"{path} cannot be read as an image: it has 0 bytes; copy it again")
+    path = Path(path)
     with _quiet_itk(), _itk_errors_name(path):
-        return _read_dicom_series(path) if path.is_dir() else _read_file(path)
-
-
-def _checked(path: Path | str, image: sitk.Image) -> sitk.Image:
-    size = image.GetSize()
-    if len(size) != 3:
-        raise ValueError(
-            f"{path}: expected three dimensions, found {len(size)} (size {size}, xyz); write each "
-            f"time point or channel to a file of its own, or a single slice with depth 1"
-        )
-    if 0 in size:
-        raise ValueError(f"{path}: the image has no voxels (size {size}, xyz); export it again")
+        image = read_dicom_series(path) if path.is_dir() else sitk.ReadImage(str(path))
+    if path.name.lower().endswith((".mha", ".nrrd")):
+        _check_compressed_voxels(path)
+    check_volume(path, image.GetSize(), channels_last=channels_last)
     if "complex" in image.GetPixelIDTypeAsString():
         raise ValueError(f"{path}: voxels are complex numbers; save their magnitude")
     return image
 
 
-def _read_file(path: Path) -> sitk.Image:
-    try:
-        with strict_sform():
-            image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        if "orthonormal" not in str(error):
-            raise
-        with permissive_sform():
-            image = sitk.ReadImage(str(path))
-        accept_shear(path, image)
-    if path.name.lower().endswith((".nii.gz", ".nii", ".hdr")):
-        image = restore_voxels(path, image)
-    elif path.name.lower().endswith((".mha", ".nrrd")):
-        _check_compressed_voxels(path)
-    return image
-
-
 def _check_compressed_voxels(path: Path) -> None:
-    """Raise if a compressed .mha or .nrrd is damaged; ITK makes up the voxels and goes on."""
+    """Raise if a compressed .mha or .nrrd is damaged; ITK makes up the voxels without a word."""
     mha = path.suffix.lower() == ".mha"
     end = b"ElementDataFile = LOCAL\n" if mha else b"\n\n"
     mark = b"CompressedData = True" if mha else b"encoding: gz"
@@ -123,50 +82,6 @@ def _check_compressed_voxels(path: Path) -> None:
             raise ValueError(f"{path} is damaged ({error}); copy it again") from error
     if not stream.eof:  # its checksum is at the end
         raise ValueError(f"{path} is cut short; copy it again")
-
-
-def _read_dicom_series(folder: Path) -> sitk.Image:
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if not series:
-        raise ValueError(f"{folder}: a folder, but no DICOM series in it")
-    if len(series) > 1:
-        counts = [
-            len(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), s)) for s in series
-        ]
-        raise ValueError(
-            f"{folder}: expected one DICOM series, found {len(series)} with {counts} files; "
-            f"put each series into a folder of its own"
-        )
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder), series[0]))
-    reader.MetaDataDictionaryArrayUpdateOn()
-    image = reader.Execute()
-    if image.HasMetaDataKey("ITK_non_uniform_sampling_deviation"):
-        _check_slice_distances(folder, reader)
-    return image
-
-
-def _check_slice_distances(folder: Path, reader: sitk.ImageSeriesReader) -> None:
-    """Raise if a DICOM series lacks a slice, which would shift all slices behind it."""
-    positions = np.array(
-        [
-            [float(v) for v in reader.GetMetaData(i, "0020|0032").split("\\")]
-            for i in range(len(reader.GetFileNames()))
-        ]
-    )
-    distances = np.linalg.norm(np.diff(positions, axis=0), axis=1)
-    if np.ptp(distances) > _MOST_UNEVEN * np.median(distances):
-        raise ValueError(
-            f"{folder}: its {len(positions)} slices are {distances.min():.4g} to "
-            f"{distances.max():.4g} mm apart; a slice is missing or there twice"
-        )
-
-
-def _existing(path: Path | str) -> Path:
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    return path
 
 
 @contextmanager

@@ -1,151 +1,313 @@
-"""What ITK's NIfTI reader refuses needlessly or gets wrong silently, put right."""
+"""NIfTI-1 and Analyze 7.5 files: header fields by nibabel, voxels checked while they are read."""
 
 from __future__ import annotations
 
 import gzip
 import logging
 import math
-import os
-import threading
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-import SimpleITK as sitk
+from nibabel.nifti1 import Nifti1Header
+from nibabel.quaternions import quat2mat
+from nibabel.spatialimages import HeaderDataError
 
+from promptseg.io.geometry import Geometry, check_volume
+
+_HEADER_BYTES = 348
+_SIZES = {_HEADER_BYTES.to_bytes(4, order): code for order, code in (("little", "<"), ("big", ">"))}
+_FIRST_VOXEL = 352  # the header and four bytes that say whether extensions follow
+_MM = {1: 1e3, 2: 1.0, 3: 1e-3}  # metre, millimetre, micrometre, by `xyzt_units`
+_VECTOR, _MATRICES = 1007, (1004, 1005)  # `intent_code`
+_RGB = {128: 3, 2304: 4}  # components that lie within a voxel, by `datatype`
+_ROUNDING = 1e-4  # between axes that count as perpendicular, as in ITK
 _MOST_SHEAR = 0.05  # cosine between two axes, about 3 degrees; header rounding gives 1e-4 to 1e-2
-_FLOAT_TYPES = {"16": "f4", "64": "f8"}  # the header's datatype
-_CHUNK = 1 << 22  # bytes, a multiple of every voxel's
+_MOST_DEFLATION = 1040  # bytes per compressed byte; deflate reaches 1032
+_CHUNK = 1 << 22  # bytes
+_TO_LPS = np.diag([-1.0, -1.0, 1.0])  # NIfTI's world is RAS
 
 _log = logging.getLogger(__name__)
 
 
-_strict = threading.Condition()  # the switch holds for all threads: never both at a time
-_strict_reads = 0
-
-
-@contextmanager
-def strict_sform() -> Iterator[None]:
-    """Keep other threads from reading permissively meanwhile; several may read strictly."""
-    global _strict_reads
-    with _strict:
-        _strict_reads += 1
+def is_nifti(path: Path) -> bool:
+    """Whether a file begins, once unpacked, as NIfTI-1 or Analyze 7.5 does, whatever its name."""
     try:
-        yield
-    finally:
-        with _strict:
-            _strict_reads -= 1
-            _strict.notify_all()
+        with ExitStack() as stack:
+            return _opened(path, stack).read(4) in _SIZES
+    except (EOFError, OSError, zlib.error):
+        return False
 
 
-@contextmanager
-def permissive_sform() -> Iterator[None]:
-    """Let ITK's NIfTI reader accept an sform that is not quite orthonormal."""
-    name = "ITK_NIFTI_SFORM_PERMISSIVE"  # read by itk::NiftiImageIO, ITK 5.3 and later
-    with _strict:
-        _strict.wait_for(lambda: not _strict_reads)
-        before = os.environ.get(name)
-        os.environ[name] = "ON"
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = before
+def count_nifti_channels(path: Path) -> int:
+    """How many components a voxel has; for the errors see `read_nifti`."""
+    return _read_header(path).components
 
 
-def accept_shear(path: Path, image: sitk.Image) -> None:
-    """Warn of axes that are nearly perpendicular, refuse those that are not.
+def read_nifti(path: Path, *, channels_last: bool = False) -> tuple[np.ndarray, Geometry]:
+    """Read a volume.
 
-    Many public NIfTI files have an sform that is perpendicular only up to rounding, which ITK
-    refuses unless told otherwise (`permissive_sform`); it then takes the nearest perpendicular
-    axes.
+    NaN and infinite voxels stay what they are. `scl_slope` and `scl_inter` are applied as ITK
+    does: integers become float32, and a slope of 0 counts as 1.
 
     Args:
-        path: for the messages.
-        image: as read permissively.
+        path: a file for which `is_nifti` holds; of two files the header.
+        channels_last: a fourth dimension counts channels. By default it is refused.
+
+    Returns:
+        (c, z, y, x) array in the file's dtype; its geometry, by ITK's choice of qform or sform.
 
     Raises:
-        ValueError: if two axes are more than about 3 degrees from perpendicular.
+        ValueError: naming the file, if it is damaged or cut short, not three-dimensional, sheared
+            or of a type that is not read.
     """
-    rows = [image.GetMetaData(f"srow_{axis}").split()[:3] for axis in "xyz"]
-    axes = np.array(rows, dtype=np.float64)
-    axes /= np.linalg.norm(axes, axis=0)
+    header = _read_header(path)
+    check_volume(path, header.size, channels_last=channels_last and header.components == 1)
+    geometry = _geometry(path, header.fields, header.size[2::-1])
+    array = _read_voxels(path, header)
+    if header.interleaved:
+        array = np.ascontiguousarray(np.moveaxis(array.reshape(*header.size[::-1], -1), -1, 0))
+    else:
+        array = array.reshape(
+            -1, *geometry.shape
+        )  # components, or the fourth dimension, come first
+        array = _scaled(array, *_scale(header.fields))
+    return array, geometry
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """What is needed of a header to read the voxels.
+
+    Attributes:
+        fields: as nibabel has them, with neutral ones where Analyze 7.5 has others.
+        size: voxels, x first; trailing axes of one voxel left out beyond the third.
+        components: channels of a voxel.
+        interleaved: whether a voxel's components follow one another (RGB), not volumes.
+        dtype: of a component, in the file's byte order.
+        offset: bytes before the first voxel.
+        data: file with the voxels.
+    """
+
+    fields: Nifti1Header
+    size: tuple[int, ...]
+    components: int
+    interleaved: bool
+    dtype: np.dtype
+    offset: int
+    data: Path
+
+
+def _read_header(path: Path) -> _Header:
+    with ExitStack() as stack:
+        try:
+            block = _opened(path, stack).read(_HEADER_BYTES)
+        except (EOFError, OSError, zlib.error) as error:
+            raise _damaged(path, error) from error
+    if len(block) < _HEADER_BYTES:
+        raise ValueError(f"{path} is cut short: it holds {len(block)} bytes, less than a header")
+    fields = Nifti1Header(block, endianness=_SIZES[block[:4]], check=False)
+    magic = bytes(fields["magic"]).rstrip(b"\0")
+    if magic not in (b"n+1", b"ni1"):  # Analyze 7.5
+        fields["qform_code"] = fields["sform_code"] = fields["intent_code"] = 0
+        fields["scl_slope"], fields["scl_inter"] = 1, 0
+        fields["xyzt_units"] = 0
+    size, components = _size(path, fields)
+    interleaved = int(fields["datatype"]) in _RGB
+    return _Header(
+        fields=fields,
+        size=size,
+        components=_RGB.get(int(fields["datatype"]), components),
+        interleaved=interleaved,
+        dtype=np.dtype(np.uint8) if interleaved else _dtype(path, fields),
+        offset=_offset(path, fields, 0 if magic != b"n+1" else _FIRST_VOXEL),
+        data=path if magic == b"n+1" else _voxel_file(path),
+    )
+
+
+def _size(path: Path, fields: Nifti1Header) -> tuple[tuple[int, ...], int]:
+    """Voxels along each axis, x first, and components."""
+    dim = fields["dim"].tolist()
+    if not 1 <= dim[0] <= 7 or dim[1] < 1:
+        raise ValueError(f"{path} is damaged: its header has the dimensions {dim}; copy it again")
+    if int(fields["intent_code"]) in _MATRICES:
+        raise ValueError(f"{path}: voxels are matrices; expected numbers or vectors")
+    size = [max(n, 1) for n in dim[1 : dim[0] + 1]]
+    is_vector = int(fields["intent_code"]) == _VECTOR
+    components = size.pop(4) if is_vector and len(size) > 4 else 1
+    while len(size) > (1 if is_vector else 3) and size[-1] == 1:
+        size.pop()
+    return tuple(size), components
+
+
+def _dtype(path: Path, fields: Nifti1Header) -> np.dtype:
+    try:
+        dtype = fields.get_data_dtype()
+    except (HeaderDataError, KeyError) as error:
+        raise ValueError(f"{path}: voxels of an unknown datatype, {fields['datatype']}") from error
+    if dtype.kind == "c":
+        raise ValueError(f"{path}: voxels are complex numbers; save their magnitude")
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise ValueError(f"{path}: voxels of type {dtype} are not read; save them as float64")
+    return dtype
+
+
+def _offset(path: Path, fields: Nifti1Header, lowest: int) -> int:
+    offset = float(fields["vox_offset"])
+    if not lowest <= offset < 2**31:  # NaN too
+        raise ValueError(
+            f"{path} is damaged: by its header the voxels begin at byte {offset:g}, expected "
+            f"{lowest} or more; write it again"
+        )
+    return int(offset)
+
+
+def _voxel_file(path: Path) -> Path:
+    """The second file of a pair."""
+    for ending in (".img", ".IMG", ".img.gz"):
+        if (data := path.with_suffix(ending)).is_file():
+            return data
+    raise ValueError(
+        f"{path}: a header whose voxels are missing; expected {path.stem}.img beside it"
+    )
+
+
+def _geometry(path: Path, fields: Nifti1Header, shape: tuple[int, int, int]) -> Geometry:
+    pixdim = fields["pixdim"][1:4].astype(np.float64)
+    pixdim[~np.isfinite(pixdim) | (pixdim == 0)] = 1
+    mm = _MM.get(int(fields["xyzt_units"]) & 7, 1.0)
+    axes, origin = _axes_and_origin(path, fields, np.abs(pixdim))
+    direction = _TO_LPS @ axes * np.sign(pixdim)
+    return Geometry(
+        shape=shape,
+        spacing=tuple(float(v) for v in np.abs(pixdim)[::-1] * mm),
+        origin=tuple(float(v) for v in _TO_LPS @ origin * mm + 0.0),  # no -0
+        direction=tuple(float(v) for v in direction.ravel() + 0.0),
+    )
+
+
+def _axes_and_origin(
+    path: Path, fields: Nifti1Header, spacing: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Unit axes as columns and the first voxel's centre, both RAS, from the qform or the sform.
+
+    Source:
+        itk::NiftiImageIO::SetImageIOOrientationFromNIfTI of ITK 5.4: the sform where its axes are
+        perpendicular and it is alone, has the code 1 or agrees with the qform; else the qform.
+        Differs for an sform alone that is not quite perpendicular: ITK refuses it, or takes the
+        inverse of the nearest rotation when told to permit it.
+    """
+    has_qform, sform_code = int(fields["qform_code"]) > 0, int(fields["sform_code"])
+    if not has_qform and sform_code <= 0:
+        return _TO_LPS, np.zeros(3)
+    sform = np.stack([fields[f"srow_{axis}"] for axis in "xyz"]).astype(np.float64)
+    if sform_code <= 0:
+        return _qform(fields)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        axes = sform[:, :3] / np.linalg.norm(sform[:, :3], axis=0)
     shear = np.abs(axes.T @ axes - np.eye(3)).max()
-    if not shear <= _MOST_SHEAR:
+    if has_qform:
+        q_axes, q_origin = _qform(fields)
+        qform = np.column_stack([q_axes * spacing, q_origin])
+        agree = sform_code == 1 or np.allclose(sform, qform, rtol=0, atol=_ROUNDING)
+        return (axes, sform[:, 3]) if shear <= _ROUNDING and agree else (q_axes, q_origin)
+    if not shear <= _MOST_SHEAR:  # NaN too
         raise ValueError(
             f"{path}: its axes are not perpendicular (cosine {shear:.3g} between two of them, at "
             f"most {_MOST_SHEAR} is accepted); resample it onto a rectangular grid"
         )
-    _log.warning(
-        "%s: its axes are not quite perpendicular (cosine %.2g between two of them); "
-        "the nearest perpendicular ones are used",
-        path,
-        shear,
+    if shear > _ROUNDING:
+        _log.warning(
+            "%s: its axes are not quite perpendicular (cosine %.2g between two of them); "
+            "the nearest perpendicular ones are used",
+            path,
+            shear,
+        )
+        left, _, right = np.linalg.svd(axes)
+        axes = left @ right
+    return axes, sform[:, 3]
+
+
+def _qform(fields: Nifti1Header) -> tuple[np.ndarray, np.ndarray]:
+    """Axes and origin of the qform.
+
+    Source:
+        nifti_quatern_to_mat44 of nifti_clib, which ITK uses: the real part is 0 where rounding or
+        a quaternion longer than 1 leaves nothing of it.
+    """
+    names = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
+    values = np.array([fields[name] for name in names], dtype=np.float64)
+    values[~np.isfinite(values)] = 0
+    real = 1 - values[:3] @ values[:3]
+    axes = quat2mat([math.sqrt(real) if real >= 1e-7 else 0.0, *values[:3]])
+    if fields["pixdim"][0] < 0:
+        axes[:, 2] *= -1
+    return axes, values[3:]
+
+
+def _scale(fields: Nifti1Header) -> tuple[float, float]:
+    slope, inter = float(fields["scl_slope"]), float(fields["scl_inter"])
+    return slope if math.isfinite(slope) and slope else 1.0, inter if math.isfinite(inter) else 0.0
+
+
+def _scaled(array: np.ndarray, slope: float, inter: float) -> np.ndarray:
+    """`array * slope + inter`, in float64 and a piece at a time; integers become float32."""
+    if slope == 1 and inter == 0:
+        return array
+    result = array.astype(np.float32 if array.dtype.kind in "iu" else array.dtype, copy=False)
+    flat = result.reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, flat.size, _CHUNK):
+            part = flat[start : start + _CHUNK]
+            part[:] = part.astype(np.float64) * slope + inter
+    return result
+
+
+def _read_voxels(path: Path, header: _Header) -> np.ndarray:
+    """All components of all voxels in file order, in the machine's byte order."""
+    count = math.prod(header.size) * header.components
+    promised = header.offset + count * header.dtype.itemsize
+    try:
+        with ExitStack() as stack:
+            stream = _opened(header.data, stack)
+            packed = isinstance(stream, gzip.GzipFile)
+            stored = header.data.stat().st_size
+            if promised > stored * (_MOST_DEFLATION if packed else 1):  # before memory is taken
+                raise _cut_short(path, promised, f"{stored}{' compressed' if packed else ''}")
+            stream.seek(header.offset)
+            array = np.empty(count, header.dtype)
+            view, filled = memoryview(array.view(np.uint8)), 0
+            while filled < len(view):
+                read = stream.readinto(view[filled : filled + _CHUNK])
+                if not read:
+                    raise _cut_short(path, promised, header.offset + filled)
+                filled += read
+            while packed and stream.read(_CHUNK):  # its checksum is at the end
+                pass
+    except (EOFError, OSError, zlib.error) as error:
+        raise _damaged(path, error) from error
+    if not header.dtype.isnative:
+        array = array.byteswap(inplace=True).view(header.dtype.newbyteorder("="))
+    return array
+
+
+def _cut_short(path: Path, promised: int, found: int | str) -> ValueError:
+    return ValueError(
+        f"{path} is cut short: its header promises {promised} bytes, the file holds {found}; "
+        f"copy it again"
     )
 
 
-def restore_voxels(path: Path, image: sitk.Image) -> sitk.Image:
-    """The same image with its NaN and infinite voxels, which ITK reads as 0.
-
-    Raises:
-        ValueError: if voxels are missing or the compressed file is damaged; ITK reads memory
-            noise in their place.
-    """
-    if not image.HasMetaDataKey("bitpix"):
-        return image  # a .hdr of another format
-    dimensions = int(image.GetMetaData("dim[0]"))
-    voxels = math.prod(int(image.GetMetaData(f"dim[{i}]")) for i in range(1, dimensions + 1))
-    header_bytes = int(float(image.GetMetaData("vox_offset")))
-    expected = header_bytes + voxels * int(image.GetMetaData("bitpix")) // 8
-    try:
-        found, indices, values = _scan(path, header_bytes, image.GetMetaData("datatype"))
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged or cut short ({error}); copy it again") from error
-    if found < expected:
-        raise ValueError(
-            f"{path} is cut short: its header promises {expected} bytes, the file holds {found}; "
-            f"copy it again"
-        )
-    inside = indices < voxels
-    return _with_values(image, indices[inside], values[inside]) if inside.any() else image
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is damaged or cut short ({error}); copy it again")
 
 
-def _scan(path: Path, header_bytes: int, datatype: str) -> tuple[int, np.ndarray, np.ndarray]:
-    """Read a file once, which checks a compressed file's checksum on the way.
-
-    Returns:
-        its size when not compressed; where its NaN and infinite voxels are, in file order, and
-        their values.
-    """
-    paired = path.suffix.lower() == ".hdr"
-    data = path.with_suffix(".img") if paired else path
-    indices, values, size = [], [], header_bytes
-    with gzip.open(data) if data.suffix.lower() == ".gz" else open(data, "rb") as stream:
-        header = path.read_bytes()[:4] if paired else stream.read(header_bytes)[:4]
-        order = "<" if int.from_bytes(header, "little") == 348 else ">"  # the header's own size
-        dtype = np.dtype(order + _FLOAT_TYPES.get(datatype, "u1"))
-        while chunk := stream.read(_CHUNK):
-            block = np.frombuffer(chunk, dtype, count=len(chunk) // dtype.itemsize)
-            if dtype.kind == "f" and not np.isfinite(block).all():
-                odd = np.flatnonzero(~np.isfinite(block))
-                indices.append(odd + (size - header_bytes) // dtype.itemsize)
-                values.append(block[odd])
-            size += len(chunk)
-    if not indices:
-        return size, np.empty(0, np.intp), np.empty(0)
-    return size, np.concatenate(indices), np.concatenate(values)
-
-
-def _with_values(image: sitk.Image, indices: np.ndarray, values: np.ndarray) -> sitk.Image:
-    """A copy with other values at some voxels, counted as NIfTI does: components slowest."""
-    array = sitk.GetArrayFromImage(image)
-    is_vector = array.ndim > image.GetDimension()
-    planar = np.moveaxis(array, -1, 0) if is_vector else array
-    planar[np.unravel_index(indices, planar.shape)] = values
-    changed = sitk.GetImageFromArray(array, isVector=is_vector)
-    changed.CopyInformation(image)
-    return changed
+def _opened(path: Path, stack: ExitStack) -> BinaryIO:
+    """A file, unpacked where its content is gzip's."""
+    file = stack.enter_context(open(path, "rb"))
+    if file.peek(2)[:2] == b"\x1f\x8b":
+        return stack.enter_context(gzip.GzipFile(fileobj=file))
+    return file

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from promptseg.files import read_json, write_json
 from promptseg.io.dataset import RawCase, cases_in_folder, read_raw_dataset
 from promptseg.io.images import Geometry, write_image
-from tests.io.test_images import write_series
+from tests.io.test_dicom import write_series
 from tests.real_data import raw_folder
 from tests.synthetic import write_raw_dataset
 

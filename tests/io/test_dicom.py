@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import locale
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from promptseg.io.images import count_channels, is_dicom_folder, read_image
+from tests.io.test_images import random_volume
+
+
+def write_series(folder, volume, uid="1.2.840.1", skip=()):
+    """A series of CT slices 2.5 mm apart, written by SimpleITK, in shuffled file order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(volume)
+    image.SetSpacing((0.7, 0.8, 2.5))
+    image.SetOrigin((-12.5, 30.25, 7.0))
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for z in range(volume.shape[0]):
+        if z in skip:
+            continue
+        slice_ = image[:, :, z]
+        position = "\\".join(str(v) for v in image.TransformIndexToPhysicalPoint((0, 0, z)))
+        tags = {
+            "0008|0060": "CT",
+            "0008|0018": f"{uid}.{z + 1}",
+            "0020|000d": "1.2.840.99",
+            "0020|000e": uid,
+            "0020|0013": str(z + 1),
+            "0020|0032": position,
+            "0020|0037": "1\\0\\0\\0\\1\\0",
+            "0018|0050": "2.5",
+            "0028|1052": "-1000",
+            "0028|1053": "1",
+        }
+        for tag, value in tags.items():
+            slice_.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{uid}_{(3 * z) % 7}.dcm"))
+        before = locale.setlocale(locale.LC_ALL)
+        writer.Execute(slice_)
+        locale.setlocale(locale.LC_ALL, before)  # GDCM leaves "C": text would be read as ASCII
+
+
+def test_a_dicom_series_is_read_in_spatial_order_and_in_hu(tmp_path):
+    volume = random_volume((6, 5, 7))
+    write_series(tmp_path / "series", volume)
+
+    image, geometry = read_image(tmp_path / "series")
+
+    assert is_dicom_folder(tmp_path / "series") and count_channels(tmp_path / "series") == 1
+    np.testing.assert_array_equal(image[0], volume)
+    assert geometry.shape == (6, 5, 7)
+    np.testing.assert_allclose(geometry.spacing, (2.5, 0.8, 0.7))
+    np.testing.assert_allclose(geometry.origin, (-12.5, 30.25, 7.0))
+
+
+def test_a_dicom_series_without_one_slice_is_refused(tmp_path):
+    write_series(tmp_path / "series", random_volume((6, 5, 7)), skip=(2,))
+
+    with pytest.raises(ValueError, match=r"series: its 5 slices are 2\.5 to 5 mm apart; a slice"):
+        read_image(tmp_path / "series")
+
+
+def test_two_dicom_series_in_a_folder_are_refused_with_advice(tmp_path):
+    write_series(tmp_path / "series", random_volume((6, 5, 7)))
+    write_series(tmp_path / "series", random_volume((4, 5, 7)), uid="1.2.840.2")
+
+    with pytest.raises(ValueError, match="found 2 with .*put each series into a folder of its own"):
+        read_image(tmp_path / "series")
+
+
+def test_a_folder_without_dicom_is_refused(tmp_path):
+    assert not is_dicom_folder(tmp_path)
+    assert not is_dicom_folder(tmp_path / "missing")
+    with pytest.raises(ValueError, match="no DICOM series in it"):
+        read_image(tmp_path)

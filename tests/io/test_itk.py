@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import os
+import tracemalloc
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from promptseg.io.images import read_image
+from promptseg.io.itk import _quiet_itk, read_itk
+from tests.io.test_images import random_volume
+from tests.io.test_nifti import write_sheared
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_an_uncompressed_file_is_read_and_refused_cut_short(tmp_path, ending):
+    path = tmp_path / f"a{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(random_volume()), str(path), useCompression=False)
+    np.testing.assert_array_equal(read_image(path)[0][0], random_volume())
+    path.write_bytes(path.read_bytes()[:-1])
+
+    with pytest.raises(ValueError, match=rf"a{ending} cannot be read"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_checking_compressed_voxels_holds_no_second_copy(tmp_path, ending, compressed):
+    path = tmp_path / f"a{ending}"
+    noise = np.random.default_rng(0).integers(0, 256, (20, 400, 500), np.uint8)  # 4 MB either way
+    sitk.WriteImage(sitk.GetImageFromArray(noise), str(path), useCompression=compressed)
+    tracemalloc.start()
+    read_itk(path)  # ITK's own memory is not traced
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.stat().st_size > 3_900_000 and peak < 2_000_000
+
+
+def test_reading_leaves_itks_settings_as_they_were(tmp_path, monkeypatch):
+    monkeypatch.setenv("ITK_NIFTI_SFORM_PERMISSIVE", "OFF")
+    sitk.ProcessObject.SetGlobalWarningDisplay(True)
+    write_sheared(tmp_path / "a.nii", 0.01)
+    read_image(tmp_path / "a.nii")
+
+    assert os.environ["ITK_NIFTI_SFORM_PERMISSIVE"] == "OFF"
+    assert sitk.ProcessObject.GetGlobalWarningDisplay()
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_threads_that_read_at_once_leave_itks_warnings_as_they_were(shown):
+    display = sitk.ProcessObject.GetGlobalWarningDisplay
+    sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+    try:
+        first, second = _quiet_itk(), _quiet_itk()  # two threads' blocks, which overlap
+        first.__enter__(), second.__enter__()
+        first.__exit__(None, None, None)
+        assert not display()  # the second still reads
+        second.__exit__(None, None, None)
+        assert display() == shown
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(True)
