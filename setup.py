@@ -54,6 +54,7 @@ setup(
     extras_require={
         "dask": ["distributed>=2024.1"],
         "dicom": DICOM,
+        "docs": ["mkdocs-material>=9.5"],
         "export": EXPORT,
         "tensorboard": TENSORBOARD,
         "wandb": ["wandb>=0.19"],

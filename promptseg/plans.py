@@ -45,7 +45,7 @@ class Normalization:
 
 @dataclass(frozen=True, kw_only=True)
 class Plans:
-    """What the data asks for. `documentation/plans.md` tells who writes and reads each field.
+    """What the data asks for; `documentation/reference/plans.md` has who reads each field.
 
     Attributes:
         dataset_name: `Dataset004_Hippocampus`.

@@ -125,7 +125,7 @@ def test_a_missing_or_damaged_file_is_named(tmp_path):
 
 
 def test_the_documentation_names_every_field_and_its_example_is_read():
-    text = (Path(__file__).parents[2] / "documentation" / "plans.md").read_text()
+    text = (Path(__file__).parents[1] / "documentation" / "reference" / "plans.md").read_text()
     for field in PLANS.to_json():
         assert f"| `{field}` |" in text
     entry = fit_labels(block_cases(5, unfitted=("intensity",)), ["block"]).labels["block"]

@@ -94,8 +94,8 @@ def problems_of_content(content: Any) -> list[str]:
     """Everything in a dataset.json that must be put right, in words; empty when it is sound.
 
     Source:
-        nnU-Net v2, documentation/dataset_format.md. Differs: region-based labels and the ignore
-        label are refused; `numTraining` may be missing.
+        nnU-Net v2, documentation/reference/raw-datasets.md. Differs: region-based labels and the
+        ignore label are refused; `numTraining` may be missing.
     """
     if not isinstance(content, dict):
         return [f"expected an object {{...}}, found {type(content).__name__}"]

@@ -96,7 +96,7 @@ def run_command(exported: Exported, capsys) -> str:
 
 
 def documented_example() -> str:
-    page = Path(__file__).parents[1] / "documentation" / "export.md"
+    page = Path(__file__).parents[2] / "documentation" / "reference" / "export.md"
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     return code
 

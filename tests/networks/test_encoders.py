@@ -166,7 +166,7 @@ def test_a_ball_is_learnt(name):
 
 
 def documented_parameters():
-    text = (Path(__file__).parents[2] / "documentation" / "extending.md").read_text()
+    text = (Path(__file__).parents[2] / "documentation" / "reference" / "encoders.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| `\w+` \| (\w+) \| ([\d.]+) M \|", text, re.MULTILINE)
     return [
         (encoder, each, 1e6 * float(millions))

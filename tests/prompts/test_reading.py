@@ -56,9 +56,9 @@ def test_one_file_for_all_cases(tmp_path, caplog):
 
 
 def test_the_examples_of_the_documentation_are_read(tmp_path):
-    page = (Path(__file__).parents[2] / "documentation" / "prompts.md").read_text(encoding="utf-8")
-    section = page[page.index("## Prompts from files") : page.index("## Automatic prompts")]
-    own, slicers = (block.split("```")[0] for block in section.split("```json\n")[1:])
+    reference = Path(__file__).parents[2] / "documentation" / "reference"
+    page = (reference / "prompts-files.md").read_text(encoding="utf-8")
+    own, slicers = (block.split("```")[0] for block in page.split("```json\n")[1:])
     image = Geometry(shape=(80, 260, 200), spacing=(1.0, 1.0, 1.0), origin=(-50.0, -90.0, 10.0))
     (tmp_path / "scan_01.json").write_text(own)
     (tmp_path / "scan_02.mrk.json").write_text(slicers)
