@@ -24,6 +24,7 @@ from promptseg.experiment_planning.auto_prompt_scores import (
 from promptseg.parallel import Workers, map_cases
 from promptseg.prompts.auto_prompter import Proposal
 from promptseg.prompts.strategies import AUTO_PROMPTERS
+from promptseg.prompts.strategies.fitted import FittedPrompter
 from promptseg.tables import aligned
 
 USABLE_IOU = 0.3  # below it a box misleads the network more than the label's name alone
@@ -216,10 +217,11 @@ def _candidate(task: FitTask, folds: int) -> Candidate:
     else:
         prompters = out_of_fold(strategy, present, label, folds_of(present, folds))
         pairs = list(zip(prompters, present, strict=True))
-        found = [prompter.propose(case.view) for prompter, case in pairs]
+        found = [_propose(prompter, case) for prompter, case in pairs]
         moved = [prompter.propose(off_centre(case, label).view) for prompter, case in _every(pairs)]
         parameters = strategy.fit([case.sample(label) for case in present])
-        needless = [strategy(**parameters).propose(case.view) for case in absent]
+        fitted = strategy(**parameters)
+        needless = [_propose(fitted, case) for case in absent]
     return _judged(parameters, found, moved, needless, present, label, folds)
 
 
@@ -290,6 +292,10 @@ def _by_presence(cases: Sequence[FitCase], label: str) -> tuple[list[FitCase], l
     """The cases that have the label, and the others."""
     present = [case for case in cases if label in case.truths]
     return present, [case for case in cases if label not in case.truths]
+
+
+def _propose(prompter: FittedPrompter, case: FitCase) -> Proposal:
+    return prompter.propose(case.view, described=case.described.get(prompter.name))
 
 
 def _proposal(boxes: tuple[np.ndarray, ...]) -> Proposal:

@@ -169,12 +169,25 @@ class FittedPrompter(AutoPrompter):
     def locate(self, view: View) -> np.ndarray | None:
         """The label's box in one view: (2, 3) mm from the volume's first corner, or None."""
 
+    def locate_described(self, view: View, described: np.ndarray) -> np.ndarray | None:
+        """`locate`, given what `describe` says of the view, for strategies that it saves work."""
+        return self.locate(view)
+
     def propose(
-        self, image: np.ndarray | View, spacing: tuple[float, float, float] | None = None
+        self,
+        image: np.ndarray | View,
+        spacing: tuple[float, float, float] | None = None,
+        described: np.ndarray | None = None,
     ) -> Proposal:
-        """Propose a box; a ready `View` in place of the image saves making it for every label."""
+        """Propose a box.
+
+        Args:
+            image: (z, y, x) intensities in [0, 255]; a ready `View` saves making it for each label.
+            spacing: mm, zyx; not needed with a view.
+            described: what `describe` says of the view, where that is known.
+        """
         view = image if isinstance(image, View) else view_of(image, spacing)
-        box_mm = self.locate(view)
+        box_mm = self.locate(view) if described is None else self.locate_described(view, described)
         box = None if box_mm is None else view.voxel_box(box_mm)
         if box is None:
             return Proposal(box=None, score=0.0, reason="nothing_found")

@@ -103,7 +103,16 @@ class FittedIntensityPrompter(FittedPrompter):
         """The component's box drawn towards the usual one; None where the band is empty."""
         smoothed = smooth(view.image, SIGMA)
         mask = _band_mask(smoothed, self.band, _scales(smoothed))
-        found = component_boxes(mask, view)[RULES.index(self.rule)]
+        return self._meet_usual_place(component_boxes(mask, view)[RULES.index(self.rule)], view)
+
+    def locate_described(self, view: View, described: np.ndarray) -> np.ndarray | None:
+        """The same from the boxes of every choice; a band not among `BANDS` is looked for."""
+        if self.band not in BANDS:
+            return self.locate(view)
+        found = described[BANDS.index(self.band), RULES.index(self.rule)]
+        return self._meet_usual_place(found, view)
+
+    def _meet_usual_place(self, found: np.ndarray, view: View) -> np.ndarray | None:
         if np.isnan(found).any():
             return None
         return self.weight * (found - self._usual_mm(view)) + self._usual_mm(view) + self.shift_mm

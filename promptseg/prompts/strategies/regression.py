@@ -76,7 +76,11 @@ class RegressionPrompter(FittedPrompter):
 
     def locate(self, view: View) -> np.ndarray | None:
         """The atlas's box after both steps."""
-        image = self.describe(view).astype(np.float32)
+        return self.locate_described(view, self.describe(view))
+
+    def locate_described(self, view: View, described: np.ndarray) -> np.ndarray:
+        """The same without smoothing the view again."""
+        image = described.astype(np.float32)
         box = self.start.locate(view)
         box = _proper(box, view.extent_mm * [[0.0], [0.5]])
         for weights in self.steps:

@@ -39,6 +39,27 @@ def test_every_fitted_strategy_gives_plain_parameters_that_rebuild_it(name, samp
 
 
 @pytest.mark.parametrize("name", fitted_strategies())
+def test_a_view_that_is_described_already_gives_the_same_box(name, samples):
+    cls = AUTO_PROMPTERS.get(name)
+    prompter = cls(**cls.fit(samples))
+    for case in block_cases(5, first=50):
+        described = case.described[name]
+        np.testing.assert_array_equal(
+            prompter.propose(case.view, described=described).box, prompter.propose(case.view).box
+        )
+
+
+def test_a_band_of_ones_own_is_looked_for_in_a_view_that_is_described(samples):
+    cls = AUTO_PROMPTERS.get("fitted_intensity")
+    parameters = cls.fit(samples) | {"band": ["deviations", 0.25, None], "weight": np.ones((2, 3))}
+    prompter, case = cls(**parameters), block_case(50)
+    described = case.described["fitted_intensity"]
+    np.testing.assert_array_equal(
+        prompter.propose(case.view, described=described).box, prompter.propose(case.view).box
+    )
+
+
+@pytest.mark.parametrize("name", fitted_strategies())
 def test_fitting_twice_gives_the_same_parameters(name, samples):
     cls = AUTO_PROMPTERS.get(name)
     assert cls.fit(samples) == cls.fit(samples)
