@@ -199,7 +199,7 @@ def finish(
         print(f"  {_summary_line(entry)}", flush=True)
 
 
-def main() -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, help="folder for all files; required")
     parser.add_argument("-d", "--dataset", default="4")
@@ -241,6 +241,11 @@ def main() -> int:
     for hidden in ("--measure", "--measured"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--list", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> int:
+    parser = make_parser()
     args = parser.parse_args()
     if args.list or args.measure:
         return _in_new_process(args)

@@ -76,8 +76,8 @@ def convert_npz(
     if not files:
         raise FileNotFoundError(f"{folder}: expected files {only}NAME{NPZ}, found none")
     modality = _modality(files)
-    truths = files if ground_truth is None else npz_files(ground_truth)
-    cases = {case_id: (path, truths.get(case_id)) for case_id, path in files.items()}
+    label_files = files if ground_truth is None else npz_files(ground_truth)
+    cases = {case_id: (path, label_files.get(case_id)) for case_id, path in files.items()}
     output = new_dataset_folder(Path(raw), number, name)
     with replacing_folder(output, overwrite) as new:
         done, failed = convert_cases(
@@ -106,21 +106,23 @@ def _convert_case(
     merge_instances: bool,
 ) -> set[int]:
     """Write one case and return its label values."""
-    path, truth = paths
-    if truth is None:
+    path, label_path = paths
+    if label_path is None:
         raise ValueError(f"{path}: found no file {path.name} with its labels")
     image, spacing = read_npz_volume(path, ("imgs",), spacing_order)
     try:
-        labels = as_labels(read_npz_volume(truth, ("gts",), spacing_order)[0])
+        labels = as_labels(read_npz_volume(label_path, ("gts",), spacing_order)[0])
     except ValueError as error:
-        advice = "; if the labels are in other files, give --ground-truth FOLDER"
-        raise ValueError(f"{error}{advice if truth == path else ''}") from error
+        advice = "; if the labels are in other files, give --ground-label_path FOLDER"
+        raise ValueError(f"{error}{advice if label_path == path else ''}") from error
     if labels.shape != image.shape:
-        raise ValueError(f"{truth}: gts: shape {labels.shape}, but imgs has {image.shape}")
+        raise ValueError(f"{label_path}: gts: shape {labels.shape}, but imgs has {image.shape}")
     values = set(np.unique(labels).tolist()) - {0}
     if values and min(values) < 0:
-        raise ValueError(f"{truth}: gts: expected label values of 0 and above, found {min(values)}")
-    if _has_instances(path, truth):
+        raise ValueError(
+            f"{label_path}: gts: expected label values of 0 and above, found {min(values)}"
+        )
+    if _has_instances(path, label_path):
         if not merge_instances:
             raise ValueError(
                 f"{path}: its {len(values)} label values number the objects of one kind "
