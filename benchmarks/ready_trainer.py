@@ -7,13 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from promptseg.files import read_json
 from promptseg.networks.device import choose_device
-from promptseg.plans import load_plans
-from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.training.dataset import TrainingSteps
-from promptseg.training.settings import RunOptions
-from promptseg.training.splits import cases_of_fold
+from promptseg.training.fold import load_fold
+from promptseg.training.request import RunOptions
 from promptseg.training.trainer import BaseTrainer
 from promptseg.training.trainers import TRAINERS
 
@@ -31,24 +28,24 @@ def ready_trainer(
         fold: number of the fold.
         precision: precision of training steps; None for the trainer's default.
     """
-    plans = load_plans(source / f"{plans_name}.json")
-    preprocessed = source / plans.data_identifier
-    training_cases, validation_cases = cases_of_fold(
-        source, str(fold), PreprocessedDataset(preprocessed).case_ids
-    )
-    auto_boxes = read_json(source / f"{plans_name}_auto_prompt_boxes.json")
+    given = load_fold(source, plans_name, str(fold))
     trainer_class = TRAINERS.get(trainer)
     with TemporaryDirectory() as scratch:
         run = trainer_class(
-            plans=plans,
-            preprocessed=preprocessed,
-            folder=Path(scratch) / f"fold_{fold}",
-            training_cases=training_cases,
-            validation_cases=validation_cases,
-            auto_boxes=auto_boxes,
-            settings=trainer_class.settings_for("scratch").replace(precision=precision),
-            options=RunOptions(device=choose_device(), workers=0),
+            given,
+            Path(scratch) / f"fold_{fold}",
+            trainer_class.settings_for("scratch").replace(precision=precision),
+            RunOptions(device=choose_device(), processes=0),
         )
         run.prepare()
         run.network.train()
-        yield run, TrainingSteps(preprocessed, training_cases, plans, run.settings, auto_boxes)
+        yield (
+            run,
+            TrainingSteps(
+                given.preprocessed,
+                given.training_cases,
+                given.plans,
+                run.settings,
+                given.auto_boxes,
+            ),
+        )

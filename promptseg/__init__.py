@@ -20,7 +20,9 @@ _HOMES = {
     "Predictor": "promptseg.inference.predictor",
     "Prompts": "promptseg.prompts.types",
     "Proposal": "promptseg.prompts.auto_prompter",
+    "RunOptions": "promptseg.training.request",
     "TRAINERS": "promptseg.training.trainers",
+    "TrainingRequest": "promptseg.training.request",
     "auto_prompt": "promptseg.prompts.automatic",
     "auto_prompt_files": "promptseg.prompts.image_files",
     "convert_msd": "promptseg.conversion.msd",
@@ -38,7 +40,7 @@ _HOMES = {
     "predict_iterator": "promptseg.inference.batch.predict_files",
     "preprocess_dataset": "promptseg.preprocessing.preprocess",
     "run_demo": "promptseg.demo.run",
-    "train": "promptseg.pipeline",
+    "train": "promptseg.pipeline.train",
 }
 
 __all__ = ["__version__", *_HOMES]

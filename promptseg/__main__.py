@@ -9,11 +9,17 @@ from promptseg import commands
 NAMES = sorted(m.name for m in pkgutil.iter_modules(commands.__path__) if m.name != "parsing")
 
 
-def main() -> int | None:
-    """Run the command that the first argument names; its exit code."""
+def main() -> int:
+    """Run the command that the first argument names, and return its exit code."""
     name, *arguments = sys.argv[1:] or [""]
+    usage = f"usage: python -m promptseg {{{','.join(NAMES)}}} ..."
+    if name in ("-h", "--help"):
+        print(usage)
+        return 0
     if name not in NAMES:
-        print(f"usage: python -m promptseg {{{','.join(NAMES)}}} ...", file=sys.stderr)
+        print(usage, file=sys.stderr)
+        if name:
+            print(f"python -m promptseg: error: unknown command {name!r}", file=sys.stderr)
         return 2
     return importlib.import_module(f"promptseg.commands.{name}").main(arguments)
 

@@ -13,45 +13,136 @@ from promptseg.commands.parsing import (
     command_parser,
     count,
     folders_of,
+    options_from,
     run_command,
     seconds,
 )
-from promptseg.training.settings import PRECISIONS
+from promptseg.training.request import RunOptions, TrainingRequest
+from promptseg.training.settings import FREEZABLE, PRECISIONS, RECIPES, TrainingSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = command_parser(__doc__)
+    _add_task(parser)
+    _add_length(parser)
+    _add_settings(parser)
+    _add_weights(parser)
+    _add_options(parser)
+    add_import(parser)
+    add_folders(parser, "preprocessed", "results")
+    return run_command(parser, arguments, _run)
+
+
+def _add_task(parser: argparse.ArgumentParser) -> None:
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("-d", "--dataset", metavar="ID", help=DATASET_HELP)
     task.add_argument(
-        "--list-trainers", action="store_true", help="print what -tr can name, train nothing"
+        "--list-trainers",
+        action="store_true",
+        help="print a table of the trainers that -tr can name, and train nothing",
     )
-    parser.add_argument("-tr", "--trainer", default="ViTTrainer", help="trainer class")
-    parser.add_argument("-f", "--fold", nargs="+", default=["0"], help="0, 1, ..., or all")
+    parser.add_argument(
+        "-tr",
+        "--trainer",
+        default=TrainingRequest.trainer,
+        help="name of the trainer (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-f",
+        "--fold",
+        nargs="+",
+        default=[TrainingRequest.fold],
+        help="folds to train one after the other: 0, 1, ..., or all (default: 0)",
+    )
+    parser.add_argument(
+        "-p",
+        "--plans-name",
+        default=TrainingRequest.plans_name,
+        help="name of the plans (default: %(default)s)",
+    )
     parser.add_argument(
         "--group-regex",
         metavar="REGEX",
-        help="finds the patient in a case identifier, by its first (...) if there is one, so that "
-        "none is in both halves of a fold; instead of `groups` in dataset.json",
+        help="regular expression that finds the patient in a case identifier, by its first (...) "
+        "if there is one, so that no patient is in both halves of a fold (default: `groups` in "
+        "dataset.json)",
     )
-    parser.add_argument("-p", "--plans-name", default="PromptSegPlans", help="name of the plans")
-    parser.add_argument("--c", dest="resume", action="store_true", help="continue training")
-    parser.add_argument("--overwrite", action="store_true", help="start a trained fold again")
+
+
+def _add_length(parser: argparse.ArgumentParser) -> None:
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
+        "--epochs",
+        type=int,
+        help=f"length of the run in epochs (default: {TrainingSettings.epochs}, with --recipe "
+        f"paper {RECIPES['paper']['epochs']})",
+    )
+    length.add_argument(
+        "--time-budget",
+        type=seconds,
+        metavar="T",
+        help="length of the run as a time: 90s, 30m or 2h",
+    )
+    parser.add_argument(
+        "--iterations-per-epoch",
+        "--iterations",
+        type=int,
+        metavar="N",
+        help=f"optimizer steps in one epoch (default: {TrainingSettings.iterations_per_epoch})",
+    )
+    parser.add_argument(
+        "--early-stopping",
+        type=count,
+        metavar="EPOCHS",
+        help="end the run after this many epochs without a better validation Dice; 0 never ends "
+        "it (default: 0)",
+    )
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
-        choices=("scratch", "paper"),
-        help="AdamW with warm-up and decay (the default), or the paper's Adam at 1e-5 (the "
-        "default with -pretrained_weights)",
+        choices=tuple(RECIPES),
+        help="scratch is AdamW with warm-up and decay, paper is the paper's Adam at 1e-5 (default: "
+        "paper with -pretrained_weights, else scratch)",
     )
+    parser.add_argument(
+        "--initial-lr",
+        "--lr",
+        type=float,
+        metavar="RATE",
+        help=f"learning rate after the warm-up (default: {TrainingSettings.initial_lr:g} or the "
+        f"trainer's own, with --recipe paper {RECIPES['paper']['initial_lr']:g})",
+    )
+    parser.add_argument(
+        "--seed", type=int, help="seed of weights, samples and augmentation (default: 0)"
+    )
+    parser.add_argument(
+        "--ema",
+        type=float,
+        metavar="DECAY",
+        help="validate and predict with an exponential moving average of the weights; 0.999 is a "
+        "usual decay (default: no average)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="precision of training steps (default: bf16 on a GPU that computes in it, else fp32)",
+    )
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-pretrained_weights",
         metavar="FILE",
         help="weights to start from: SegVol's checkpoint, or a checkpoint_*.pth of the same "
-        "encoder; what fits is loaded, the rest is listed",
+        "encoder; what fits is loaded, the rest is listed (default: random weights)",
     )
     parser.add_argument(
-        "--freeze", choices=("encoder",), help="keep the image encoder's weights as they are"
+        "--freeze",
+        choices=FREEZABLE,
+        help="keep the image encoder's weights unchanged (default: train all weights)",
     )
     parser.add_argument(
         "--teacher",
@@ -59,30 +150,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="trained model of the same plans, a folder or zip file, that -tr DistillationTrainer "
         "learns from; with --c the place it was moved to",
     )
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=int, help="length of the run")
-    length.add_argument(
-        "--time-budget", type=seconds, metavar="T", help="length of the run: 90s, 30m or 2h"
-    )
-    parser.add_argument("--iterations", type=int, help="optimizer steps in one epoch")
-    parser.add_argument("--lr", type=float, help="initial learning rate")
-    parser.add_argument("--seed", type=int, help="of weights, samples and augmentation")
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--ema",
-        type=float,
-        metavar="DECAY",
-        help="validate and predict with an average of the weights; 0.999 is a usual decay",
+        "--c", dest="resume", action="store_true", help="continue from the latest checkpoint"
     )
     parser.add_argument(
-        "--early-stopping",
-        type=count,
-        metavar="EPOCHS",
-        help="end after so many epochs without a better validation Dice; 0 never does",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        help="of training steps; without it bf16 on a GPU that has it, else fp32",
+        "--overwrite", action="store_true", help="start again a fold that has been trained before"
     )
     parser.add_argument(
         "--compile", action="store_true", help="let torch.compile speed up the training steps"
@@ -93,21 +168,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--wandb",
         metavar="PROJECT",
-        help="send settings and metrics to this project at Weights & Biases; without it nothing "
-        "is sent anywhere",
+        help="send settings and metrics to this project at Weights & Biases (default: nothing is "
+        "sent anywhere)",
     )
-    parser.add_argument("-np", "--processes", type=count, default=1, help="sample workers")
-    parser.add_argument("-device", help="cpu, cuda, cuda:1 or mps; a GPU if there is one")
+    parser.add_argument(
+        "-np",
+        "--processes",
+        type=count,
+        default=RunOptions.processes,
+        metavar="N",
+        help="worker processes that make samples; 0 makes them in the training process (default: "
+        "%(default)s)",
+    )
+    parser.add_argument(
+        "-device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one, else cpu)"
+    )
     parser.add_argument(
         "-num_gpus",
         type=int,
         metavar="N",
         help="train on N GPUs of this machine, which share each batch; with -device cpu in N "
-        "processes on the CPU",
+        "processes on the CPU (default: one process)",
     )
-    add_import(parser)
-    add_folders(parser, "preprocessed", "results")
-    return run_command(parser, arguments, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -115,51 +197,17 @@ def _run(args: argparse.Namespace) -> int:
         return _list_trainers()
     from promptseg.training.distributed import is_rank_zero, processes_to_start, start_processes
 
-    if count := processes_to_start(args.num_gpus):
-        return start_processes(count, args.device, args.typed)
-    from promptseg.pipeline import check_folds
-    from promptseg.pipeline import train as train_fold
+    if number := processes_to_start(args.num_gpus):
+        return start_processes(number, args.device, args.typed)
+    from promptseg.pipeline.train import check_folds, train
 
-    folds = list(dict.fromkeys(args.fold))
-    if later := folds[1:]:  # the first is refused soon enough
-        check_folds(
-            args.dataset,
-            folders_of(args),
-            later,
-            trainer=args.trainer,
-            group_regex=args.group_regex,
-            plans_name=args.plans_name,
-            resume=args.resume,
-            overwrite=args.overwrite,
-        )
-    for fold in folds:
-        model = train_fold(
-            args.dataset,
-            folders_of(args),
-            trainer=args.trainer,
-            fold=fold,
-            group_regex=args.group_regex,
-            plans_name=args.plans_name,
-            recipe=args.recipe,
-            epochs=args.epochs,
-            iterations_per_epoch=args.iterations,
-            time_budget=args.time_budget,
-            initial_lr=args.lr,
-            seed=args.seed,
-            pretrained_weights=args.pretrained_weights,
-            freeze=args.freeze,
-            teacher=args.teacher,
-            ema=args.ema,
-            early_stopping=args.early_stopping,
-            precision=args.precision,
-            compile=args.compile,
-            tensorboard=args.tensorboard,
-            wandb=args.wandb,
-            device=args.device,
-            processes=args.processes,
-            resume=args.resume,
-            overwrite=args.overwrite,
-        )
+    folds = dict.fromkeys(args.fold)
+    requests = [options_from(args, TrainingRequest, fold=fold) for fold in folds]
+    options = options_from(args, RunOptions)
+    # the first one is checked soon enough when it is trained
+    check_folds(args.dataset, folders_of(args), requests[1:], options)
+    for request in requests:
+        model = train(args.dataset, folders_of(args), request, options)
         if model is None:
             if is_rank_zero():
                 print(
@@ -167,7 +215,7 @@ def _run(args: argparse.Namespace) -> int:
                 )
             return 1
         if is_rank_zero():
-            print(f"trained: {model / f'fold_{fold}'}; look at progress.png there")
+            print(f"trained: {model / f'fold_{request.fold}'}; look at progress.png there")
     return 0
 
 

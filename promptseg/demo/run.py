@@ -103,7 +103,8 @@ def _plan_and_train(
 ) -> Path:
     """Plan the dataset and train on all of its training cases; the folder of the model."""
     from promptseg.experiment_planning.planner import plan_dataset
-    from promptseg.pipeline import train
+    from promptseg.pipeline.train import train
+    from promptseg.training.request import RunOptions, TrainingRequest
 
     folders = Folders(
         raw=folder / "raw", preprocessed=folder / "preprocessed", results=folder / "results"
@@ -114,11 +115,8 @@ def _plan_and_train(
         model_folder = train(
             dataset,
             folders,
-            trainer="ViTTrainer",
-            fold="all",
-            time_budget=time_budget,
-            processes=processes,
-            seed=seed,
+            TrainingRequest(fold="all", time_budget=time_budget, seed=seed),
+            RunOptions(processes=processes),
         )
     if model_folder is None:
         raise RuntimeError(f"the demo was stopped while training; its files so far are in {folder}")

@@ -12,8 +12,8 @@ def weight_average(network: nn.Module, decay: float) -> AveragedModel:
     """A copy of the network whose `update_parameters` moves its weights towards the network's.
 
     Args:
-        network: on the device and in the memory format it trains in.
-        decay: share of the average that an update keeps, above 0 and below 1; see `decay_after`.
+        network: network on the device and in the memory format it trains in.
+        decay: fraction of the average that an update keeps, above 0 and below 1; see `decay_after`.
     """
 
     def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor) -> None:
@@ -23,10 +23,10 @@ def weight_average(network: nn.Module, decay: float) -> AveragedModel:
 
 
 def decay_after(count: int, decay: float) -> float:
-    """The decay after so many updates: it begins small, so that the first weights are forgotten.
+    """The decay after `count` updates: it begins small, so that the initial weights are forgotten.
 
-    With 0.999 from the start, a third of the average of a run of 1000 steps would be the weights
-    it began with. So it reaches back over about a ninth of the run, until `decay` bounds it.
+    With 0.999 from the start, a third of the average after 1000 steps would be the initial weights.
+    This way it reaches back over about a ninth of the run, until `decay` bounds it.
 
     Source:
         TensorFlow's `tf.train.ExponentialMovingAverage` with `num_updates`.

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on, and a predictor to start; no pickle."""
+"""Checkpoints: everything needed to continue a run or to start a predictor; no pickle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from promptseg.files import WRITING, replacing
 from promptseg.io.torch_files import load_safely
 from promptseg.plans import Plans
-from promptseg.training.settings import RunOptions
+from promptseg.training.request import RunOptions
 from promptseg.words import some
 
 CHECKPOINT_FORMAT = 1
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a dict of tensors and plain values; the file is the old or the new one, whole."""
+    """Write a dict of tensors and plain values, atomically."""
     with replacing(path) as temporary:
         torch.save({"format_version": CHECKPOINT_FORMAT, **content}, temporary)
 
@@ -34,13 +34,14 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
 
     Raises:
         FileNotFoundError: with the command that makes one.
-        ValueError: if the file is damaged, no checkpoint of ours, or of another format version.
+        ValueError: if the file is damaged, is not a checkpoint of ours, or has another format
+            version.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no checkpoint there; promptseg_train writes it")
     content = load_safely(path, "checkpoint", device)
     if not isinstance(content, dict) or "format_version" not in content:
-        raise ValueError(f"{path} is no promptseg checkpoint")
+        raise ValueError(f"{path} is not a promptseg checkpoint")
     check_format(path, content)
     return content
 
@@ -65,16 +66,16 @@ def checkpoint_to_continue(
     cases: Mapping[str, Sequence[str]],
     options: RunOptions,
 ) -> dict[str, Any] | None:
-    """The last checkpoint of a fold if it is to be continued, None if training begins.
+    """The last checkpoint of a fold that is to be continued; None where training begins.
 
     Args:
-        folder: of the fold.
-        trainer, plans: that must be the checkpoint's.
-        cases: that must be the checkpoint's, as `check_same_cases` takes them.
-        options: `resume` and `overwrite`; with `resume` but nothing there a warning is logged.
+        folder: folder of the fold.
+        trainer, plans: trainer and plans of the run, which must be the checkpoint's.
+        cases: cases of the run, which must be the checkpoint's, see `check_same_cases`.
+        options: `resume` and `overwrite`; with `resume` but no checkpoint a warning is logged.
 
     Raises:
-        FileExistsError: if there is a checkpoint and `options` do not say what to do with it.
+        FileExistsError: if there is a checkpoint and neither option is set.
         ValueError: as `check_same_run` and `check_same_cases` do.
     """
     if not options.resume:
@@ -95,7 +96,7 @@ def check_untrained(folder: Path) -> None:
     """Refuse to train the fold of this folder anew.
 
     Raises:
-        FileExistsError: if it has a checkpoint, with how to go on.
+        FileExistsError: if it has a checkpoint, with how to continue.
         ValueError: as `last_checkpoint` does.
     """
     if _has_checkpoint(folder):
@@ -107,10 +108,9 @@ def check_untrained(folder: Path) -> None:
 
 
 def last_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint of a fold to go on from, and its content.
+    """The checkpoint to continue a fold from, and its content.
 
-    That is `latest`, or where somebody has cleared that away, `final` or `best`, whichever has
-    more steps.
+    That is `latest`, or if somebody has removed it, `final` or `best`, whichever has more steps.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -127,7 +127,7 @@ def last_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
         if not others:
             raise
         names = " or ".join(path.name for path in others)
-        raise ValueError(f"{error}; without that file --c goes on from {names}") from error
+        raise ValueError(f"{error}; without that file --c continues from {names}") from error
 
 
 def _has_checkpoint(folder: Path) -> bool:
@@ -135,11 +135,11 @@ def _has_checkpoint(folder: Path) -> bool:
 
 
 def remove_leftovers(folder: Path, *, checkpoints: bool) -> None:
-    """Make the folder of a fold, or remove from it what a run that was killed left half written.
+    """Make the folder of a fold, or remove from it what a killed run left half written.
 
     Args:
-        folder: of the fold.
-        checkpoints: remove those as well, as the fold is started again.
+        folder: folder of the fold.
+        checkpoints: whether to remove checkpoints as well, as the fold is started again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(f"{WRITING}*"):
@@ -167,14 +167,14 @@ def check_same_run(path: Path, content: Mapping[str, Any], trainer: str, plans: 
 def check_same_cases(
     path: Path, content: Mapping[str, Any], cases: Mapping[str, Sequence[str]]
 ) -> None:
-    """Refuse to continue a checkpoint of other cases; one from before they were recorded passes.
+    """Refuse to continue a checkpoint of other cases; old ones that do not record them pass.
 
     Args:
-        path, content: of the checkpoint.
+        path, content: file and content of the checkpoint.
         cases: `training_cases` and `validation_cases` of the run, identifiers in any order.
 
     Raises:
-        ValueError: naming a few of the cases that came or went, and what to do.
+        ValueError: naming a few of the cases that were added or removed, and what to do.
     """
     changes = []
     for entry, now in cases.items():
@@ -191,7 +191,7 @@ def check_same_cases(
 
 
 def random_state(device: str) -> dict[str, Tensor | None]:
-    """The state of torch's generators, on the CPU and on the GPU that trains, if one does."""
+    """The state of torch's random generators, on the CPU and on a CUDA device that trains."""
     on_gpu = device.startswith("cuda")
     return {
         "torch_random_state": torch.get_rng_state(),
@@ -200,7 +200,7 @@ def random_state(device: str) -> dict[str, Tensor | None]:
 
 
 def restore_random_state(content: Mapping[str, Any], device: str) -> None:
-    """Take up the state in a checkpoint; that of a GPU if it was written and is used on one."""
+    """Restore `random_state` from a checkpoint; that of a GPU only where both runs use one."""
     torch.set_rng_state(content["torch_random_state"])
     if device.startswith("cuda") and content.get("cuda_random_state") is not None:
         torch.cuda.set_rng_state(content["cuda_random_state"], device)
@@ -211,7 +211,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], where: objec
 
     Args:
         network: built for the plans and the encoder that the checkpoint names.
-        weights: a checkpoint's `network`.
+        weights: entry `network` of a checkpoint.
         where: the checkpoint, for the message.
 
     Raises:

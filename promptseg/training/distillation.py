@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from promptseg.plans import Plans
 from promptseg.training.dataset import Batch
 
-SAME_IN_BOTH = (  # fields of the plans that say what a network is shown and asked
+SAME_IN_BOTH = (  # fields of the plans that determine what a network sees and answers
     "preset",
     "channel_names",
     "modalities",
@@ -25,14 +25,14 @@ SAME_IN_BOTH = (  # fields of the plans that say what a network is shown and ask
 
 
 class Teacher:
-    """Trained networks, whose mean probabilities a student learns. They do not change.
+    """Trained networks whose mean probabilities a student learns; they do not change.
 
     Args:
-        networks: on the CPU; at least one.
-        source: where they are from, for errors.
+        networks: at least one, on the CPU.
+        source: file or folder they are from, for errors.
 
     Attributes:
-        digest: of all weights, 64 hexadecimal digits: the same wherever the files are.
+        digest: SHA-256 of all weights, 64 hexadecimal digits, wherever the files are.
     """
 
     def __init__(self, networks: Sequence[nn.Module], source: Path | str) -> None:
@@ -55,10 +55,10 @@ class Teacher:
         return sum((a.float() / temperature).sigmoid() for a in answers) / len(self.networks)
 
     def check_same(self, digest: str | None) -> None:
-        """Refuse to go on with a student that began with another teacher.
+        """Refuse to continue a student that began with another teacher.
 
         Raises:
-            ValueError: if the digest that a checkpoint holds is not this teacher's.
+            ValueError: if the digest in a checkpoint is not this teacher's.
         """
         if digest != self.digest:
             raise ValueError(
@@ -69,22 +69,23 @@ class Teacher:
 
 
 def distillation_loss(logits: Tensor, probabilities: Tensor, temperature: float) -> Tensor:
-    """How far a student's softened answers are from its teacher's, 0 where they are the same.
+    """How far a student's softened answers are from its teacher's; 0 where they are the same.
 
     The mean over all voxels of the Kullback-Leibler divergence of the student's from the
-    teacher's distribution over {foreground, background}, times the squared temperature, with
-    which its gradient stays about as large whatever the temperature is.
+    teacher's distribution over {foreground, background}, times the squared temperature, which
+    keeps its gradient about as large at every temperature.
 
     Args:
-        logits: (n, z, y, x) of the student.
-        probabilities: (n, z, y, x) of the teacher, of logits divided by the temperature.
-        temperature: above 0; above 1 it tells the student more about voxels the teacher is nearly
-            sure of.
+        logits: (n, z, y, x) logits of the student.
+        probabilities: (n, z, y, x) probabilities of the teacher, of logits divided by the
+            temperature.
+        temperature: positive; above 1 the student learns more about voxels that the teacher is
+            nearly sure of.
 
     Source:
         Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 2: soft targets of a temperature
         beside the true labels, their term weighted by its square. Differs: two classes in each
-        voxel, and the teacher's entropy, which has no gradient, is taken off.
+        voxel, and the teacher's entropy, which has no gradient, is subtracted.
     """
     crossed = F.binary_cross_entropy_with_logits(logits.float() / temperature, probabilities)
     background = 1 - probabilities
@@ -112,7 +113,7 @@ def check_teacher_is_wanted(trainer: str, needs_teacher: bool, teacher: str | No
 
 
 def check_teacher_fits(teacher: Plans, student: Plans, source: Path | str) -> None:
-    """Refuse a teacher that was trained to see or to answer something else than the student.
+    """Refuse a teacher that was trained to see or answer something other than the student.
 
     Size, stride and batch size may differ, and so may the automatic prompts.
 
@@ -132,6 +133,6 @@ def check_teacher_fits(teacher: Plans, student: Plans, source: Path | str) -> No
 
 
 def _comparable(plans: Plans, name: str) -> object:
-    """A field to compare and to print; labels with their order, which numbers their vectors."""
+    """A field to compare and print; labels with their order, which indexes their vectors."""
     value = getattr(plans, name)
     return list(value.items()) if isinstance(value, dict) else value

@@ -1,8 +1,8 @@
-"""Several processes that train one network: each takes its share of every batch.
+"""Several processes that train one network: each takes its part of every batch.
 
-torchrun starts them; without it there is one process, and nothing here does anything. Every
-process holds the same weights and takes the same steps. The first one (rank 0) validates and
-writes; what it decides or measures is handed to the others.
+torchrun starts them; without it there is one process, and nothing here has an effect. All processes
+have the same weights and make the same steps. The first one (rank 0) validates and writes; what it
+decides or measures is sent to the others.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ SECONDS_TO_STOP = 300  # for the step under way and a checkpoint; torchrun then 
 
 
 def join(device: str) -> str:
-    """Meet the other processes that torchrun started, if it did, and return the device to use.
+    """Connect to the other processes that torchrun started, if any; returns the device to use.
 
     Args:
-        device: `cuda` gives each process of a machine the GPU of its number, `cpu` is for all.
+        device: `cuda` gives each process of a machine the GPU of its local rank; `cpu` is for all.
 
     Raises:
-        ValueError: for a device that cannot be shared out.
+        ValueError: for a device that several processes cannot use.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return device
@@ -63,7 +63,7 @@ def join(device: str) -> str:
 
 
 def process_count() -> int:
-    """Processes that train together; 1 without torchrun."""
+    """Number of processes that train together; 1 without torchrun."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -73,7 +73,7 @@ def is_rank_zero() -> bool:
 
 
 def own_images(batch_size: int) -> range:
-    """The images of a batch that this process takes; the shares differ by one image at most.
+    """The images of a batch that this process takes; processes differ by at most one image.
 
     Raises:
         ValueError: if there are fewer images than processes.
@@ -90,12 +90,12 @@ def own_images(batch_size: int) -> range:
     return range(rank * batch_size // count, (rank + 1) * batch_size // count)
 
 
-def loss_share(loss: Tensor, queries: int) -> tuple[Tensor, float]:
+def part_of_mean_loss(loss: Tensor, queries: int) -> tuple[Tensor, float]:
     """This process's part of the mean loss over the queries of all, and that mean.
 
     Args:
-        loss: mean over this process's queries.
-        queries: how many these are.
+        loss: mean loss over this process's queries.
+        queries: number of these queries.
     """
     if process_count() == 1:
         return loss, float(loss.detach())
@@ -106,9 +106,9 @@ def loss_share(loss: Tensor, queries: int) -> tuple[Tensor, float]:
 
 
 def sum_gradients(network: nn.Module) -> None:
-    """Add up the gradients of all processes, each of its `loss_share`.
+    """Add up the gradients of all processes, each of its `part_of_mean_loss`.
 
-    One that no process has stays None, so that the optimizer leaves the weight as it is.
+    A gradient that no process has stays None, so that the optimizer leaves the weight unchanged.
     """
     if process_count() == 1:
         return
@@ -125,7 +125,7 @@ def sum_gradients(network: nn.Module) -> None:
 
 
 def agree(seconds: float, stop: bool) -> tuple[float, bool]:
-    """The first process's seconds, and whether any process shall stop."""
+    """The first process's seconds, and whether any process requests a stop."""
     if process_count() == 1:
         return seconds, stop
     seconds, stops = _sums([seconds if is_rank_zero() else 0.0, stop])
@@ -133,7 +133,7 @@ def agree(seconds: float, stop: bool) -> tuple[float, bool]:
 
 
 def run_on_rank_zero(make: Callable[[], T]) -> T:
-    """What a function returns in the first process, which alone calls it; the others wait."""
+    """The result of a function that only the first process calls; the others wait for it."""
     made: list[Any] = [make() if is_rank_zero() else None]
     if process_count() > 1:
         with _meeting_others():
@@ -145,8 +145,8 @@ def broadcast_weights(network: nn.Module, step: int) -> None:
     """Give all processes the first one's weights.
 
     Args:
-        network: on its device.
-        step: at which this process begins.
+        network: network on its device.
+        step: step at which this process begins.
 
     Raises:
         ValueError: if the processes begin at different steps, as they do on machines that do not
@@ -167,7 +167,7 @@ def broadcast_weights(network: nn.Module, step: int) -> None:
 
 
 def processes_to_start(asked: int | None) -> int:
-    """How many processes are to be started for `-num_gpus`; 0 if this one does the work.
+    """Number of processes to start for `-num_gpus`; 0 if this process does the work itself.
 
     Raises:
         ValueError: for fewer than one, and for another number than torchrun has started.
@@ -180,7 +180,7 @@ def processes_to_start(asked: int | None) -> int:
     if started not in (0, asked):
         raise ValueError(
             f"-num_gpus {asked}, but torchrun started {started} processes on this machine; leave "
-            f"-num_gpus out, --nproc-per-node says it already"
+            f"-num_gpus out, as --nproc-per-node gives the number"
         )
     return asked if asked > 1 and not started else 0
 
@@ -189,15 +189,15 @@ def start_processes(count: int, device: str | None, arguments: Sequence[str]) ->
     """Run `python -m promptseg train` in several processes of this machine, by torchrun.
 
     Args:
-        count: of processes, one for each GPU.
+        count: number of processes, one for each GPU.
         device: as given to the command; `cpu` to try several processes without a GPU.
-        arguments: of the command.
+        arguments: arguments of the command.
 
     Returns:
-        The exit code: 0, or 1 if a process failed or was interrupted; it has said why.
+        The exit code: 0, or 1 if a process failed or was interrupted, which prints its own message.
 
     Raises:
-        ValueError: if there are not as many GPUs.
+        ValueError: if there are fewer GPUs.
     """
     if device not in (None, "cpu", "cuda"):
         raise ValueError(
@@ -225,7 +225,7 @@ def start_processes(count: int, device: str | None, arguments: Sequence[str]) ->
 
 
 def _sums(values: Sequence[float]) -> list[float]:
-    """The sums over all processes, on the CPU."""
+    """The sums over all processes, computed on the CPU."""
     sums = torch.tensor(values, dtype=torch.float64)
     with _meeting_others():
         dist.all_reduce(sums)
@@ -234,7 +234,7 @@ def _sums(values: Sequence[float]) -> list[float]:
 
 @contextmanager
 def _meeting_others() -> Iterator[None]:
-    """Say in plain words that another process is gone."""
+    """Explain an error that means that another process has ended."""
     try:
         yield
     except RuntimeError as error:

@@ -20,7 +20,7 @@ class PromptLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.weights = (dice_weight, focal_weight, iou_weight)
-        # smooth 1 voxel: an empty target is right with an empty mask, at a finite gradient
+        # smoothed by 1 voxel: an empty mask is right for an empty target, with a finite gradient
         self.dice = DiceLoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0)
         self.focal = FocalLoss(gamma=focal_gamma)
 
@@ -32,10 +32,10 @@ class PromptLoss(nn.Module):
             iou_logits: (n,) predicted IoU before the sigmoid.
             target: (n, z, y, x) bool.
         """
-        logits, truth = logits.float()[:, None], target[:, None].float()
+        logits, expected = logits.float()[:, None], target[:, None].float()
         dice, focal, iou = self.weights
         quality = F.mse_loss(iou_logits.float().sigmoid(), hard_iou(logits[:, 0], target))
-        loss = dice * self.dice(logits, truth) + focal * self.focal(logits, truth)
+        loss = dice * self.dice(logits, expected) + focal * self.focal(logits, expected)
         return loss + iou * quality
 
 

@@ -1,4 +1,4 @@
-"""What steps a network's weights, and the seeds of everything random."""
+"""The optimizer of a recipe, and the seeds of all random generators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How precisely a training step computes: float32, or autocast to bfloat16 or float16."""
+"""The precision of training steps: float32, or autocast to bfloat16 or float16."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 AMPERE = (8, 0)  # the first compute capability that multiplies bfloat16 in hardware
 
 
-def choose_precision(asked: str | None, device: str) -> str:
-    """The precision asked for, else `bf16` on a GPU that computes in it, else `fp32`."""
-    if asked is not None:
-        return asked
+def choose_precision(requested: str | None, device: str) -> str:
+    """The requested precision, else `bf16` on a GPU that computes in it, else `fp32`."""
+    if requested is not None:
+        return requested
     if torch.device(device).type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.get_device_capability(device) >= AMPERE else "fp32"
 
 
 class MixedPrecision:
-    """Autocast for the forward pass, and for `fp16` a scaled loss, whose gradients fit in it.
+    """Autocast for the forward pass, and for `fp16` a scaled loss whose gradients do not underflow.
 
     With `fp32` nothing is rounded and nothing is scaled.
 
     Args:
         precision: `fp32`, `bf16` or `fp16`; weights and optimizer stay in float32 with any.
-        device: that the network is on.
+        device: device of the network.
     """
 
     def __init__(self, precision: str, device: str) -> None:
@@ -38,7 +38,7 @@ class MixedPrecision:
         self.scaler = torch.amp.GradScaler(self.device_type, enabled=precision == "fp16")
 
     def autocast(self) -> AbstractContextManager:
-        """A context in which operations that bear it compute in the lower precision."""
+        """A context in which operations that tolerate it compute in the lower precision."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device_type, AUTOCAST_TYPES[self.precision])
@@ -46,13 +46,13 @@ class MixedPrecision:
     def optimizer_step(
         self, loss: torch.Tensor, optimizer: torch.optim.Optimizer, network: nn.Module, clip: float
     ) -> None:
-        """One step of the optimizer down the loss, its gradients clipped to a norm.
+        """Make one optimizer step, with the gradients clipped to a norm.
 
-        With `fp16` a step whose gradients are not finite is left out, and the scale is lowered.
+        With `fp16` a step whose gradients are not finite is skipped, and the scale is lowered.
 
         Raises:
-            FloatingPointError: with another precision, if the gradients are not finite; before the
-                weights change.
+            FloatingPointError: with another precision, if the gradients are not finite; the
+                weights are then unchanged.
         """
         optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()

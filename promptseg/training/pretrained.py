@@ -1,6 +1,6 @@
-"""Weights from a file for a network that is about to be trained: SegVol's, or a run's before.
+"""Pretrained weights for a network that is about to be trained: SegVol's, or an earlier run's.
 
-What is loaded, what is left out and what keeps its initial values is reported name by name.
+Which weights are loaded, left out or keep their initial values is reported name by name.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LABEL_TABLES = (  # a row for each label
 
 
 def load_pretrained(network: nn.Module, plans: Plans, path: Path | str) -> PretrainedReport:
-    """Put weights of a file into a network, and log what became of each.
+    """Load weights from a file into a network, and log what became of each.
 
     - A SegVol checkpoint and plans of the preset `segvol`: everything must fit.
     - A SegVol checkpoint and other plans: the blocks of the ViT are loaded where sizes agree.
@@ -40,7 +40,7 @@ def load_pretrained(network: nn.Module, plans: Plans, path: Path | str) -> Pretr
 
     Raises:
         FileNotFoundError: if the file is not there.
-        ValueError: if the file is neither, is of another encoder or preset, or if nothing of its
+        ValueError: if the file is neither, has another encoder or preset, or if nothing of its
             image encoder fits.
     """
     content = load_safely(path)
@@ -68,7 +68,7 @@ def _load_own(
     check_format(path, content)
     if missing := [key for key in _OF_A_CHECKPOINT if key not in content]:
         raise ValueError(
-            f"{path} is no whole checkpoint: it lacks {', '.join(missing)}; give one that "
+            f"{path} is not a whole checkpoint: it lacks {', '.join(missing)}; give one that "
             f"promptseg_train wrote"
         )
     theirs = Plans.from_json(content["plans"], path)

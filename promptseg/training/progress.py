@@ -1,4 +1,4 @@
-"""How far a training run has come: steps, time, what it measured, and the bar that shows it."""
+"""How far a training run has come: steps, time, metrics, and the progress bar."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Progress:
     """What a run has done so far, over all its continuations.
 
     Attributes:
-        step: steps of the optimizer.
-        seconds: of training.
-        rows: metrics of the finished epochs.
-        losses: of the steps of the epoch under way.
+        step: optimizer steps.
+        seconds: time of training.
+        rows: metrics of each finished epoch.
+        losses: loss of each step of the current epoch.
     """
 
     step: int = 0
@@ -34,37 +34,37 @@ class Progress:
         return cls(**{entry.name: content[entry.name] for entry in fields(cls)})
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """The entries of a checkpoint."""
         return dict(vars(self))
 
     def epoch(self, settings: TrainingSettings) -> int:
-        """The epoch under way, from 0."""
+        """Index of the current epoch, starting at 0."""
         return self.step // settings.iterations_per_epoch
 
     def fraction(self, settings: TrainingSettings) -> float:
-        """Share of the run that is done, by time or by steps; 1 and more at its end."""
+        """Fraction of the run that is done, by time or by steps; 1 or more at its end."""
         if settings.time_budget is not None:
             return self.seconds / settings.time_budget
         return self.step / (settings.epochs * settings.iterations_per_epoch)
 
     def ended_early(self, settings: TrainingSettings) -> bool:
-        """Whether the validation score has not become better for as long as is waited for."""
+        """Whether the validation score has not improved for `early_stopping` epochs."""
         patience = settings.early_stopping
         return patience > 0 and epochs_since_best(self.rows) >= patience
 
     @property
     def loss(self) -> float:
-        """Mean training loss of the epoch under way, or of the last one when it just began."""
+        """Mean training loss of the current epoch, or of the previous one if it has just begun."""
         if self.losses:
             return float(np.mean(self.losses))
         return self.rows[-1]["train_loss"] if self.rows else float("nan")
 
 
-def progress_bar(share: float, *, shown: bool) -> tqdm:
-    """A bar in percent, to begin at a share of the run."""
+def progress_bar(fraction: float, *, shown: bool) -> tqdm:
+    """A progress bar in percent that begins at a fraction of the run."""
     return tqdm(
         total=100.0,
-        initial=min(100 * share, 100),
+        initial=min(100 * fraction, 100),
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
         dynamic_ncols=True,
         disable=not shown,

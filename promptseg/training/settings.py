@@ -1,4 +1,4 @@
-"""Hyperparameters of a training run, and its options that are not."""
+"""Hyperparameters of a training run."""
 
 from __future__ import annotations
 
@@ -11,40 +11,42 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """Hyperparameters: a trainer gives defaults, the caller overrides, the checkpoint records.
+    """Hyperparameters: a trainer sets defaults, the caller overrides, the checkpoint records them.
 
     Attributes:
         recipe: `scratch` (AdamW, warm-up, cosine to zero) or `paper` (Adam, halved at intervals).
-        epochs: of the whole run.
+        epochs: length of the whole run.
         iterations_per_epoch: optimizer steps in one epoch.
-        time_budget: seconds of training in place of `epochs`: the schedule then runs over time.
+        time_budget: seconds of training, in place of `epochs`; the schedule then follows the time.
         initial_lr: learning rate after the warm-up.
-        weight_decay: of AdamW.
-        warmup: share of the run in which the learning rate rises (`scratch`).
+        weight_decay: weight decay of AdamW.
+        warmup: fraction of the run in which the learning rate rises (`scratch`).
         halve_every: epochs after which the learning rate halves (`paper`).
         gradient_clip: largest norm of the gradient.
-        dice_weight, focal_weight, iou_weight: of the loss terms (paper, equation 2: 1 and 1).
-        focal_gamma: of the focal loss.
-        zoom_out_fraction: share of samples that are whole volumes resized to the patch, where
-            volumes are larger than it.
-        foreground_fraction: share of zoom-in patches that are placed on a label.
-        rare_label_fraction: chance that a patch's case, where it lacks the label whose turn it is,
-            gives way to a case that has it.
-        labels_per_image: most labels asked for in one image.
-        box_jitter: bound of the noise on box faces, as a share of the side (paper, section 2.2).
-        prompt_dropout: chance that one of a query's prompt types is left out (section 2.2).
-        auto_box_fraction: share of boxes that come from the plans' automatic prompts.
-        augment: spatial and intensity augmentation.
-        mirror_axes: axes, of z, y, x = 0, 1, 2, mirrored in training and so at test time.
-        ema: decay of the average of the weights that validates and predicts; 0 averages nothing.
-        early_stopping: epochs without a better validation score that end the run; 0 never.
-        precision: of training steps, `fp32`, `bf16` or `fp16`; None takes what suits the device.
-        seed: of weights, samples and augmentation.
-        pretrained_weights: file that the run started from: SegVol's, or another run's.
-        freeze: `encoder` keeps the image encoder's weights as they are, None trains everything.
+        dice_weight, focal_weight, iou_weight: weights of the loss terms (paper, equation 2: 1 and
+            1 for the first two).
+        focal_gamma: gamma of the focal loss.
+        zoom_out_fraction: fraction of samples that are whole volumes resized to the patch, among
+            volumes larger than the patch.
+        foreground_fraction: fraction of zoom-in patches that are placed on a label.
+        rare_label_fraction: fraction of the cases without the scheduled label that are replaced
+            by a case with it.
+        labels_per_image: most labels queried in one image.
+        box_jitter: bound of the noise on box faces, as a fraction of the side (paper, section
+            2.2).
+        prompt_dropout: fraction of queries that lose one of their prompt types (section 2.2).
+        auto_box_fraction: fraction of boxes taken from the automatic prompts, where there are any.
+        augment: whether to apply spatial and intensity augmentation.
+        mirror_axes: axes, of z, y, x = 0, 1, 2, mirrored in training and therefore at test time.
+        ema: decay of the average of the weights that validates and predicts; 0 for no average.
+        early_stopping: epochs without a better validation score that end the run; 0 never does.
+        precision: precision of training steps, `fp32`, `bf16` or `fp16`; None suits the device.
+        seed: seed of weights, samples and augmentation.
+        pretrained_weights: file the run started from: SegVol's, or the checkpoint of another run.
+        freeze: `encoder` keeps the image encoder's weights unchanged, None trains everything.
         teacher: trained model, a folder or zip file, whose answers are learned beside the labels.
-        teacher_weight: of that term of the loss.
-        teacher_temperature: that the teacher's and the student's logits are divided by in it.
+        teacher_weight: weight of the teacher's term of the loss.
+        teacher_temperature: divisor of the teacher's and the student's logits in that term.
     """
 
     recipe: str = "scratch"
@@ -119,14 +121,15 @@ class TrainingSettings:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> TrainingSettings:
-        """Read what `to_json` wrote; what older versions did not write was not done by them."""
+        """Read what `to_json` of this or an older version wrote."""
         mirror_axes = tuple(content["mirror_axes"])
         content = {_FORMER_NAMES.get(name, name): value for name, value in content.items()}
-        earlier = {"precision": "fp32", "rare_label_fraction": 0.0}
-        return cls(**{**earlier, **content, "mirror_axes": mirror_axes})
+        # what versions did that do not mention these settings
+        without = {"precision": "fp32", "rare_label_fraction": 0.0}
+        return cls(**{**without, **content, "mirror_axes": mirror_axes})
 
     def learning_rate(self, progress: float, epoch: int) -> float:
-        """The learning rate at a share of the run in [0, 1] (`scratch`) or an epoch (`paper`)."""
+        """The learning rate at a fraction of the run, 0 to 1 (`scratch`), or an epoch (`paper`)."""
         if self.recipe == "paper":
             return self.initial_lr * 0.5 ** (epoch // self.halve_every)
         if progress < self.warmup:
@@ -135,12 +138,11 @@ class TrainingSettings:
         return self.initial_lr * 0.5 * (1 + math.cos(math.pi * left))
 
 
-_FORMER_NAMES = {  # of settings, in checkpoints of version 0.1.0
-    "zoom_out_share": "zoom_out_fraction",
-    "foreground_share": "foreground_fraction",
-    "rare_label_share": "rare_label_fraction",
-    "auto_box_share": "auto_box_fraction",
+_FORMER_NAMES = {  # to present names, in checkpoints of version 0.1.0
+    f"{name}_share": f"{name}_fraction"
+    for name in ("zoom_out", "foreground", "rare_label", "auto_box")
 }
+EXTENDING = ("epochs", "time_budget", "early_stopping", "teacher")  # may change in a continued run
 FREEZABLE = ("encoder",)
 PRECISIONS = ("fp32", "bf16", "fp16")
 RECIPES: dict[str, dict[str, Any]] = {
@@ -151,35 +153,12 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def extended(settings: TrainingSettings, changes: Mapping[str, Any]) -> TrainingSettings:
-    """A resumed run's settings with another end, or with its teacher in another place.
+    """A continued run's settings with another end, or with its teacher in another place.
 
-    `epochs` alone ends a time budget.
+    Args:
+        settings: settings of the checkpoint.
+        changes: settings of `EXTENDING`, None where unchanged; `epochs` alone ends a time budget.
     """
     if changes.get("epochs") is not None and changes.get("time_budget") is None:
         settings = dataclasses.replace(settings, time_budget=None)
     return settings.replace(**changes)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """What belongs to one run on one machine and is stored nowhere.
-
-    Attributes:
-        device: `cpu`, `cuda`, `cuda:1`, `mps`.
-        workers: processes that make samples; 0 makes them in the training process.
-        resume: continue from the last checkpoint there is.
-        overwrite: start again although the fold has been trained before.
-        compile: let torch.compile speed up the training steps.
-        tensorboard: write metrics as event files into the fold's folder, too.
-        wandb: project at Weights & Biases that gets the metrics; None sends nothing.
-        checkpoint_seconds: longest time between two writes of `checkpoint_latest.pth`.
-    """
-
-    device: str = "cpu"
-    workers: int = 1
-    resume: bool = False
-    overwrite: bool = False
-    compile: bool = False
-    tensorboard: bool = False
-    wandb: str | None = None
-    checkpoint_seconds: float = 300.0

@@ -29,9 +29,9 @@ def cases_of_fold(
     `groups` in dataset.json. `splits_final.json` is written when there is none.
 
     Args:
-        folder: has `dataset.json` and `splits_final.json`.
+        folder: folder of the dataset, with `dataset.json` and `splits_final.json`.
         fold: `0`, `1`, ..., or `all`: every case for training, none held out.
-        case_ids: the preprocessed cases.
+        case_ids: identifiers of the preprocessed cases.
         group_regex: see `groups_by_regex`.
 
     Raises:
@@ -49,18 +49,20 @@ def cases_of_fold(
 
 
 def groups_by_regex(case_ids: Sequence[str], pattern: str) -> dict[str, str]:
-    r"""The group that a regular expression finds in each case identifier.
+    r"""The group of each case: what a regular expression finds in its identifier.
 
-    It is searched anywhere in the identifier; the group is the first parenthesis, or without one
-    all that matched: both `^[^_]+` and `^(.+)_scan\d+$` give `p7` for `p7_scan2`.
+    It is searched anywhere in the identifier; the group is its first parenthesis, or without one
+    the whole match: both `^[^_]+` and `^(.+)_scan\d+$` give `p7` for `p7_scan2`.
 
     Raises:
-        ValueError: if it is no regular expression, or listing the cases where it finds nothing.
+        ValueError: if it is not a regular expression, or naming the cases where it finds nothing.
     """
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"--group-regex {pattern!r} is no regular expression: {error}") from error
+        raise ValueError(
+            f"--group-regex {pattern!r} is not a regular expression: {error}"
+        ) from error
     which = min(compiled.groups, 1)
     matches = {case_id: compiled.search(case_id) for case_id in case_ids}
     groups = {case_id: match[which] for case_id, match in matches.items() if match}
@@ -78,22 +80,22 @@ def make_splits(
     """Split sorted case identifiers into folds of nearly equal size.
 
     Without groups, and with fewer cases than folds, every case is a fold of its own; a single
-    case is in both halves of its only fold. With groups that have several cases, the groups go in
-    random order, the largest first, to the fold that has the fewest cases so far: the sizes of two
-    folds differ by no more than the largest group has cases.
+    case is in both halves of its only fold. With groups of several cases, the groups are assigned
+    in random order, the largest first, to the fold that has the fewest cases so far: the sizes of
+    two folds differ by at most the size of the largest group.
 
     Args:
-        case_ids: in any order.
-        folds: how many.
-        groups: of every case; each group is then in one half only.
+        case_ids: case identifiers in any order.
+        folds: number of folds.
+        groups: group of every case; each group is then in one half only.
 
     Raises:
         ValueError: if there are fewer groups than folds.
 
     Source:
         nnU-Net: five shuffled folds, seed 12345, over the sorted identifiers. Groups: as
-        scikit-learn's GroupKFold, but groups of one size are shuffled, and the order of such does
-        not depend on how NumPy sorts on the machine.
+        scikit-learn's GroupKFold, but groups of equal size are shuffled, and their order does not
+        depend on how NumPy sorts on the machine.
     """
     ordered = sorted(case_ids)
     names = sorted({groups[case_id] for case_id in ordered}) if groups is not None else ordered
@@ -147,7 +149,7 @@ def load_or_make_splits(
 def shared_groups(
     training: Sequence[str], validation: Sequence[str], groups: Mapping[str, str]
 ) -> list[str]:
-    """The groups that have cases in both halves, sorted; cases of no group count for none."""
+    """The groups that have cases in both halves, sorted; cases without a group do not count."""
     train, val = ({groups[c] for c in half if c in groups} for half in (training, validation))
     return sorted(train & val)
 
@@ -158,9 +160,9 @@ def fold_cases(
     """Training and validation cases of a fold.
 
     Args:
-        splits: all folds.
+        splits: splits of all folds.
         fold: `0`, `1`, ..., or `all`: every case for training, none held out.
-        case_ids: the preprocessed cases.
+        case_ids: identifiers of the preprocessed cases.
 
     Raises:
         ValueError: for an unknown fold, or if cases of the fold have not been preprocessed.
@@ -213,7 +215,7 @@ def _warn_of_planned_groups(
     training: Sequence[str],
     validation: Sequence[str],
 ) -> None:
-    """Say what groups other than those of the planning mean for what validation measures."""
+    """Warn of what groups other than those of planning mean for validation."""
     if shared := shared_groups(training, validation, planned or {}):
         log.warning(
             "groups of dataset.json have cases in both halves, since --group-regex takes their "

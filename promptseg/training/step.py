@@ -1,6 +1,6 @@
-"""A network and all that changes its weights: the loss, the optimizer, the precision, the average.
+"""One training step: a network, and the loss, optimizer, precision and average of its weights.
 
-The trainer's loop hands it batches; what it holds is written to and read from checkpoints here.
+The trainer's loop supplies the batches. The state of all of these enters checkpoints here.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ from promptseg.training.distillation import Teacher, distillation_loss
 from promptseg.training.losses import PromptLoss
 from promptseg.training.optimizer import make_optimizer
 from promptseg.training.precision import MixedPrecision, choose_precision
-from promptseg.training.settings import RunOptions, TrainingSettings
+from promptseg.training.request import RunOptions
+from promptseg.training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 
 
 class Learner:
-    """Steps a network's weights.
+    """A network and everything that changes its weights.
 
     Args:
-        network: with the weights to begin with; is moved to the device.
-        settings: of the run.
+        network: network with its initial weights; is moved to the device.
+        settings: settings of the run.
         options: device, and whether to compile the network.
-        teacher: whose answers are learned beside the labels; is moved to the device.
+        teacher: networks whose answers are learned beside the labels; is moved to the device.
 
     Attributes:
-        network: the one in training.
-        loss: on logits, in float32.
-        optimizer: of the weights that train.
+        network: the network in training.
+        loss: loss on logits, in float32.
+        optimizer: optimizer of the weights that train.
     """
 
     def __init__(
@@ -60,8 +61,8 @@ class Learner:
         self.mixed_precision = MixedPrecision(precision, options.device)
         self.average = weight_average(network, settings.ema) if settings.ema else None
         if options.compile:
-            # calls of the network in training alone: validation decodes other numbers of queries,
-            # each of which would be compiled anew
+            # only for training steps: validation decodes varying numbers of queries, each of which
+            # would be compiled anew
             network.compile()
         if settings.freeze is not None:
             sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
@@ -77,11 +78,11 @@ class Learner:
 
     @property
     def answering(self) -> nn.Module:
-        """The network to validate and to predict with: the average, where there is one."""
+        """The network to validate and predict with: the average, where there is one."""
         return self.network if self.average is None else self.average.module
 
     def compute_loss(self, batch: Batch) -> Tensor:
-        """The loss on a batch, which is on the network's device."""
+        """The loss on a batch on the network's device."""
         with self.mixed_precision.autocast():
             logits, iou = self.network(batch.image, batch.prompts)
         loss = self.loss(logits, iou, batch.targets())
@@ -94,7 +95,7 @@ class Learner:
         return loss + self.settings.teacher_weight * taught
 
     def optimizer_step(self, loss: Tensor, learning_rate: float) -> None:
-        """One step of the optimizer, and of the average."""
+        """Make one step of the optimizer, and update the average."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         clip = self.settings.gradient_clip
@@ -104,14 +105,14 @@ class Learner:
 
     @property
     def learning_rate(self) -> float:
-        """That of the last step."""
+        """The learning rate of the last step."""
         return self.optimizer.param_groups[0]["lr"]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it: `network` is what predictions are made with.
+        """The entries of a checkpoint; `network` is what predictions are made with.
 
-        When weights are averaged, `network` is the average and `unaveraged` the weights in
-        training and the number of updates; else `unaveraged` is None.
+        When weights are averaged, `network` is the average, and `unaveraged` has the weights in
+        training and the number of updates; otherwise `unaveraged` is None.
         """
         unaveraged = None
         if self.average is not None:
@@ -126,14 +127,14 @@ class Learner:
         }
 
     def restore(self, content: Mapping[str, Any], where: object = "the checkpoint") -> None:
-        """Take up a checkpoint; one that was written before there were averages has none.
+        """Continue from a checkpoint; old ones have no average.
 
         Args:
-            content: of the checkpoint.
+            content: content of the checkpoint.
             where: its file or folder, for messages.
 
         Raises:
-            ValueError: if the teacher is not the one it was written with, or the encoder has
+            ValueError: if the checkpoint was written with another teacher, or if the encoder has
                 changed since.
         """
         if self.teacher is not None:

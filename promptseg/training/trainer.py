@@ -16,7 +16,6 @@ import torch
 
 from promptseg.files import replacing, through_json
 from promptseg.networks.promptable import build_network
-from promptseg.plans import Plans
 from promptseg.registry import Registry
 from promptseg.signals import signal_handlers
 from promptseg.training import distributed
@@ -31,6 +30,7 @@ from promptseg.training.checkpoint import (
 from promptseg.training.dataset import Batch, TrainingSteps
 from promptseg.training.distillation import Teacher, check_teacher_is_wanted
 from promptseg.training.distributed import is_rank_zero
+from promptseg.training.fold import Fold
 from promptseg.training.logging import (
     check_installed,
     epochs_since_best,
@@ -38,10 +38,10 @@ from promptseg.training.logging import (
     write_metrics,
 )
 from promptseg.training.optimizer import seed_everything
-from promptseg.training.patches import AutoBoxes
 from promptseg.training.pretrained import load_pretrained
 from promptseg.training.progress import Progress, progress_bar
-from promptseg.training.settings import RECIPES, RunOptions, TrainingSettings, extended
+from promptseg.training.request import RunOptions
+from promptseg.training.settings import RECIPES, TrainingSettings, extended
 from promptseg.training.step import Learner
 from promptseg.training.validation import validate, validation_patches
 
@@ -57,16 +57,12 @@ class BaseTrainer(ABC):
     nothing else.
 
     Args:
-        plans: of the dataset.
-        preprocessed: folder of the preprocessed cases.
+        fold: cases and plans; without validation cases (fold `all`) the fixed validation patches
+            come from training cases, and the picture says so.
         folder: where checkpoints, log and pictures go (`.../fold_0`).
-        training_cases, validation_cases: case identifiers; validation may be empty (fold `all`),
-            then the fixed patches come from training cases and say so.
-        auto_boxes: the plans' automatic boxes of each case, in raw voxels.
-        settings: hyperparameters; a resumed run takes them from its checkpoint.
-        options: of this run.
-        extend: settings that change a resumed run (`epochs`, `time_budget`, `early_stopping`,
-            `teacher`), None where not.
+        settings: hyperparameters; a continued run takes them from its checkpoint.
+        options: options of this run, with a device.
+        extend: settings of `EXTENDING` that a continued run changes.
         load_teacher: makes a teacher of the model that `settings.teacher` names.
     """
 
@@ -76,32 +72,27 @@ class BaseTrainer(ABC):
 
     def __init__(
         self,
-        *,
-        plans: Plans,
-        preprocessed: Path,
+        fold: Fold,
         folder: Path,
-        training_cases: Sequence[str],
-        validation_cases: Sequence[str],
-        auto_boxes: AutoBoxes,
         settings: TrainingSettings,
         options: RunOptions,
+        *,
         extend: Mapping[str, Any] | None = None,
         load_teacher: Callable[[Path], Teacher] | None = None,
     ) -> None:
-        self.plans = plans
-        self.preprocessed = preprocessed
+        self.fold = fold
+        self.plans = fold.plans
         self.folder = folder
-        self.training_cases = list(training_cases)
-        self.validation_cases = list(validation_cases)
-        self.auto_boxes = auto_boxes
+        self.training_cases = list(fold.training_cases)
+        self.validation_cases = list(fold.validation_cases)
         self.settings = settings
         self.options = options
         self.extend = dict(extend or {})
         self.load_teacher = load_teacher
         self.progress = Progress()
-        self.patience_before = 0  # early stopping of the run that is continued
+        self.patience_before = 0  # `early_stopping` of the run that is continued
         self.stop_requested = False  # in this process
-        self.stopped = False  # all processes, as one of them was to
+        self.stopped = False  # in all processes, once one of them requested it
 
     @classmethod
     def settings_for(cls, recipe: str) -> TrainingSettings:
@@ -112,14 +103,14 @@ class BaseTrainer(ABC):
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to train."""
+        """Whether the run has reached its end."""
         return self.progress.fraction(self.settings) >= 1 or self.progress.ended_early(
             self.settings
         )
 
     @property
     def final_stays(self) -> bool:
-        """Whether `run` ends with the final weights that there were."""
+        """Whether `run` will end with the same final weights as the run that is continued."""
         patience, best = self.settings.early_stopping, self.folder / "checkpoint_best.pth"
         same_end = patience == self.patience_before and (not patience or best.is_file())
         return self.finished and same_end
@@ -130,15 +121,15 @@ class BaseTrainer(ABC):
         Call `prepare` first. With early stopping, the final checkpoint is the best one.
         """
         patches = validation_patches(
-            self.preprocessed,
+            self.fold.preprocessed,
             self.validation_cases or self.training_cases,
             self.plans,
-            self.auto_boxes,
+            self.fold.auto_boxes,
             self.settings.seed,
         )
         rows, settings = self.progress.rows, through_json(self.settings.to_json())
         loggers = metric_loggers(self.options, self.folder, rows, self._title(), settings)
-        deaths = deaths_explained(self.options.workers)
+        deaths = deaths_explained(self.options.processes)
         with signal_handlers(self._request_stop), loggers as self.log_row, deaths:
             self._train(patches)
         if self.stopped:
@@ -146,8 +137,8 @@ class BaseTrainer(ABC):
             return False
         if self.progress.ended_early(self.settings):
             log.info(
-                "ended after %d epochs, %d of them without a better validation score; to go on "
-                "all the same, give --c and a larger --early-stopping, or --early-stopping 0",
+                "ended after %d epochs, %d of them without a better validation score; to "
+                "continue, give --c and a larger --early-stopping, or --early-stopping 0",
                 len(rows),
                 epochs_since_best(rows),
             )
@@ -164,21 +155,21 @@ class BaseTrainer(ABC):
         return True
 
     def prepare(self) -> None:
-        """Build the network, or take it up where it was left.
+        """Build the network, or restore it from the latest checkpoint.
 
-        With `resume` but nothing to resume the run starts from the beginning, and says so. A run
-        that starts from the beginning removes what an earlier one left.
+        With `resume` but no checkpoint the run starts from the beginning, and says so. A run that
+        starts from the beginning removes what an earlier one left.
 
         Raises:
-            ImportError: if TensorBoard or W&B is asked for and not installed.
+            ImportError: if TensorBoard or W&B is requested and not installed.
             FileExistsError: if the fold has checkpoints and neither `resume` nor `overwrite` is
                 set, so that no training is lost by a repeated command.
-            ValueError: if what is to be resumed has another trainer, other plans, other cases or
-                another teacher, if a batch has fewer images than there are processes, and as
+            ValueError: if the checkpoint has another trainer, other plans, other cases or another
+                teacher, if a batch has fewer images than there are training processes, and as
                 `check_teacher_is_wanted` and `load_teacher` do.
         """
         check_installed(self.options)
-        distributed.own_images(self.plans.batch_size)  # refused before anything is removed
+        distributed.own_images(self.plans.batch_size)  # an error comes before anything is removed
         content = checkpoint_to_continue(
             self.folder, self.name, self.plans, self._cases(), self.options
         )
@@ -196,7 +187,7 @@ class BaseTrainer(ABC):
         seed_everything(self.settings.seed)
         # sums of parallel threads in a fixed order: the same seed gives the same weights
         torch.use_deterministic_algorithms(self.options.device == "cpu")
-        # filling what is not yet written would take an eighth of a step, and changes no result
+        # filling uninitialized memory would take an eighth of a step, and changes no result
         torch.utils.deterministic.fill_uninitialized_memory = False
         self.network = build_network(self.plans, self.encoder)
         if content is None and self.settings.pretrained_weights is not None:
@@ -235,7 +226,7 @@ class BaseTrainer(ABC):
         saved = started
         with progress_bar(progress.fraction(settings), shown=is_rank_zero()) as bar:
             bar.set_description_str(f"training, epoch {progress.epoch(settings)}")
-            for batch in batches(steps, progress.step, self.options.workers, on_cpu=on_cpu):
+            for batch in batches(steps, progress.step, self.options.processes, on_cpu=on_cpu):
                 self._agree()
                 if self.finished or self.stopped:
                     break
@@ -259,30 +250,35 @@ class BaseTrainer(ABC):
         self._save("latest")
 
     def _agree(self) -> None:
-        """All processes go by the first one's clock, and stop together."""
+        """Let all processes use the first one's clock, and stop together."""
         progress = self.progress
         progress.seconds, self.stopped = distributed.agree(progress.seconds, self.stop_requested)
 
     def _steps(self) -> TrainingSteps:
-        """This process's images of all batches."""
+        """The batches, each with the images of this process only."""
         own = distributed.own_images(self.plans.batch_size)
         return TrainingSteps(
-            self.preprocessed, self.training_cases, self.plans, self.settings, self.auto_boxes, own
+            self.fold.preprocessed,
+            self.training_cases,
+            self.plans,
+            self.settings,
+            self.fold.auto_boxes,
+            own,
         )
 
     def _optimize(self, batch: Batch) -> float:
         batch = batch.to(self.options.device)
         loss = self.learner.compute_loss(batch)
-        loss, value = distributed.loss_share(loss, len(batch.prompts))
-        share, epoch = self.progress.fraction(self.settings), self.progress.epoch(self.settings)
+        loss, value = distributed.part_of_mean_loss(loss, len(batch.prompts))
+        fraction, epoch = self.progress.fraction(self.settings), self.progress.epoch(self.settings)
         try:
             if not np.isfinite(value):
                 raise FloatingPointError(f"the loss is {value}")
-            self.learner.optimizer_step(loss, self.settings.learning_rate(share, epoch))
+            self.learner.optimizer_step(loss, self.settings.learning_rate(fraction, epoch))
         except FloatingPointError as error:
             raise RuntimeError(
                 f"training diverged at step {self.progress.step}: {error}; start again with a "
-                f"lower learning rate (--overwrite --lr, here {self.settings.initial_lr:g})"
+                f"lower learning rate (--overwrite --initial-lr, here {self.settings.initial_lr:g})"
             ) from error
         return value
 
@@ -335,7 +331,7 @@ class BaseTrainer(ABC):
     def _restore(self, content: Mapping[str, Any]) -> None:
         self.learner.restore(content, self.folder)
         self.progress = Progress.of_checkpoint(content)
-        # the same ones, in the order that the samples are drawn by
+        # the same cases, but in the order that samples are drawn in
         self.training_cases = content.get("training_cases", self.training_cases)
         restore_random_state(content, self.options.device)
         is_best = self.progress.rows and epochs_since_best(self.progress.rows) == 0

@@ -23,9 +23,9 @@ from promptseg.inference.load import (
     read_coarse_quality,
     write_coarse_quality,
 )
-from promptseg.pipeline import train
 from tests.inference.test_predictor import SMALL, SPACING, save_fold
 from tests.small_plans import small_plans
+from tests.trained import train
 
 STORED = zipfile.ZIP_STORED  # weights hardly shrink, and deflating them takes long
 

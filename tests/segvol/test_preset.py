@@ -12,13 +12,13 @@ from promptseg.folders import Folders
 from promptseg.inference.load import load_predictor
 from promptseg.io.dataset import read_raw_dataset
 from promptseg.io.images import Geometry, write_image
-from promptseg.pipeline import train
 from promptseg.plans import load_plans, save_plans
 from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.preprocessing.normalize import foreground_clipping, normalize, to_uint8
 from promptseg.preprocessing.preprocess import preprocess_dataset
 from promptseg.segvol.predictor import SegVolPredictor
 from tests.synthetic import synthetic_case, write_raw_dataset
+from tests.trained import train
 
 SHAPES = {
     "case_0": (9, 20, 30),

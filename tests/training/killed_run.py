@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 # Nothing else is imported here but in the process itself: the fork server stays without threads
@@ -18,7 +18,7 @@ IMPORTED_ONCE = [
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
     "promptseg.commands.train",
-    "promptseg.pipeline",
+    "promptseg.pipeline.train",
     "sklearn",
     "torch._dynamo",  # by the first optimizer
 ]
@@ -107,19 +107,22 @@ def _train(arguments, folder, hold, nth):
     import torch
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    from promptseg import pipeline
-    from promptseg.commands.train import main
+    from promptseg.commands import train
 
     torch.set_num_threads(1)  # sums of floats depend on it
     register_optimizer_step_post_hook(lambda *_: os.write(steps, b"."))
-    # `latest` after every step, as if each took minutes
-    pipeline.RunOptions = partial(pipeline.RunOptions, checkpoint_seconds=0.0)
+
+    @dataclass(frozen=True, kw_only=True)
+    class SavedAfterEveryStep(train.RunOptions):  # as if each took minutes
+        checkpoint_seconds: float = 0.0
+
+    train.RunOptions = SavedAfterEveryStep
     if hold is not None:
         how, name = hold.split()
         {"half": _hold_in_the_middle, "move": _hold_before_the_move}[how](
             name, nth, folder / "held"
         )
-    sys.exit(main(arguments))
+    sys.exit(train.main(arguments))
 
 
 def _stand_still(held: Path):

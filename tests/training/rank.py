@@ -35,7 +35,7 @@ def in_each_of_two(rank: int, port: int, folder: str) -> None:
     answer = used(inputs).square().mean()
     if rank == 1:  # a part of the network that one process alone has used
         answer = answer + here(torch.ones(1, 1)).sum()
-    part, seen["mean"] = distributed.loss_share(answer, len(inputs))
+    part, seen["mean"] = distributed.part_of_mean_loss(answer, len(inputs))
     part.backward()
     distributed.sum_gradients(nn.ModuleList([used, here, nowhere, frozen]))
     seen["gradient"] = used.weight.grad[0].tolist()

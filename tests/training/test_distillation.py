@@ -11,20 +11,22 @@ import torch
 from torch import nn
 
 from promptseg.commands import train as command
-from promptseg.files import read_json, write_json
+from promptseg.files import write_json
 from promptseg.inference.load import load_networks
 from promptseg.networks.promptable import build_network
-from promptseg.pipeline import load_teacher, train
+from promptseg.pipeline.teacher import load_teacher
 from promptseg.plans import load_plans
-from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.training.checkpoint import load_checkpoint, save_checkpoint
 from promptseg.training.distillation import Teacher, check_teacher_fits, distillation_loss
+from promptseg.training.fold import Fold, load_fold
 from promptseg.training.losses import hard_dice
 from promptseg.training.optimizer import seed_everything
-from promptseg.training.settings import RunOptions, TrainingSettings
+from promptseg.training.request import RunOptions
+from promptseg.training.settings import TrainingSettings
 from promptseg.training.step import Learner
 from promptseg.training.trainers import TRAINERS
 from tests.small_plans import small_plans
+from tests.trained import train
 from tests.training.test_step import assert_equal_states, batch, take_steps
 
 SHORT = {"epochs": 1, "iterations_per_epoch": 2, "processes": 0}
@@ -38,7 +40,7 @@ def untrained(encoder="residual", seed=1, plans=None) -> nn.Module:
 def student(teacher, encoder="mobilenet", **settings) -> Learner:
     seed_everything(3)
     network = build_network(small_plans(), encoder).train()
-    return Learner(network, TrainingSettings(**settings), RunOptions(), teacher)
+    return Learner(network, TrainingSettings(**settings), RunOptions(device="cpu"), teacher)
 
 
 class Oracle(nn.Module):
@@ -208,7 +210,15 @@ def saved_model(folder, plans, folds=("0",), encoder="residual"):
 
 
 def teacher_of(path, fold="0", validation_cases=("a", "b")):
-    return load_teacher(path, plans=small_plans(), fold=fold, validation_cases=validation_cases)
+    student = Fold(
+        name=fold,
+        source=path,
+        plans=small_plans(),
+        training_cases=(),
+        validation_cases=validation_cases,
+        auto_boxes={},
+    )
+    return load_teacher(path, student)
 
 
 def test_a_fold_is_taught_by_its_own_fold_of_the_teacher(tmp_path, caplog):
@@ -350,18 +360,12 @@ def test_the_command_refuses_in_one_line(taught, tmp_path, more, message, capsys
 
 def run_of(planned, folder, network, *, resume=False):
     """A prepared run of four steps, two an epoch, whose teacher is this network."""
-    source = planned.preprocessed / "Dataset007_Boxes"
-    plans = load_plans(source / "PromptSegPlans.json")
-    cases = PreprocessedDataset(source / plans.data_identifier).case_ids
+    every = load_fold(planned.preprocessed / "Dataset007_Boxes", "PromptSegPlans", "all")
     run = TRAINERS.get("DistillationTrainer")(
-        plans=plans,
-        preprocessed=source / plans.data_identifier,
-        folder=folder,
-        training_cases=cases[:2],
-        validation_cases=(),
-        auto_boxes=read_json(source / "PromptSegPlans_auto_prompt_boxes.json"),
-        settings=TrainingSettings(teacher="first", epochs=2, iterations_per_epoch=2, seed=5),
-        options=RunOptions(workers=0, resume=resume),
+        dataclasses.replace(every, training_cases=every.training_cases[:2]),
+        folder,
+        TrainingSettings(teacher="first", epochs=2, iterations_per_epoch=2, seed=5),
+        RunOptions(device="cpu", processes=0, resume=resume),
         extend={"teacher": "second"} if resume else None,
         load_teacher=lambda path: Teacher([network], path),
     )

@@ -128,7 +128,7 @@ def test_one_process_is_the_first_and_takes_everything():
     assert distributed.join("cuda:1") == "cuda:1"
     assert distributed.is_rank_zero() and distributed.process_count() == 1
     assert list(distributed.own_images(3)) == [0, 1, 2]
-    part, value = distributed.loss_share(loss, 4)
+    part, value = distributed.part_of_mean_loss(loss, 4)
     assert part is loss and value == 3.0
     assert distributed.agree(2.5, True) == (2.5, True)
     assert distributed.run_on_rank_zero(lambda: "made") == "made"

@@ -1,5 +1,6 @@
 """Whole runs with early stopping, averaged weights, lower precision and event files."""
 
+import dataclasses
 import logging
 import sys
 
@@ -7,12 +8,11 @@ import pytest
 import torch
 
 from promptseg.commands import train as command
-from promptseg.files import read_json
 from promptseg.inference.load import load_networks
-from promptseg.plans import load_plans
-from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.training.checkpoint import load_checkpoint
-from promptseg.training.settings import RunOptions, TrainingSettings
+from promptseg.training.fold import load_fold
+from promptseg.training.request import RunOptions
+from promptseg.training.settings import TrainingSettings
 from promptseg.training.trainer import BaseTrainer
 from promptseg.training.trainers import TRAINERS
 
@@ -22,18 +22,17 @@ NO_PROGRESS = {"initial_lr": 1e-12, "epochs": 9, "iterations_per_epoch": 1, "ear
 
 def trainer(planned, folder, *, extend=None, validation=1, options=None, **settings) -> BaseTrainer:
     """A prepared run on the planned dataset; with `extend` it continues what is there."""
-    source = planned.preprocessed / "Dataset007_Boxes"
-    plans = load_plans(source / "PromptSegPlans.json")
-    cases = PreprocessedDataset(source / plans.data_identifier).case_ids
+    every = load_fold(planned.preprocessed / "Dataset007_Boxes", "PromptSegPlans", "all")
+    cases = every.training_cases
+    given = dataclasses.replace(
+        every, training_cases=cases[validation:], validation_cases=cases[:validation]
+    )
+    resume = extend is not None
     run = TRAINERS.get("ViTTrainer")(
-        plans=plans,
-        preprocessed=source / plans.data_identifier,
-        folder=folder,
-        training_cases=cases[validation:],
-        validation_cases=cases[:validation],
-        auto_boxes=read_json(source / "PromptSegPlans_auto_prompt_boxes.json"),
-        settings=TrainingSettings(**settings),
-        options=RunOptions(workers=0, resume=extend is not None, **(options or {})),
+        given,
+        folder,
+        TrainingSettings(**settings),
+        RunOptions(device="cpu", processes=0, resume=resume, **(options or {})),
         extend=extend,
     )
     run.prepare()

@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from promptseg.training.logging import WANDB_RUN, check_installed, metric_loggers
-from promptseg.training.settings import RunOptions
+from promptseg.training.request import RunOptions
 
 ROWS = [
     {"epoch": 0, "step": 3, "train_loss": 0.75, "val_dice_auto": None, "val_dice_box": 0.25},

@@ -8,18 +8,18 @@ import logging
 import pytest
 import torch
 
-from promptseg.files import read_json
 from promptseg.networks.promptable import build_network
-from promptseg.pipeline import train
 from promptseg.plans import load_plans
-from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.training.checkpoint import load_checkpoint, save_checkpoint
+from promptseg.training.fold import load_fold
 from promptseg.training.pretrained import load_pretrained
-from promptseg.training.settings import RunOptions, TrainingSettings
+from promptseg.training.request import RunOptions
+from promptseg.training.settings import TrainingSettings
 from promptseg.training.trainer import BaseTrainer
 from promptseg.training.trainers import TRAINERS
 from tests.segvol.checkpoint import write_segvol_checkpoint
 from tests.small_plans import small_plans
+from tests.trained import train
 
 TINY = {"hidden": 192, "layers": 6, "mlp": 768}  # size `tiny`
 PLANS = small_plans(preset="segvol")
@@ -192,20 +192,19 @@ def test_other_files_are_refused(tmp_path, content, message):
 
 def trainer(planned, folder, *, resume=False, epochs=1, **settings) -> BaseTrainer:
     """A run of two steps an epoch with a plan of the preset, on the planned dataset's cases."""
-    source = planned.preprocessed / "Dataset007_Boxes"
-    plans = load_plans(source / "PromptSegPlans.json")
-    plans = dataclasses.replace(plans, preset="segvol", size="tiny")
-    cases = PreprocessedDataset(source / plans.data_identifier).case_ids
+    every = load_fold(planned.preprocessed / "Dataset007_Boxes", "PromptSegPlans", "all")
+    given = dataclasses.replace(
+        every,
+        plans=dataclasses.replace(every.plans, preset="segvol", size="tiny"),
+        training_cases=every.training_cases[1:],
+        validation_cases=every.training_cases[:1],
+    )
     values = {"epochs": epochs, "iterations_per_epoch": 2, "recipe": "paper", "initial_lr": 1e-4}
     return TRAINERS.get("ViTTrainer")(
-        plans=plans,
-        preprocessed=source / plans.data_identifier,
-        folder=folder,
-        training_cases=cases[1:],
-        validation_cases=cases[:1],
-        auto_boxes=read_json(source / "PromptSegPlans_auto_prompt_boxes.json"),
-        settings=TrainingSettings(**{**values, **settings}),
-        options=RunOptions(workers=0, resume=resume),
+        given,
+        folder,
+        TrainingSettings(**{**values, **settings}),
+        RunOptions(device="cpu", processes=0, resume=resume),
         extend={"epochs": epochs} if resume else None,
     )
 

@@ -10,7 +10,8 @@ from promptseg.networks.promptable import build_network
 from promptseg.training.checkpoint import load_checkpoint, save_checkpoint
 from promptseg.training.dataset import Batch
 from promptseg.training.optimizer import seed_everything
-from promptseg.training.settings import RunOptions, TrainingSettings
+from promptseg.training.request import RunOptions
+from promptseg.training.settings import TrainingSettings
 from promptseg.training.step import Learner
 from tests.small_plans import small_plans
 
@@ -18,7 +19,7 @@ from tests.small_plans import small_plans
 def learner(compile=False, **settings) -> Learner:
     seed_everything(3)
     network = build_network(small_plans(), "mobilenet").train()
-    return Learner(network, TrainingSettings(**settings), RunOptions(compile=compile))
+    return Learner(network, TrainingSettings(**settings), RunOptions(device="cpu", compile=compile))
 
 
 def batch(seed=0) -> Batch:

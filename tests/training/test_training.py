@@ -14,10 +14,9 @@ import time
 import pytest
 import torch
 
-from promptseg import pipeline
 from promptseg.commands.train import main
 from promptseg.files import read_json, write_json
-from promptseg.pipeline import train
+from promptseg.pipeline import validate_fold
 from promptseg.training import distributed
 from promptseg.training.checkpoint import load_checkpoint
 from promptseg.training.settings import TrainingSettings, extended
@@ -25,6 +24,7 @@ from promptseg.training.step import Learner
 from promptseg.training.trainer import BaseTrainer
 from promptseg.training.trainers import TRAINERS
 from promptseg.training.validation import WAYS
+from tests.trained import train
 
 SHORT = {"epochs": 3, "iterations_per_epoch": 3, "seed": 5}
 
@@ -416,13 +416,13 @@ def test_stopped_while_it_validates_it_says_so_and_validates_again(
 ):
     folders = folders_for(planned, tmp_path)
     flags = [*in_one_step(folders), "-f", "0", "--epochs", "2", "--early-stopping", "9"]
-    measure = pipeline.measure_coarse
+    measure = validate_fold.measure_coarse
 
     def stopped(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)  # as a batch system does, when all is predicted
         return measure(*arguments)
 
-    monkeypatch.setattr(pipeline, "measure_coarse", stopped)
+    monkeypatch.setattr(validate_fold, "measure_coarse", stopped)
     assert main(flags) == 1
     said = capsys.readouterr().err
     assert "stopped; training is finished, and --c validates the whole cases again" in said
@@ -448,7 +448,7 @@ def test_flags_are_called_ignored_only_where_a_run_is_continued(planned, tmp_pat
     train(7, folders, epochs=1, resume=True, **once)
     assert "ignored: a continued run" not in caplog.text
     fold = train(7, folders, epochs=2, resume=True, **once) / "fold_all"
-    said = "--recipe, --iterations ignored: a continued run keeps its own"
+    said = "--recipe, --iterations-per-epoch ignored: a continued run keeps its own"
     assert said in caplog.text and said in (fold / "training_log.txt").read_text()
 
 
