@@ -37,6 +37,12 @@ def test_plans_survive_their_file(tmp_path):
     assert read.data_identifier == "PromptSegPlans_3d"
 
 
+def test_plans_of_version_0_1_0_are_read_under_their_present_names():
+    content = good()
+    content["window"] = content.pop("patch_size")
+    assert Plans.from_json(content) == PLANS
+
+
 @pytest.mark.parametrize("field", sorted(set(PLANS.to_json()) - {"format_version", "preset"}))
 def test_a_missing_field_and_a_null_are_named(field):
     content = good()

@@ -75,7 +75,7 @@ def test_damaged_files_are_named(tmp_path, content):
 def test_foreign_and_future_checkpoints_are_refused(tmp_path):
     path = tmp_path / "other.pth"
     torch.save({"weights": torch.ones(1)}, path)
-    with pytest.raises(ValueError, match="is no promptseg checkpoint"):
+    with pytest.raises(ValueError, match="is not a promptseg checkpoint"):
         load_checkpoint(path)
     torch.save({"format_version": 99}, path)
     with pytest.raises(ValueError, match="format 99, this version of promptseg reads 1"):
@@ -160,9 +160,9 @@ def test_a_damaged_latest_checkpoint_is_refused_with_what_else_there_is(tmp_path
     damaged.write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(ValueError, match="checkpoint_latest.pth cannot be read") as refusal:
         last_checkpoint(tmp_path)
-    assert "goes on from" not in str(refusal.value)
+    assert "continues from" not in str(refusal.value)
     write_steps(tmp_path, final=5, best=4)
-    with pytest.raises(ValueError, match="--c goes on from checkpoint_final.pth or check"):
+    with pytest.raises(ValueError, match="--c continues from checkpoint_final.pth or check"):
         last_checkpoint(tmp_path)
 
 

@@ -1,9 +1,7 @@
 """A student of a trained model: the loss, what is refused, resuming, the command."""
 
 import dataclasses
-import logging
 import math
-import shutil
 import signal
 
 import pytest
@@ -11,30 +9,24 @@ import torch
 from torch import nn
 
 from promptseg.commands import train as command
-from promptseg.files import write_json
 from promptseg.inference.load import load_networks
 from promptseg.networks.promptable import build_network
-from promptseg.pipeline.teacher import load_teacher
 from promptseg.plans import load_plans
 from promptseg.training.checkpoint import load_checkpoint, save_checkpoint
 from promptseg.training.distillation import Teacher, check_teacher_fits, distillation_loss
-from promptseg.training.fold import Fold, load_fold
+from promptseg.training.fold import load_fold
 from promptseg.training.losses import hard_dice
 from promptseg.training.optimizer import seed_everything
 from promptseg.training.request import RunOptions
 from promptseg.training.settings import TrainingSettings
 from promptseg.training.step import Learner
 from promptseg.training.trainers import TRAINERS
+from tests.saved_model import saved_model, untrained
 from tests.small_plans import small_plans
 from tests.trained import train
 from tests.training.test_step import assert_equal_states, batch, take_steps
 
 SHORT = {"epochs": 1, "iterations_per_epoch": 2, "processes": 0}
-
-
-def untrained(encoder="residual", seed=1, plans=None) -> nn.Module:
-    torch.manual_seed(seed)
-    return build_network(plans or small_plans(), encoder)
 
 
 def student(teacher, encoder="mobilenet", **settings) -> Learner:
@@ -195,71 +187,6 @@ def test_a_student_does_not_go_on_with_another_teacher(digest):
         run.restore({**run.state(), "teacher": digest})
 
 
-def saved_model(folder, plans, folds=("0",), encoder="residual"):
-    """A model folder as training leaves it, of untrained networks."""
-    for number, fold in enumerate(folds):
-        (folder / f"fold_{fold}").mkdir(parents=True)
-        content = {
-            "plans": plans.to_json(),
-            "encoder": encoder,
-            "settings": TrainingSettings().to_json(),
-            "network": untrained(encoder, number, plans).state_dict(),
-        }
-        save_checkpoint(folder / f"fold_{fold}" / "checkpoint_final.pth", content)
-    return folder
-
-
-def teacher_of(path, fold="0", validation_cases=("a", "b")):
-    student = Fold(
-        name=fold,
-        source=path,
-        plans=small_plans(),
-        training_cases=(),
-        validation_cases=validation_cases,
-        auto_boxes={},
-    )
-    return load_teacher(path, student)
-
-
-def test_a_fold_is_taught_by_its_own_fold_of_the_teacher(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    model = saved_model(tmp_path / "model", small_plans(), ("0", "1", "all"))
-    for fold, seed in (("0", 0), ("1", 1), ("all", 2)):
-        caplog.clear()
-        assert teacher_of(model, fold).digest == Teacher([untrained(seed=seed)], "").digest
-        assert f"teacher: {model}, fold {fold}" in caplog.text
-        assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
-
-
-def test_validation_cases_that_the_teacher_did_not_hold_back_are_warned_of(tmp_path, caplog):
-    model = saved_model(tmp_path / "model", small_plans())
-    rows = [{"case": "a"}, {"case": "c"}]
-    write_json(model / "fold_0" / "validation" / "summary.json", {"metric_per_case": rows})
-    teacher_of(model, validation_cases=["a", "c"])
-    assert not caplog.records
-    teacher_of(model, validation_cases=["a", "b"])
-    assert "held out other cases: it may have been trained on the validation cases 'b', whose" in (
-        caplog.text
-    )
-
-
-def test_without_its_fold_all_others_teach_and_validation_cases_are_warned_of(tmp_path, caplog):
-    model = saved_model(tmp_path / "model", small_plans(), ("0", "1"))
-    assert len(teacher_of(model, "3").networks) == 2
-    assert f"{model} has no finished fold 3: it may have been trained on the" in caplog.text
-    assert "'a', 'b'" in caplog.text
-    caplog.clear()
-    assert len(teacher_of(model, "all", ()).networks) == 2  # nothing is validated there
-    assert not caplog.records
-
-
-def test_a_zipped_teacher_teaches_the_same(tmp_path):
-    model = saved_model(tmp_path / "model", small_plans())
-    zipped = shutil.make_archive(str(tmp_path / "model"), "zip", model)
-    one, other = (teacher_of(path) for path in (model, tmp_path / "model.zip"))
-    assert zipped.endswith("model.zip") and one.digest == other.digest
-
-
 def test_size_stride_batch_and_prompts_of_a_teacher_may_differ():
     teacher = small_plans(
         size="base", stride=(4, 4, 4), batch_size=8, plans_name="Large", median_shape=(9, 9, 9)
@@ -276,30 +203,19 @@ def test_size_stride_batch_and_prompts_of_a_teacher_may_differ():
         ),
         ({"labels": {"liver": 1, "spleen": 2, "lesion": 3}}, r"'lesion', 3.* there, .*'lesion', 5"),
         ({"labels": {"spleen": 2, "liver": 1, "lesion": 5}}, r"labels \[\('spleen', 2\)"),
-        ({"patch_size": (8, 12, 12)}, r"patch \(8, 12, 12\) there, \(8, 12, 16\) here"),
+        ({"patch_size": (8, 12, 12)}, r"patch_size \(8, 12, 12\) there, \(8, 12, 16\) here"),
         ({"spacing": (2.5, 1.0, 1.0)}, r"spacing \(2.5, 1.0, 1.0\) there, \(2.5, 1.0, 0.75\) here"),
         ({"channel_names": ("MRI",)}, r"channel_names \('MRI',\) there, \('CT',\) here"),
         ({"modalities": ("PET",)}, r"modalities \('PET',\) there"),
         ({"normalizations": ()}, r"normalizations \(\) there, \(Normalization\("),
         ({"preset": "segvol"}, "preset segvol there, none here"),
-        ({"patch_size": (8, 12, 12), "preset": "segvol"}, "preset segvol .*; patch .*12, 12"),
+        ({"patch_size": (8, 12, 12), "preset": "segvol"}, "preset segvol .*; patch_size .*12, 12"),
     ],
 )
 def test_a_teacher_of_other_plans_is_refused_with_what_differs(changes, message):
     message = f"model cannot teach with the plans PromptSegPlans of Dataset001_Small: .*{message}"
     with pytest.raises(ValueError, match=message):
         check_teacher_fits(small_plans(**changes), small_plans(), "model")
-
-
-def test_a_teacher_that_is_not_there_or_not_finished_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="the teacher is not there; .* with --c"):
-        teacher_of(tmp_path / "moved")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="has no fold with a checkpoint_final.pth"):
-        teacher_of(tmp_path / "empty")
-    (tmp_path / "broken.zip").write_bytes(b"PK")
-    with pytest.raises(ValueError, match="broken.zip cannot be read as a zip file"):
-        teacher_of(tmp_path / "broken.zip")
 
 
 @pytest.mark.parametrize("name", ["teacher_weight", "teacher_temperature"])

@@ -151,6 +151,29 @@ def test_a_checkpoint_of_before_these_settings_predicts_and_continues_without_th
     assert again.run() and again.progress.step == 4 and again.learner.average is None
 
 
+def test_a_checkpoint_of_version_0_1_0_predicts_and_continues_under_its_former_names(
+    planned, tmp_path
+):
+    fold = tmp_path / "fold_0"
+    chosen = {"zoom_out_fraction": 0.125, "rare_label_fraction": 0.375}
+    assert trainer(planned, fold, epochs=1, iterations_per_epoch=1, **chosen).run()
+    for path in fold.glob("checkpoint_*.pth"):
+        content = load_checkpoint(path)
+        plans, settings = content["plans"], content["settings"]
+        content["plans"] = {("window" if k == "patch_size" else k): v for k, v in plans.items()}
+        content["settings"] = {k.replace("_fraction", "_share"): v for k, v in settings.items()}
+        assert {"zoom_out_share", "rare_label_share"} <= set(content["settings"])
+        torch.save(content, path)
+
+    networks, plans, settings = load_networks(tmp_path, None, "checkpoint_final.pth")
+    assert_same_weights(networks[0].state_dict(), weights(fold))
+    assert plans.patch_size == tuple(content["plans"]["window"])
+    assert (settings.zoom_out_fraction, settings.rare_label_fraction) == (0.125, 0.375)
+    again = trainer(planned, fold, extend={"epochs": 2})
+    assert again.run() and again.progress.step == 2
+    assert again.settings.zoom_out_fraction == 0.125
+
+
 def test_the_command_trains_as_its_flags_say_and_keeps_it_when_continued(planned, tmp_path, capsys):
     roots = ["--preprocessed", str(planned.preprocessed), "--results", str(tmp_path)]
     fixed = ["-d", "7", "-f", "all", "-np", "0", "-device", "cpu", "--tensorboard", *roots]

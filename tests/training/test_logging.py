@@ -1,11 +1,24 @@
 import dataclasses
+import logging
+import math
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from promptseg.training.logging import WANDB_RUN, check_installed, metric_loggers
+from promptseg.training.logging import (
+    COLUMNS,
+    WANDB_RUN,
+    check_installed,
+    draw_progress,
+    epochs_since_best,
+    log_to_file,
+    metric_loggers,
+    score,
+)
 from promptseg.training.request import RunOptions
 
 ROWS = [
@@ -142,3 +155,66 @@ def test_without_a_login_it_is_said_how_to_get_one(tmp_path, wandb, monkeypatch)
 def test_both_can_be_asked_for_at_once(tmp_path, wandb):
     logged(dataclasses.replace(WANDB, tensorboard=True), tmp_path, [], ROWS)
     assert len(wandb.runs[0].logged) == 2 and len(scalars(tmp_path)["epoch"]) == 2
+
+
+def row(auto=None, label=None, train_loss=0.5):
+    return {"val_dice_auto": auto, "val_dice_label": label, "train_loss": train_loss}
+
+
+@pytest.mark.parametrize(
+    ("epoch", "expected"),
+    [
+        (row(auto=0.7, label=0.8), 0.7),
+        (row(auto=None, label=0.8), 0.8),
+        (row(auto=math.nan, label=0.8), 0.8),
+        (row(auto=0.0, label=0.8), 0.0),
+        (row(auto=None, label=math.nan), -0.5),
+    ],
+)
+def test_the_score_is_the_first_dice_that_there_is(epoch, expected):
+    assert score(epoch) == expected
+
+
+@pytest.mark.parametrize(
+    ("dice", "since"),
+    [
+        ([], 0),
+        ([0.1], 0),
+        ([0.1, 0.2], 0),
+        ([0.2, 0.1], 1),
+        ([0.2, 0.2, 0.2], 2),
+        ([1, 0, 2, 1], 1),
+    ],
+)
+def test_epochs_since_the_best_count_an_equal_score_as_no_better(dice, since):
+    assert epochs_since_best([row(auto=value) for value in dice]) == since
+
+
+def blue_pixels(path):
+    """Pixels of the colour of the training loss."""
+    red, green, blue = np.moveaxis(imread(path)[..., :3], -1, 0) * 255
+    return np.count_nonzero((abs(red - 31) < 3) & (abs(green - 119) < 3) & (abs(blue - 180) < 3))
+
+
+def test_a_single_epoch_is_visible_in_the_picture(tmp_path):
+    epoch = {name: 0.1 * number for number, name in enumerate(COLUMNS)}
+    hidden = epoch | {"train_loss": None, "val_dice_label": None}  # both are blue
+    for name, values in (("shown", epoch), ("hidden", hidden)):
+        draw_progress(tmp_path / f"{name}.png", [values], "Some, fold_0")
+    assert blue_pixels(tmp_path / "shown.png") > blue_pixels(tmp_path / "hidden.png") + 10
+
+
+@pytest.mark.parametrize("error", [ValueError("no such case"), KeyboardInterrupt()])
+def test_the_log_file_is_appended_to_and_names_what_ends_a_run(tmp_path, error):
+    logger, path = logging.getLogger("promptseg"), tmp_path / "fold_0" / "training_log.txt"
+    before = logger.level, list(logger.handlers)
+    with log_to_file(path):
+        logger.info("step 1")
+    with pytest.raises(type(error)), log_to_file(path):
+        logger.info("step 2")
+        raise error
+    logger.warning("after the run")
+    text = path.read_text()
+    assert text.index("step 1") < text.index("step 2")
+    assert f"error: {str(error) or 'KeyboardInterrupt'}" in text and "after the run" not in text
+    assert (logger.level, logger.handlers) == before

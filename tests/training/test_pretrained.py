@@ -173,10 +173,13 @@ def test_checkpoints_of_other_encoders_presets_and_sizes_are_refused(tmp_path):
     "content, message",
     [
         ({"format_version": 99}, "checkpoint format 99"),
-        ({"format_version": 1}, "no whole checkpoint: it lacks trainer, encoder, plans, network"),
+        (
+            {"format_version": 1},
+            "not a whole checkpoint: it lacks trainer, encoder, plans, network",
+        ),
         (
             {"format_version": 1, "trainer": "A", "network": {}},
-            "no whole checkpoint: it lacks encoder, plans; give one that promptseg_train wrote",
+            "not a whole checkpoint: it lacks encoder, plans; give one that promptseg_train wrote",
         ),
         ({"weights": torch.zeros(1)}, "no SegVol checkpoint"),
         ([1, 2], "no SegVol checkpoint"),

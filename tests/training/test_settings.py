@@ -35,6 +35,26 @@ def test_settings_that_older_versions_did_not_have_were_off():
     assert TrainingSettings.from_json(content) == TrainingSettings(precision="fp32")
 
 
+def test_settings_of_version_0_1_0_are_read_under_their_present_names():
+    content = TrainingSettings(epochs=3).to_json()
+    for name in ("zoom_out", "foreground", "rare_label", "auto_box"):
+        del content[f"{name}_fraction"]
+    former = {
+        "zoom_out_share": 0.125,
+        "foreground_share": 0.25,
+        "rare_label_share": 0.375,
+        "auto_box_share": 0.625,
+    }
+    assert TrainingSettings.from_json({**content, **former}) == TrainingSettings(
+        epochs=3,
+        zoom_out_fraction=0.125,
+        foreground_fraction=0.25,
+        rare_label_fraction=0.375,
+        auto_box_fraction=0.625,
+        precision=None,
+    )
+
+
 def test_replace_changes_only_what_is_given():
     settings = TrainingSettings(epochs=3, seed=4)
     assert settings.replace(epochs=None, seed=9) == TrainingSettings(epochs=3, seed=9)

@@ -226,7 +226,7 @@ def test_of_many_cases_without_a_group_ten_are_listed():
 
 @pytest.mark.parametrize("pattern", ["(", "[a", "*", "(?P<x", "\\", "a{2,1}"])
 def test_what_is_no_regular_expression_is_refused(pattern):
-    with pytest.raises(ValueError, match="--group-regex .* is no regular expression"):
+    with pytest.raises(ValueError, match="--group-regex .* is not a regular expression"):
         groups_by_regex(["a"], pattern)
 
 
@@ -314,7 +314,7 @@ def test_the_command_refuses_bad_expressions_and_groups_before_it_trains(tmp_pat
     assert plan.main(["-d", "1", "-np", "0", *roots[:2]]) == 0
     for pattern, message in (
         ("^p1", "finds no group in 1 of 3 cases, 'p2_a'"),
-        ("(", "is no regular expression"),
+        ("(", "is not a regular expression"),
         ("^p.", "5 folds need at least 5 groups"),
     ):
         arguments = ["-d", "1", "-f", "0", "1", "--group-regex", pattern, *roots[1:]]
