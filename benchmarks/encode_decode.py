@@ -1,4 +1,4 @@
-"""What do more labels cost once an image is encoded? Decoding 20 labels compared with 1.
+"""How much do more labels cost after an image was encoded? Decoding 20 labels compared with 1.
 
     python benchmarks/encode_decode.py
 

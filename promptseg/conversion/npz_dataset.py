@@ -113,7 +113,7 @@ def _convert_case(
     try:
         labels = as_labels(read_npz_volume(label_path, ("gts",), spacing_order)[0])
     except ValueError as error:
-        advice = "; if the labels are in other files, give --ground-label_path FOLDER"
+        advice = "; if the labels are in other files, give --ground-truth FOLDER"
         raise ValueError(f"{error}{advice if label_path == path else ''}") from error
     if labels.shape != image.shape:
         raise ValueError(f"{label_path}: gts: shape {labels.shape}, but imgs has {image.shape}")

@@ -110,7 +110,8 @@ def test_broken_files_are_listed_together_and_the_others_converted(files, tmp_pa
 
     output = capsys.readouterr().out
     for text in (
-        "CT_A_nogts.npz: expected an array gts, found imgs, spacing; if the labels are in other",
+        "CT_A_nogts.npz: expected an array gts, found imgs, spacing; if the labels are in other "
+        "files, give --ground-truth FOLDER",
         "CT_A_shape.npz: gts: shape (3, 7, 6), but imgs has (4, 7, 6)",
         "CT_A_negative.npz: gts: expected label values of 0 and above, found -1",
         "labels must be whole numbers, found 0.5",
