@@ -43,14 +43,14 @@ FORMER_WORDS = {  # what is not to be found, and what it is called instead
     r"\bnumber types?\b": "dtype",
     r"\b(came|comes|come|falls|fall) apart\b": "diverged",
     r"\bis there twice\b|\bthere twice\b": "duplicate",
-    r"\bis taken\b(?! (as|from|for|up|to))": "already exists",
-    r"\b(jitters|moved prompts?|moved copies)\b": "n_perturbations, perturbed prompts",
+    r"\bname is taken\b|\bis taken by\b|\bis taken\b[.,;:]": "already exists",
+    r"(?<!--)\b(jitters|moved prompts?|moved copies)\b": "n_perturbations, perturbed prompts",
     r"\bagreement\b": "prompt_consistency",
     r"\b(is_first|from_first|start_alike)\b": "is_rank_zero, run_on_rank_zero, broadcast_weights",
     r"\b(descend|loss_of)\b": "optimizer_step, compute_loss",
     r"\b(is_own|places=|sought)\b": "token_mask, image_pe, scheduled",
     r"\w_share\b": "..._fraction",
-    r"(?<!there )\b(is|are|was|were) no (?!longer|more|less|such|fewer|other|better)": "is not a",
+    r"(?<![Tt]here )\b(is|are|was|were) no (?!longer|more|less|such|fewer|other|better)": "is not a",
     r"\b(one|once|two|row|line|file|box|entry|network|page|number|value|name|map|batch) an? "
     r"(axis|box|bound|case|channel|class|column|decision|encoder|face|file|fold|image|item|label"
     r"|machine|network|object|page|point|problem|prompt|query|row|run|slice|step|strategy|structure"
@@ -176,6 +176,6 @@ def test_one_word_is_used_for_one_thing(former):
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
         for path in files
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        if pattern.search(line)
+        if pattern.search(line) and "_FORMER_NAMES = " not in line
     ]
     assert not found, f"write {FORMER_WORDS[former]!r}:\n" + "\n".join(found)
