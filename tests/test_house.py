@@ -50,7 +50,7 @@ FORMER_WORDS = {  # what is not to be found, and what it is called instead
     r"\b(descend|loss_of)\b": "optimizer_step, compute_loss",
     r"\b(is_own|places=|sought)\b": "token_mask, image_pe, scheduled",
     r"\w_share\b": "..._fraction",
-    r"(?<![Tt]here )\b(is|are|was|were) no (?!longer|more|less|such|fewer|other|better)": "is not a",
+    r"(?<![Tt]here )\b(is|are|was|were) no (?!longer|more|less|such|fewer|better)": "is not a",
     r"\b(one|once|two|row|line|file|box|entry|network|page|number|value|name|map|batch) an? "
     r"(axis|box|bound|case|channel|class|column|decision|encoder|face|file|fold|image|item|label"
     r"|machine|network|object|page|point|problem|prompt|query|row|run|slice|step|strategy|structure"
