@@ -22,6 +22,7 @@ from promptseg.boxes import (
     mask_box,
     mirror_box,
     to_bbox,
+    value_box,
     value_boxes,
     widen_box,
 )
@@ -121,7 +122,9 @@ def test_the_boxes_of_values_are_scipys():
 
     assert {value: box.tolist() for value, box in found.items()} == expected
     assert list(value_boxes(segmentation, 2)) == [value for value in expected if value <= 2]
+    assert value_box(segmentation, 7) is None
     for value, box in found.items():
+        np.testing.assert_array_equal(value_box(segmentation, value), box)
         assert (segmentation[box_slices(box)] == value).sum() == (segmentation == value).sum()
 
 

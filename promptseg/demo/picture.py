@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from promptseg.boxes import mask_box
+from promptseg.boxes import value_box
 from promptseg.files import replacing
 
 _COLOURS = ("#ffb000", "#4cc9f0", "#ff4d6d", "#7ae582", "#c77dff", "#f4f1de")
@@ -121,7 +121,7 @@ def _draw_row(axes: list, row: PictureRow, *, first: bool) -> None:
         colour = _colour(row, name)
         _draw_mask(axes[1], row.reference[z] == label, colour)
         _draw_mask(axes[3], row.prediction[z] == label, colour)
-        if (tight := mask_box(row.reference == label)) is not None:
+        if (tight := value_box(row.reference, label)) is not None:
             _draw_box(axes[2], tight, z, edgecolor=colour, linestyle=(0, (2, 2)), linewidth=1.0)
         for box in row.boxes.get(name, ()):
             _draw_box(axes[2], np.asarray(box), z, edgecolor=colour, linewidth=2.0)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from promptseg.boxes import box_iou, enclosing_box, mask_box
+from promptseg.boxes import box_iou, enclosing_box, value_box
 from promptseg.evaluation.inputs import (
     case_id_of,
     labels_of_dataset,
@@ -134,7 +134,7 @@ def _evaluate_case(
         used = prompts.get(case, {}).get(names[label], {})
         metrics[label] = _numbers(counts, geometry.spacing, used.get("source"))
         if (box := enclosing_box(used.get("boxes", []))) is not None:
-            tight = mask_box(reference == label)
+            tight = value_box(reference, label)
             metrics[label]["box_iou"] = float("nan") if tight is None else box_iou(tight, box)
     return {
         "case": case,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cc3d
 import numpy as np
 
-from promptseg.boxes import mask_box
+from promptseg.boxes import value_box
 
 _COUNTED_AT_ONCE = 2**20  # voxels; bincount makes int64 of them
 
@@ -45,7 +45,7 @@ def largest_component_box(mask: np.ndarray) -> tuple[np.ndarray, int] | None:
     if len(counts) == 1:
         return None
     largest = int(counts.argmax())
-    return mask_box(labels == largest), int(counts[largest])
+    return value_box(labels, largest), int(counts[largest])
 
 
 def largest_component_boxes(
