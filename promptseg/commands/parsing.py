@@ -1,4 +1,4 @@
-"""What the commands share: flags, the frame each runs in, and how errors reach the terminal."""
+"""What the commands share: common flags, options from arguments, logging and errors."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ EXPECTED_ERRORS = (ValueError, OSError, RuntimeError, ImportError)
 
 Options = TypeVar("Options")
 
+_OF_ROOT = {
+    "raw": "raw datasets",
+    "preprocessed": "preprocessed datasets",
+    "results": "trained models",
+}
 DATASET_HELP = "number or full name, such as 4 or Dataset004_Hippocampus"
 
 
@@ -40,7 +45,7 @@ def add_import(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="MODULE",
-        help="import a module that registers classes of your own",
+        help="module to import first, which registers classes of your own; can be repeated",
     )
 
 
@@ -50,7 +55,8 @@ def add_folders(parser: argparse.ArgumentParser, *roots: str) -> None:
             f"--{root}",
             type=Path,
             metavar="FOLDER",
-            help=f"{root} datasets; else $promptseg_{root}, else ./promptseg_data/{root}",
+            help=f"folder of {_OF_ROOT[root]} (default: $promptseg_{root}, else "
+            f"./promptseg_data/{root})",
         )
 
 
@@ -59,16 +65,16 @@ def folders_of(args: argparse.Namespace) -> Folders:
 
 
 def options_from(args: argparse.Namespace, kind: type[Options], **others: Any) -> Options:
-    """An options dataclass from arguments whose `dest` is a field's name, and from others."""
+    """An options dataclass from the arguments whose `dest` is a field's name, and from others."""
     given = {f.name: getattr(args, f.name) for f in fields(kind) if hasattr(args, f.name)}
     return kind(**{**given, **others})
 
 
 def share_cores() -> None:
-    """Let threads that wait for one another sleep soon, before torch starts them.
+    """Let threads that wait for one another sleep soon; to be called before torch starts them.
 
-    Threads that spin slow training tenfold on a machine that others use as well. GNU's OpenMP spins
-    for about 0.1 ms here, which between short operations is faster than going to sleep.
+    Threads that spin slow training tenfold on a machine that others use as well. GNU's OpenMP is
+    told to spin for about 0.1 ms, which between short operations is faster than sleeping.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
@@ -103,7 +109,7 @@ def print_error(error: BaseException) -> None:
 
 
 class _TqdmHandler(logging.Handler):
-    """Log lines above the progress bar, not through it."""
+    """Prints log lines above the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
@@ -111,7 +117,7 @@ class _TqdmHandler(logging.Handler):
 
 @contextmanager
 def _logged_to_terminal() -> Iterator[None]:
-    """Log lines of the package appear on the terminal while the block runs."""
+    """Print the package's log on the terminal while the block runs."""
     logger, handler = logging.getLogger("promptseg"), _TqdmHandler()
     level = logger.level
     logger.addHandler(handler)
@@ -124,6 +130,7 @@ def _logged_to_terminal() -> Iterator[None]:
 
 
 def count(text: str) -> int:
+    """A whole number, 0 or more, for argparse."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
@@ -131,7 +138,7 @@ def count(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """`90s`, `30m`, `1.5h` or plain seconds."""
+    """Seconds from `90s`, `30m`, `1.5h` or a plain number, for argparse."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
     if not match or not float(match[1]) > 0:
         raise argparse.ArgumentTypeError(f"expected a time such as 90s, 30m or 2h, got {text!r}")

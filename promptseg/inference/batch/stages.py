@@ -24,33 +24,26 @@ def overlapped(
     """Call `write(item, compute(item, read(item)))` for every item, and `done` with the outcome.
 
     `compute` runs in the caller's thread, on one item at a time and in their order, while threads
-    read the next items and write the last ones. At most `readers` items are read ahead, and at
-    most `writers` wait to be written, so that memory holds a few items whatever their number.
-    Threads suffice, and share arrays without copying: reading and compressing files, and the
-    array libraries, let other threads run meanwhile.
+    read the next items and write the last ones. At most `readers` items are read ahead and at
+    most `writers` wait to be written. Threads share arrays without copying, and run at the same
+    time while others are in file access or array libraries.
 
-    If the caller's thread is interrupted, nothing new is begun, items that are being written are
-    finished and passed to `done`, and the interrupt is raised.
+    After an interrupt, nothing is begun; items being written are finished and reported.
 
     Args:
         items: worked on one after the other.
         read, compute, write: the steps; an exception in one ends that item alone.
-        done: called in the caller's thread with (item, result, None) or (item, None, exception);
-            in the order of the items, except for failures, which are passed on at once.
+        done: called in the caller's thread with item, result, None or item, None, exception, in
+            the order of the items; failures are passed on at once.
         readers: threads that read; 0 reads in the caller's thread, when it is needed.
         writers: threads that write; 0 writes in the caller's thread.
 
     Raises:
         ValueError: if `readers` or `writers` is negative.
     """
-    if readers < 0 or writers < 0:
-        raise ValueError(
-            f"readers and writers must be 0 (no further thread) or more, got {readers} and "
-            f"{writers}"
-        )
+    _check_threads(readers, writers)
     remaining = iter(items)
-    coming: deque[tuple[Item, Future]] = deque()
-    going: deque[tuple[Item, Future]] = deque()
+    coming, going = deque[tuple[Item, Future]](), deque[tuple[Item, Future]]()
 
     def read_ahead(count: int) -> None:
         for item in islice(remaining, max(0, count - len(coming))):
@@ -78,6 +71,14 @@ def overlapped(
             for _, future in coming:
                 future.cancel()
             report(0)
+
+
+def _check_threads(readers: int, writers: int) -> None:
+    if readers < 0 or writers < 0:
+        raise ValueError(
+            f"readers and writers must be 0 (no further thread) or more, got {readers} and "
+            f"{writers}"
+        )
 
 
 def _outcome(call: Callable[[], Any]) -> tuple[Any, Exception | None]:

@@ -418,12 +418,6 @@ def test_options_and_keywords_are_the_same(model_folder, images, tmp_path):
         assert consistencies == [None] * 9
 
 
-@pytest.mark.parametrize("name", ["n_perturbations", "readers", "writers"])
-def test_negative_numbers_are_refused_before_anything_is_removed(name):
-    with pytest.raises(ValueError, match=f"{name} must be 0 or more, got -1"):
-        PredictionOptions(**{name: -1})
-
-
 def test_a_report_with_former_names_is_continued(images, tmp_path):
     output, cases = tmp_path / "out", cases_of(images)
     expected = predict_cases(predictor(n_perturbations=1), cases, output)

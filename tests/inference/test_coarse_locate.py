@@ -1,4 +1,4 @@
-"""Where queries are looked for, with coarse answers worked out by hand."""
+"""The regions of queries, with coarse answers worked out by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHAPE, PATCH_SIZE = (24, 48, 48), (8, 12, 16)  # a coarse voxel is 3x4x3 voxels
 def answering(*boxes):
     """The coarse answer to each query: a box in coarse voxels, or None for an empty mask."""
 
-    def ask_whole(queries):
+    def in_whole(queries):
         logits = torch.full((len(queries), *PATCH_SIZE), -5.0)
         for answer, box in zip(logits, boxes, strict=True):
             if box is not None:
@@ -23,7 +23,7 @@ def answering(*boxes):
                 answer[z0:z1, y0:y1, x0:x1] = 5.0
         return logits, torch.arange(float(len(queries)))
 
-    return ask_whole
+    return in_whole
 
 
 def clicks(*points, kinds=None) -> Query:
@@ -72,14 +72,14 @@ def test_a_coarse_box_is_enlarged_to_the_clicked_voxels(points, kinds, expected)
 def test_few_answers_about_the_whole_are_held_at_once():
     asked = []
 
-    def ask_whole(queries):
+    def in_whole(queries):
         asked.append(len(queries))
         logits = torch.full((len(queries), *PATCH_SIZE), -1.0)
         for answer, query in zip(logits, queries, strict=True):
             answer[query.label % 8, 3, 4] = 1.0 if query.label != 9 else -1.0
         return logits, torch.tensor([query.label / 100 for query in queries])
 
-    found = boxes_in_whole([Query(label=label) for label in range(20)], ask_whole)
+    found = boxes_in_whole([Query(label=label) for label in range(20)], in_whole)
     assert asked == [8, 8, 4]
     for label, (box, iou) in enumerate(found):
         assert iou == pytest.approx(label / 100)
@@ -87,7 +87,7 @@ def test_few_answers_about_the_whole_are_held_at_once():
             assert box is None
         else:
             assert box.tolist() == [[label % 8, 3, 4], [label % 8 + 1, 4, 5]]
-    assert boxes_in_whole([], ask_whole) == []
+    assert boxes_in_whole([], in_whole) == []
 
 
 def test_nothing_is_asked_of_the_whole_when_it_fits_a_patch_or_every_query_has_a_box():

@@ -1,4 +1,4 @@
-"""Logits entered label by label, and what is told of each: the prediction they make."""
+"""Logits and ratings entered label by label: the prediction they make."""
 
 from __future__ import annotations
 
