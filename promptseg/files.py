@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,37 @@ def replacing(path: Path | str) -> Iterator[Path]:
     that starts with a dot, so that no listing takes it for a case. If the block raises, the
     temporary file is removed and `path` is untouched.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=WRITING, dir=path.parent))
+    with replacing_together([path]) as (temporary,):
+        yield temporary
+
+
+@contextmanager
+def replacing_together(paths: Sequence[Path | str]) -> Iterator[list[Path]]:
+    """`replacing` for files of one folder that belong together.
+
+    They are moved into place in their order when all of them are on the disk. Waiting for the disk
+    once and not once per file is much of the time that small files take.
+    """
+    paths = [Path(path) for path in paths]
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=WRITING, dir=paths[0].parent))
+    temporary = [folder / path.name for path in paths]
     try:
-        yield folder / path.name
-        with open(folder / path.name, "r+b") as written:  # Windows syncs only what may be written
-            os.fsync(written.fileno())
-        os.replace(folder / path.name, path)
+        yield temporary
+        if len(paths) == 1:
+            _sync(temporary[0])
+        else:
+            with ThreadPoolExecutor(len(paths)) as pool:
+                list(pool.map(_sync, temporary))
+        for new, path in zip(temporary, paths, strict=True):
+            os.replace(new, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "r+b") as written:  # Windows syncs only what may be written
+        os.fsync(written.fileno())
 
 
 @contextmanager

@@ -169,8 +169,10 @@ def _plan(
     save_fingerprint(folder, fingerprint)
     data_folder = folder / plans.data_identifier
     remove_other_cases(cases, data_folder)
-    failed, fit_cases = _preprocess(cases, plans, data_folder, examination.fit_cases, workers)
-    keep_ground_truth(cases, folder / "gt_segmentations")
+    with ThreadPoolExecutor(1) as pool:  # copies while the workers compute
+        copying = pool.submit(keep_ground_truth, cases, folder / "gt_segmentations")
+        failed, fit_cases = _preprocess(cases, plans, data_folder, examination.fit_cases, workers)
+        copying.result()
     fit = fit_auto_prompts(fit_cases, list(raw.labels), processes=workers, groups=groups)
     plans = replace(plans, auto_prompts=fit.labels)
     save_plans(folder / f"{plans_name}.json", plans)

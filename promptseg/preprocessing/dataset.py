@@ -18,7 +18,7 @@ import blosc2
 import msgpack
 import numpy as np
 
-from promptseg.files import read_json, replacing
+from promptseg.files import read_json, replacing, replacing_together
 
 # Windows are read by decompressing the blocks they meet: blocks of 64 KiB (uint8) fit the
 # processor's cache and few voxels of them lie outside a patch.
@@ -98,19 +98,19 @@ def write_case(
         segmentation: (z, y, x) integers, or None for a case without labels.
         properties: plain JSON values.
     """
-    image_file, segmentation_file, _ = case_files(folder, case_id)
+    *array_files, properties_file = case_files(folder, case_id)
+    arrays = [image] if segmentation is None else [image, segmentation]
     remove_case(folder, case_id)
-    _write_array(image_file, image)
-    if segmentation is not None:
-        _write_array(segmentation_file, segmentation)
-    write_properties(folder, case_id, properties)
+    with replacing_together([*array_files[: len(arrays)], properties_file]) as temporary:
+        for path, array in zip(temporary, arrays, strict=False):
+            _write_array(path, array)
+        _write_properties(temporary[-1], properties)
 
 
-def write_properties(folder: Path, case_id: str, properties: dict[str, Any]) -> None:
-    """Write what is known of a case, which lists it as finished."""
+def replace_properties(folder: Path, case_id: str, properties: dict[str, Any]) -> None:
+    """Replace what is known of a finished case and leave its arrays."""
     with replacing(case_files(folder, case_id)[2]) as temporary:
-        # on one line: thousands of voxel locations
-        temporary.write_text(json.dumps(properties, allow_nan=False) + "\n", encoding="utf-8")
+        _write_properties(temporary, properties)
 
 
 def remove_case(folder: Path, case_id: str) -> None:
@@ -121,15 +121,19 @@ def remove_case(folder: Path, case_id: str) -> None:
 
 def _write_array(path: Path, array: np.ndarray) -> None:
     chunk, block = _partition(array.shape)
-    with replacing(path) as temporary:
-        blosc2.asarray(
-            np.ascontiguousarray(array),
-            urlpath=str(temporary),
-            mode="w",
-            chunks=chunk,
-            blocks=block,
-            cparams=_COMPRESSION,
-        )
+    blosc2.asarray(
+        np.ascontiguousarray(array),
+        urlpath=str(path),
+        mode="w",
+        chunks=chunk,
+        blocks=block,
+        cparams=_COMPRESSION,
+    )
+
+
+def _write_properties(path: Path, properties: dict[str, Any]) -> None:
+    # on one line: thousands of voxel locations
+    path.write_text(json.dumps(properties, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _partition(shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -18,8 +18,8 @@ from promptseg.plans import Plans
 from promptseg.preprocessing.dataset import (
     case_files,
     remove_case,
+    replace_properties,
     write_case,
-    write_properties,
 )
 from promptseg.preprocessing.lazy import LazyImage
 from promptseg.preprocessing.resample import resample_segmentation
@@ -222,7 +222,7 @@ def _is_kept(case: RawCase, plans: Plans, folder: Path) -> bool:
         return False  # damaged, or a raw file is gone: making it anew will tell
     if is_moved:
         properties["raw"]["files"] = _absolute(case.images)
-        write_properties(folder, case.case_id, properties)
+        replace_properties(folder, case.case_id, properties)
     return True
 
 

@@ -114,13 +114,13 @@ def test_a_case_without_group_stops_planning_before_anything_is_read(folders):
 def reads(monkeypatch):
     """How often each image file is read, by its name."""
     counts = Counter()
-    read = images._read_channels
+    read = images.read_channels
 
-    def counting(path, *arguments):
+    def counting(path, **options):
         counts[f"{path.parent.name}/{path.name}"] += 1
-        return read(path, *arguments)
+        return read(path, **options)
 
-    monkeypatch.setattr(images, "_read_channels", counting)
+    monkeypatch.setattr(images, "read_channels", counting)
     return counts
 
 
