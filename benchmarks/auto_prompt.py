@@ -79,9 +79,7 @@ def measure(name: str, volume: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--ct", type=Path, help="file of a CT in HU; required")
-    parser.add_argument(
-        "--runs", type=int, default=3, help="of each method; %(default)s by default"
-    )
+    parser.add_argument("--runs", type=int, default=3, help="of each method (default: %(default)s)")
     parser.add_argument("--measure", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--volume", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

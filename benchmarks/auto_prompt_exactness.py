@@ -78,7 +78,7 @@ def main() -> int:
         help="folder that contains the folders raw, single and npz",
     )
     parser.add_argument(
-        "--cases", type=int, default=10, help="cases of each raw dataset; %(default)s by default"
+        "--cases", type=int, default=10, help="cases of each raw dataset (default: %(default)s)"
     )
     arguments = parser.parse_args()
 

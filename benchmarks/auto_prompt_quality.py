@@ -34,10 +34,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("raw", type=Path, help="folder of raw datasets in nnU-Net's format")
     parser.add_argument(
-        "--only", type=int, nargs="*", help="numbers of the datasets to measure; all by default"
+        "--only", type=int, nargs="*", help="numbers of the datasets to measure (default: all)"
     )
     parser.add_argument(
-        "--processes", type=int, default=2, help="worker processes; %(default)s by default"
+        "--processes", type=int, default=2, help="worker processes (default: %(default)s)"
     )
     parser.add_argument("--json", type=Path, help="file to write all figures to")
     arguments = parser.parse_args()

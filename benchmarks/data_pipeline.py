@@ -94,14 +94,14 @@ def main() -> None:
         "--processes",
         type=int,
         default=1,
-        help="worker processes that prepare batches, at least 1; %(default)s by default",
+        help="worker processes that prepare batches, at least 1 (default: %(default)s)",
     )
-    parser.add_argument("--precision", help="precision of training steps; the trainer's by default")
+    parser.add_argument("--precision", help="precision of training steps (default: the trainer's)")
     parser.add_argument(
-        "--steps", type=int, default=20, help="timed steps in each turn; %(default)s by default"
+        "--steps", type=int, default=20, help="timed steps in each turn (default: %(default)s)"
     )
     parser.add_argument(
-        "--turns", type=int, default=7, help="turns of each kind; %(default)s by default"
+        "--turns", type=int, default=7, help="turns of each kind (default: %(default)s)"
     )
     parser.add_argument("--output", type=Path, help="JSON file to write all figures to")
     parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE")

@@ -187,18 +187,16 @@ def box_in(shape: Sequence[int], rng: np.random.Generator, fraction: float) -> n
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--encoders", nargs="+", default=["vit"], help="names of the encoders; vit by default"
+        "--encoders", nargs="+", default=["vit"], help="names of the encoders (default: vit)"
     )
     parser.add_argument(
         "--sizes",
         nargs="+",
         default=["tiny", "small"],
-        help="encoder sizes; tiny and small by default",
+        help="encoder sizes (default: tiny small)",
     )
-    parser.add_argument("--runs", type=int, default=7, help="timed runs; %(default)s by default")
-    parser.add_argument(
-        "-device", help="cpu, cuda, cuda:1 or mps; by default a GPU if there is one"
-    )
+    parser.add_argument("--runs", type=int, default=7, help="timed runs (default: %(default)s)")
+    parser.add_argument("-device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     args = parser.parse_args()
     device = choose_device(args.device)
     print(

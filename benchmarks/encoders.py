@@ -205,36 +205,36 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("-d", "--dataset", default="4")
     parser.add_argument("-p", "--plans-name", default="PromptSegPlans")
     parser.add_argument(
-        "--size", default="tiny", help="encoder size for planning; %(default)s by default"
+        "--size", default="tiny", help="encoder size for planning (default: %(default)s)"
     )
     parser.add_argument(
-        "--trainers", nargs="+", help="names of the trainers; all registered ones by default"
+        "--trainers", nargs="+", help="names of the trainers (default: all registered)"
     )
     parser.add_argument(
         "--time-budget",
         type=seconds,
         default=1200.0,
         metavar="T",
-        help="of each training; 20m by default",
+        help="of each training (default: 20m)",
     )
     parser.add_argument(
         "--turns",
         type=int,
         default=1,
-        help="number of turns that each training is divided into; %(default)s by default",
+        help="number of turns that each training is divided into (default: %(default)s)",
     )
     parser.add_argument(
         "--processes",
         type=int,
         default=1,
-        help="worker processes of training; %(default)s by default",
+        help="worker processes of training (default: %(default)s)",
     )
     parser.add_argument("--raw", type=Path, help="folder of raw datasets, for planning")
     parser.add_argument(
-        "--preprocessed", type=Path, help="folder of planned datasets; by default in --work"
+        "--preprocessed", type=Path, help="folder of planned datasets (default: in --work)"
     )
     parser.add_argument(
-        "--results", type=Path, help="folder of trained models; by default in --work"
+        "--results", type=Path, help="folder of trained models (default: in --work)"
     )
     parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE")
     parser.add_argument("--report", action="store_true", help="only print the table")

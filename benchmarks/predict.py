@@ -49,8 +49,8 @@ def main() -> None:
     parser.add_argument("-d", "--dataset", default="4")
     parser.add_argument("--nnunet", type=Path, help="bin folder of nnU-Net's environment")
     parser.add_argument("--nnunet-work", type=Path, help="folder for nnU-Net's plans and model")
-    parser.add_argument("--cases", type=int, help="number of cases to segment; all by default")
-    parser.add_argument("--runs", type=int, default=3, help="of each tool; %(default)s by default")
+    parser.add_argument("--cases", type=int, help="number of cases to segment (default: all)")
+    parser.add_argument("--runs", type=int, default=3, help="of each tool (default: %(default)s)")
     parser.add_argument(
         "--options",
         nargs=argparse.REMAINDER,

@@ -45,16 +45,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ct", type=Path, help="file of a CT to enlarge; required")
     parser.add_argument(
-        "--size", default="tiny", help="encoder size: tiny, small or base; %(default)s by default"
+        "--size", default="tiny", help="encoder size: tiny, small or base (default: %(default)s)"
     )
     parser.add_argument(
         "--spacing",
         type=float,
         nargs=3,
         default=(1.5, 1.5, 1.5),
-        help="spacing of the plans in mm, zyx; 1.5 1.5 1.5 by default",
+        help="spacing of the plans in mm, zyx (default: 1.5 1.5 1.5)",
     )
-    parser.add_argument("--runs", type=int, default=3, help="of each line; %(default)s by default")
+    parser.add_argument("--runs", type=int, default=3, help="of each line (default: %(default)s)")
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.job:

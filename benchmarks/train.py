@@ -184,7 +184,7 @@ def main() -> int:
     parser.add_argument("-f", "--fold", type=int, default=0)
     parser.add_argument("-p", "--plans-name", default="PromptSegPlans")
     parser.add_argument(
-        "--size", default="tiny", help="encoder size for planning; %(default)s by default"
+        "--size", default="tiny", help="encoder size for planning (default: %(default)s)"
     )
     parser.add_argument(
         "--time-budget", type=seconds, nargs="+", default=[], metavar="T", help="such as 10m 30m"
@@ -193,7 +193,7 @@ def main() -> int:
         "--processes",
         type=int,
         default=1,
-        help="data workers of either tool; %(default)s by default",
+        help="data workers of either tool (default: %(default)s)",
     )
     parser.add_argument("--nnunet", type=Path, help="bin folder of nnU-Net's environment")
     parser.add_argument(
@@ -201,10 +201,10 @@ def main() -> int:
     )
     parser.add_argument("--pipeline", action="store_true", help="also measure the data pipeline")
     parser.add_argument(
-        "--preprocessed", type=Path, help="folder of planned datasets; by default in --work"
+        "--preprocessed", type=Path, help="folder of planned datasets (default: in --work)"
     )
     parser.add_argument(
-        "--precision", help="precision of promptseg's training steps; its default if not given"
+        "--precision", help="precision of promptseg's training steps (default: the trainer's)"
     )
     parser.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE")
     parser.add_argument("--report", action="store_true", help="only print the tables")

@@ -38,7 +38,7 @@ def _add_general(parser: argparse.ArgumentParser) -> None:
         "--to",
         choices=("raw", "npz", "dicom-seg"),
         default="raw",
-        help="raw, the default, makes a dataset to train on; npz and dicom-seg convert predictions",
+        help="raw makes a dataset for training, the others convert predictions (default: raw)",
     )
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FOLDER", help="folder to write predictions to"
@@ -50,7 +50,7 @@ def _add_general(parser: argparse.ArgumentParser) -> None:
         type=count,
         default=2,
         metavar="N",
-        help="number of worker processes; %(default)s by default, 0 converts in this process",
+        help="number of worker processes; 0 converts in this process (default: %(default)s)",
     )
 
 
@@ -61,10 +61,10 @@ def _add_raw(parser: argparse.ArgumentParser) -> None:
         "--dataset",
         type=count,
         metavar="ID",
-        help="number of the new dataset; by default 4 for a task folder named Task04_Name",
+        help="number of the new dataset (default: 4 for a task folder named Task04_Name)",
     )
     group.add_argument(
-        "--name", help="name of the new dataset; by default Name for a task folder Task04_Name"
+        "--name", help="name of the new dataset (default: Name for a task folder named Task04_Name)"
     )
     group.add_argument(
         "--only",
@@ -83,8 +83,8 @@ def _add_raw(parser: argparse.ArgumentParser) -> None:
         "--spacing-order",
         choices=SPACING_ORDERS,
         default="auto",
-        help=".npz files: order of their spacing; auto, the default, takes two equal neighbours "
-        "for y and x",
+        help=".npz files: order of their spacing; auto takes two equal neighbours for y and x "
+        "(default: auto)",
     )
     group.add_argument(
         "--merge-instances",
@@ -106,7 +106,7 @@ def _add_dicom(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=Path,
         metavar="FOLDER",
-        help="folder whose dataset.json names the labels; the input folder by default",
+        help="folder whose dataset.json names the labels (default: the input folder)",
     )
 
 

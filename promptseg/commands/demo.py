@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--modality",
         choices=("CT", "MRI", "PET", "US"),
         default="CT",
-        help="modality of the simulated images; %(default)s by default",
+        help="modality of the simulated images (default: %(default)s)",
     )
     parser.add_argument(
         "-o",
@@ -24,14 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=Path,
         default=Path("promptseg_demo"),
         metavar="FOLDER",
-        help="folder of all files that the demo writes; ./%(default)s by default",
+        help="folder to write all files to (default: %(default)s)",
     )
     parser.add_argument(
         "--time-budget",
         type=seconds,
         default=240.0,
         metavar="T",
-        help="training time, such as 90s or 10m; 4m by default",
+        help="training time, such as 90s or 10m (default: 4m)",
     )
     parser.add_argument(
         "-np",
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=count,
         default=2,
         metavar="N",
-        help="number of worker processes; %(default)s by default",
+        help="number of worker processes (default: %(default)s)",
     )
     return run_command(parser, arguments, _run)
 

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=count,
         default=0,
         metavar="N",
-        help="number of worker processes; 0, the default, evaluates in this process",
+        help="number of worker processes; 0 evaluates in this process (default: 0)",
     )
     parser.add_argument(
         "--missing-ok",
