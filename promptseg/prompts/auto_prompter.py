@@ -1,4 +1,4 @@
-"""What every automatic prompt is: an image in, a proposed box out."""
+"""The interface of automatic prompts: an image in, a proposed box out."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ AUTO_PROMPTERS = Registry("automatic prompt")
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """What a strategy proposes for one label of one image.
+    """The boxes that a strategy proposes for one label of one image.
 
     Attributes:
         box: (2, 3) integer lower and upper corner in voxels of the image, zyx, upper exclusive;
-            None when there is nothing to propose.
-        score: the box IoU that the strategy expects, in [0, 1]; 0 without a box.
+            None when no box is proposed.
+        score: box IoU that the strategy expects, in [0, 1]; 0 without a box.
         reason: a short code: `ok`, or why there is no box or a doubtful one.
         boxes: every proposed box, best first, for labels with several objects; `box` is the
             first of them.

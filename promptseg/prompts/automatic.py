@@ -28,12 +28,12 @@ def auto_prompt(
     """Propose a box for one image, without a model or a dataset.
 
     Args:
-        image: (z, y, x) numbers in [0, 255], of any real type; see
-            `promptseg.preprocessing.normalize` for raw intensities. Of a torch tensor on a CUDA
-            device, `intensity` smooths, thresholds and closes there.
+        image: (z, y, x) numbers in [0, 255], of any real type; raw
+            intensities are normalized by `promptseg.preprocessing.normalize`. A torch tensor on a
+            CUDA device is smoothed, thresholded and closed there by `intensity`.
         strategy: a name in `AUTO_PROMPTERS`; `intensity` is the paper's Algorithm 1.
-        spacing: mm, zyx; Algorithm 1 works in voxels and does not look at it.
-        parameters: of the strategy, by name.
+        spacing: mm, zyx; Algorithm 1 works in voxels and ignores it.
+        parameters: the strategy's parameters, by name.
 
     Returns:
         The proposal; its boxes are half-open, in voxels of `image`, zyx.
@@ -76,7 +76,7 @@ def make_prompter(strategy: str, parameters: dict[str, Any]) -> AutoPrompter:
 
 
 def check_image(image: Any) -> Any:
-    """The image as an array, or as the tensor it is; a ValueError if it cannot be prompted."""
+    """The image as an array, or the tensor itself; a ValueError if it cannot be prompted."""
     if not is_tensor(image):
         image = np.asarray(image)
     real = not image.is_complex() if is_tensor(image) else image.dtype.kind in "buif"
@@ -128,13 +128,13 @@ def propose_boxes(
     the latter need the whole normalized volume; the others see a small view, made slab by slab.
 
     Args:
-        image: (c, z, y, x) raw intensities; channel 0 is looked at.
+        image: (c, z, y, x) raw intensities; channel 0 is used.
         spacing: mm, zyx.
         auto_prompts: the plans' entry of the same name: for each label the chosen strategy and
             all candidates with their parameters.
         normalizations: the plans' normalization of each channel.
-        strategy: forces one strategy for all labels; None follows the plans.
-        scale: of channel 0, from `scale_of`, where it is known already.
+        strategy: one strategy for all labels; that of the plans when None.
+        scale: of channel 0, from `scale_of`; computed when None.
 
     Returns:
         A proposal for each label; where the plans found no usable strategy, one without a box
@@ -168,7 +168,7 @@ def propose_boxes(
 
 
 def _with_score(proposal: Proposal, name: str, entry: dict[str, Any], view: View) -> Proposal:
-    """The same with the box IoU that the training cases let one expect, where they do."""
+    """The proposal with the box IoU that the plans' model expects of it, if they have one."""
     model = entry.get("candidates", {}).get(name, {}).get("score")
     if proposal.box is None or not model:
         return proposal
@@ -177,7 +177,7 @@ def _with_score(proposal: Proposal, name: str, entry: dict[str, Any], view: View
 
 
 def _prompter(name: str, label: str, entry: dict[str, Any]) -> Any:
-    """The strategy with the parameters that the plans have for it."""
+    """The strategy with its parameters from the plans."""
     cls = AUTO_PROMPTERS.get(name)
     candidates = entry.get("candidates", {})
     if name in candidates:

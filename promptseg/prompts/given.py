@@ -1,4 +1,4 @@
-"""Prompts as a file gives them, in its own frame, and put onto an image once that is read."""
+"""Prompts as a file gives them, in its own frame, and carried to an image once that is read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from promptseg.io.images import Geometry
 from promptseg.prompts.types import VOXEL, WORLD_RAS, Prompts, check_case, make_prompts
 from promptseg.prompts.world import RAS, corners, extent_mm, world_to_boxes, world_to_voxel
 
-_DECIMALS = 6  # of a voxel: what is left of a round trip through mm is smaller
+_DECIMALS = 6  # of a voxel: a round trip through mm changes less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class GivenPrompts:
         points: (k, 3) voxel indices, zyx; or x, y, z in mm.
         point_labels: (k,) 1 foreground, 0 background.
         source, score, reason: as in `Prompts`.
-        where: file, case and label, for errors.
+        where: file, case and label, for error messages.
     """
 
     frame: str
@@ -87,7 +87,7 @@ class GivenPrompts:
 
 @dataclass(frozen=True, kw_only=True)
 class CasePrompts:
-    """What files give for one case: prompts by label, and everything that is wrong with them."""
+    """The prompts that files give for one case, by label, and every problem with them."""
 
     labels: Mapping[str, GivenPrompts]
     problems: tuple[str, ...] = ()
@@ -96,7 +96,7 @@ class CasePrompts:
         """The prompts by label in the voxels of the case's image.
 
         Raises:
-            ValueError: with every problem of the case, one a line.
+            ValueError: with every problem of the case, one per line.
         """
         problems, found = list(self.problems), {}
         for label, given in self.labels.items():
@@ -112,13 +112,13 @@ class CasePrompts:
 def case_from_json(
     labels: Any, *, frame: str = VOXEL, known: Collection[str] | None = None, where: str = "prompts"
 ) -> CasePrompts:
-    """One case's entry of a prompts file; what is wrong with it is kept, not raised.
+    """One case's entry of a prompts file; problems are collected, not raised.
 
     Args:
         labels: label name to the fields of `Prompts`.
         frame: one of `FRAMES`.
-        known: the labels there may be; any when not given.
-        where: file and case, for errors.
+        known: labels that may occur; any when not given.
+        where: file and case, for error messages.
     """
     checked, problems = check_case(labels, frame, where)
     if known is not None and (unknown := [label for label in checked if label not in known]):

@@ -132,10 +132,10 @@ def auto_prompt_files(
 
 
 def find_images(inputs: Path) -> dict[str, Path]:
-    """The images to prompt by case identifier: a file, a DICOM folder, or what a folder holds.
+    """The images to prompt, by case identifier: a file, a DICOM folder, or a folder's contents.
 
     Raises:
-        FileNotFoundError: if there are none, listing what is there.
+        FileNotFoundError: if there are none, naming what was found.
         ValueError: if two files have the same case identifier.
     """
     if not inputs.exists():
@@ -209,7 +209,7 @@ def _read_normalized(
     if not np.isfinite(image).all():
         bad = np.count_nonzero(~np.isfinite(image))
         raise ValueError(f"{path}: {bad} voxels are NaN or infinite; replace them first")
-    how = "as asked"
+    how = "as given"
     if normalization is None:
         is_ct = looks_like_hu(channel_statistics(image))
         normalization = default_normalization("CT" if is_ct else "unknown")
@@ -232,5 +232,5 @@ def _prompts(proposal: Proposal, strategy: str) -> Prompts:
 
 
 def _in_world(box: np.ndarray, geometry: Geometry) -> list[list[float]]:
-    """Outer edges of a box's first and last voxel, world x, y, z in mm (SimpleITK's frame)."""
+    """Outer edges of a box's first and last voxel: x, y, z in mm (LPS, as SimpleITK)."""
     return np.round(voxel_to_world(box - 0.5, geometry), 3).tolist()

@@ -24,15 +24,15 @@ def draw_boxes(
 ) -> None:
     """Draw the slices through the first box's centre, in true proportions, and write a picture.
 
-    The first box is drawn solid, others that the slice meets dashed; without a box the slices go
+    The first box is drawn solid, others that the slice meets dashed; without a box the slices pass
     through the volume's centre.
 
     Args:
         image: (z, y, x) intensities in [0, 255].
         boxes: (2, 3) half-open boxes in voxels, zyx, best first; may reach beyond the image.
         spacing: mm, zyx.
-        path: of the picture; its ending gives the format.
-        title: written above.
+        path: picture to write; its ending gives the format.
+        title: text above the slices.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
     from matplotlib.figure import Figure

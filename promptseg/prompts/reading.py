@@ -1,4 +1,4 @@
-"""Prompts for cases from whatever holds them: JSON, 3D Slicer's markups, npz; file or folder."""
+"""Read prompts for cases: JSON, 3D Slicer's markups or npz, as a file or a folder of files."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def read_case_prompts(
         labels: names and values that the model knows.
 
     Returns:
-        for each of `cases` that the files have something for, its prompts with every problem
-        that can be found without its image. A problem is logged, too, and spoils its case only.
+        for each of `cases` that the files have prompts for, these prompts with every problem that
+        can be found without the image. Problems are logged, too; each affects its own case only.
 
     Raises:
-        FileNotFoundError: if there is no such file or folder, or nothing of the kind in it.
-        ValueError: if the file as a whole cannot be used, or nothing in it is for these cases.
+        FileNotFoundError: if there is no such file or folder, or the folder holds no prompts.
+        ValueError: if the file as a whole cannot be used, or has prompts for none of these cases.
     """
     path = Path(path)
     if path.is_dir() or _ending(path) in (MARKUPS, NPZ):
@@ -49,11 +49,12 @@ def read_case_prompts(
             f"{some(sorted(cases))}"
         )
     if others:
-        log.warning("%s: left out, as no image is called so: %s", path, some(others))
+        log.warning("%s: left out, as no image has this name: %s", path, some(others))
     if problems := [problem for case in given.values() for problem in case.problems]:
         broken = sum(bool(case.problems) for case in given.values())
         log.warning(
-            "%s: prompts of %d of %d cases cannot be used; these will fail, the others not:\n  %s",
+            "%s: prompts of %d of %d cases cannot be used; these will fail, the others will "
+            "not:\n  %s",
             *(path, broken, len(given), "\n  ".join(problems)),
         )
     return given
@@ -76,7 +77,7 @@ def _read_json(
 def _read_files(
     path: Path, cases: Sequence[str], labels: Mapping[str, int]
 ) -> tuple[dict[str, CasePrompts], list[str]]:
-    """Prompts by case from a file or from those in a folder, and the files that are for none."""
+    """Prompts by case from one file or from all in a folder, and the files that match no case."""
     known = set(cases)
     files = [path]
     if path.is_dir():
@@ -103,9 +104,9 @@ def _read_files(
 
 
 def _case_of(path: Path, cases: Container[str]) -> tuple[str | None, str]:
-    """The case that a file is for, None if none, and the rest of its name without the ending.
+    """The case that a file is for, or None, and the rest of its name without the ending.
 
-    The longest fitting case counts: `a_b.mrk.json` is for a case `a_b` before it is for the label
+    The longest matching case counts: `a_b.mrk.json` is for a case `a_b` before it is for the label
     `b` of a case `a`.
     """
     ending = _ending(path)
@@ -120,7 +121,7 @@ def _case_of(path: Path, cases: Container[str]) -> tuple[str | None, str]:
 def _read_case(
     case_id: str, files: Sequence[tuple[Path, str]], labels: Mapping[str, int]
 ) -> CasePrompts:
-    """One case's prompts from its files, each with the rest of its name; nothing is raised."""
+    """One case's prompts from its files, each with the rest of its name; raises nothing."""
     paths = [path for path, _ in files]
     endings = {_ending(path) for path in paths}
     where = f"{paths[0]}: case {case_id!r}"

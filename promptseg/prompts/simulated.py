@@ -8,15 +8,15 @@ from promptseg.boxes import clip_nonempty
 
 
 def jitter_box(
-    box: np.ndarray, shape: tuple[int, int, int], rng: np.random.Generator, share: float = 0.1
+    box: np.ndarray, shape: tuple[int, int, int], rng: np.random.Generator, fraction: float = 0.1
 ) -> np.ndarray:
-    """Move each face of a box by up to a share of its side, as a hand-drawn box would be off.
+    """Move each face of a box by up to a fraction of its side, as a hand-drawn box would be off.
 
     Args:
         box: (2, 3) lower and upper corner in voxels, zyx; the upper corner is exclusive.
         shape: image shape in voxels, zyx; the result is clipped to it.
         rng: source of the noise.
-        share: the bound of the uniform noise, as a share of the side.
+        fraction: bound of the uniform noise, as a fraction of the side.
 
     Returns:
         (2, 3) float box inside the image, at least one voxel wide on every axis.
@@ -31,7 +31,7 @@ def jitter_box(
     side = box[1] - box[0]
     if not (side > 0).all():
         raise ValueError(f"box {box.tolist()} is empty along an axis (zyx, upper exclusive)")
-    return clip_nonempty(box + rng.uniform(-share, share, (2, 3)) * side, shape)
+    return clip_nonempty(box + rng.uniform(-fraction, fraction, (2, 3)) * side, shape)
 
 
 def sample_points(
@@ -41,7 +41,8 @@ def sample_points(
 
     Args:
         mask: (z, y, x) bool.
-        foreground, background: how many of each; none where the mask has no such voxel.
+        foreground, background: number of points to draw of each; none where the mask has no such
+            voxel.
         rng: source of randomness.
 
     Returns:

@@ -33,15 +33,15 @@ _POSITIVE = re.compile(_WORD.format("pos|positive|foreground") + r"|\+$", re.IGN
 def read_markups(
     files: Sequence[tuple[Path, str]], labels: Iterable[str], case_id: str
 ) -> CasePrompts:
-    """Read one case's markups files; what is wrong with them is kept, not raised.
+    """Read one case's markups files; problems are collected, not raised.
 
     A box or a point belongs to the label that names it: the first of the control point's
     description and label, the markup's name, and the file's name that is a label's name. See
     `label_named` for what else may stand in a name.
 
     Args:
-        files: each file with what is left of its name without the case and the ending.
-        labels: the names that the model knows.
+        files: each file with the rest of its name, without the case and the ending.
+        labels: names that the model knows.
         case_id: for errors.
     """
     labels = list(labels)
@@ -80,15 +80,15 @@ def read_markups(
 
 
 def label_named(text: str, labels: Iterable[str]) -> tuple[str | None, bool]:
-    """The label that a name means, and whether it marks the background of that label.
+    """The label that a name refers to, and whether it marks the background of that label.
 
-    Upper and lower case, and blank, `_` and `-`, are not told apart. What is no label's name as
-    it stands may end in a number (`liver-1`), and mark the background by a final `-` or by the
-    word `neg`, `negative` or `background` (`liver-`, `liver negative`, `liver--1`); a final `+`,
-    `pos`, `positive` or `foreground` say what holds anyway. It may also be such a mark alone.
+    Case is ignored, and blank, `_` and `-` are the same. A name that is not a label's as it stands
+    may end in a number (`liver-1`), and mark the background by a final `-` or by the word `neg`,
+    `negative` or `background` (`liver-`, `liver negative`, `liver--1`); a final `+`, `pos`,
+    `positive` or `foreground` changes nothing. It may also consist of such a mark alone.
 
     Returns:
-        the label, None if the text names none; True for the background.
+        the label, or None if the text names none; True for the background.
     """
     by_name = {plain(label): label for label in labels}
     text = text.strip()
@@ -122,8 +122,8 @@ def _prompts_of(
     where += f" ({kind} {name!r})" if name else f" ({kind})"
     if kind not in ("ROI", "Fiducial"):
         raise ValueError(
-            f"{where}: type {kind!r} is no prompt; ROI (a box) and Fiducial (points) are, remove "
-            f"the others from the file"
+            f"{where}: type {kind!r} is not a prompt; ROI (a box) and Fiducial (points) are, "
+            f"remove the others from the file"
         )
     to_lps = _to_lps_mm(markup, where)
     points = markup.get("controlPoints", [])
@@ -190,7 +190,7 @@ def _roi_corners(markup: dict[str, Any], where: str) -> np.ndarray:
 
 
 def _to_lps_mm(markup: dict[str, Any], where: str) -> np.ndarray:
-    """(3,) factors from the markup's coordinates to mm in LPS."""
+    """(3,) factors that turn the markup's coordinates into mm in LPS."""
     system = markup.get("coordinateSystem", "LPS")
     if not isinstance(system, str) or system not in _TO_LPS:
         raise ValueError(f"{where}: expected coordinateSystem 'LPS' or 'RAS', found {system!r}")

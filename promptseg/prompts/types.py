@@ -20,14 +20,14 @@ WORLD = "world mm"  # x, y, z as ITK and DICOM count them: to the left, posterio
 WORLD_RAS = "world mm RAS"
 FRAMES = (VOXEL, WORLD, WORLD_RAS)
 PROMPTS_HEADER = {"format_version": PROMPTS_FORMAT, "frame": VOXEL}
-# Written by promptseg_auto_prompt and by earlier versions; nothing is read from them.
+# Written by promptseg_auto_prompt and by earlier versions; ignored when read.
 _BESIDE_THE_PROMPTS = {"axes", "strategy", "parameters", "report", "failed"}
 _FIELDS = ("boxes", "points", "point_labels", "source", "score", "reason")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """What is known about one label in one image before the network looks.
+    """The prompts of one label in one image.
 
     With neither boxes nor points the label's name alone is the prompt.
 
@@ -37,7 +37,7 @@ class Prompts:
         point_labels: (k,) 1 foreground, 0 background.
         source: `user`, `file`, or the automatic strategy's name.
         score: box IoU that an automatic strategy expects, in [0, 1]; None when a person gave it.
-        reason: a short code; `ok` when there is nothing to say.
+        reason: a short code; `ok` when nothing is wrong.
     """
 
     boxes: np.ndarray
@@ -90,9 +90,9 @@ def make_prompts(
     Args:
         boxes: (2, 3) or (n, 2, 3) half-open voxel boxes, zyx; clipped to the image.
         points: (3,) or (k, 3) voxel indices, zyx.
-        point_labels: one a point, 1 foreground or 0 background; all foreground when not given.
+        point_labels: one per point, 1 foreground or 0 background; all foreground when not given.
         shape: voxels of the raw image, zyx.
-        where: what the prompts belong to, for errors.
+        where: what the prompts belong to, for error messages.
         source, score, reason: as in `Prompts`.
 
     Raises:
@@ -126,11 +126,11 @@ def make_prompts(
 
 
 def read_prompts_json(path: Path | str, case_id: str | None = None) -> tuple[str, dict[str, Any]]:
-    """Read a prompts file's frame, and what it has for each case, which is not looked at yet.
+    """Read a prompts file's frame and its entry for each case, which is not checked yet.
 
     Args:
         path: the file.
-        case_id: the only case that a file with `labels` in place of `cases` can be for.
+        case_id: case that a file with `labels` in place of `cases` is for; such a file needs it.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -143,7 +143,7 @@ def read_prompts_json(path: Path | str, case_id: str | None = None) -> tuple[str
         if case_id is None:
             raise ValueError(
                 f"{path} has `labels` of one case; several images need `cases`, or a folder with "
-                f"one file a case"
+                f"one file per case"
             )
         content = {**content, "cases": {case_id: content["labels"]}}
         del content["labels"]
@@ -168,7 +168,7 @@ def read_prompts_json(path: Path | str, case_id: str | None = None) -> tuple[str
 
 
 def check_case(labels: Any, frame: str, where: str) -> tuple[dict[str, dict], list[str]]:
-    """What a prompts file has for one case: the fields of `Prompts` by label, and every problem.
+    """One case's entry of a prompts file: the fields of `Prompts` by label, and every problem.
 
     Boxes and points become arrays in `frame`; they are checked against the image later.
     """
@@ -187,7 +187,7 @@ def check_case(labels: Any, frame: str, where: str) -> tuple[dict[str, dict], li
 def read_prompts_file(path: Path | str) -> dict[str, dict[str, dict[str, Any]]]:
     """Read prompts.json in voxels: case identifier to label name to the fields of `Prompts`.
 
-    Whether the boxes and points lie in the image is checked later, by `prompts_from_json`.
+    Whether boxes and points lie in the image is checked later, by `prompts_from_json`.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -210,7 +210,7 @@ def write_prompts_file(path: Path | str, cases: Mapping[str, Mapping[str, Mappin
 
 
 def prompts_from_json(content: Mapping[str, Any], shape: Sequence[int], where: str) -> Prompts:
-    """Check one label's entry of a prompts file against its image; `where` is for errors."""
+    """Check one label's entry of a prompts file against its image; errors begin with `where`."""
     return make_prompts(**_check_fields(content, VOXEL, where), shape=shape, where=where)
 
 
@@ -246,20 +246,21 @@ def _readable(array: np.ndarray) -> list:
 def check_numbers(
     boxes: Any, points: Any, point_labels: Any, where: str, *, in_voxels: bool = True
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes, points and their labels as arrays, checked as far as that goes without an image.
+    """Boxes, points and their labels as arrays, checked as far as possible without the image.
 
     Args:
-        boxes: (2, 3) or (n, 2, 3) numbers in lists or an array; None for none.
+        boxes: (2, 3) or (n, 2, 3) numbers in lists or an array; None for no box.
         points: (3,) or (k, 3) numbers.
-        point_labels: one a point, 1 foreground or 0 background; all foreground when not given.
-        where: what they belong to, for errors.
+        point_labels: one per point, 1 foreground or 0 background; all foreground when not given.
+        where: what they belong to, for error messages.
         in_voxels: whether a box is half-open, lower and upper corner; else any two opposite ones.
 
     Returns:
         (n, 2, 3) boxes, (k, 3) points and (k,) labels.
 
     Raises:
-        ValueError: for wrong shapes, what is no finite number, empty boxes, or other labels.
+        ValueError: for wrong shapes, values that are not finite numbers, empty boxes, or labels
+            other than 0 and 1.
     """
     box_array = _numbers(boxes, (2, 3), f"{where}: boxes")
     point_array = _numbers(points, (3,), f"{where}: points")

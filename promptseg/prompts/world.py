@@ -35,10 +35,10 @@ def boxes_to_world(boxes: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 
 def world_to_boxes(corners_mm: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """The smallest (n, 2, 3) half-open voxel boxes round (n, 8, 3) corners in mm (LPS).
+    """The smallest (n, 2, 3) half-open voxel boxes around (n, 8, 3) corners in mm (LPS).
 
-    A box that is turned against the image grows: the voxel box encloses all of it. Its faces need
-    not lie between voxels.
+    A box that is rotated relative to the image grows: the voxel box encloses all of it. Its faces
+    need not lie between voxels.
     """
     edges = world_to_voxel(corners_mm, geometry) + 0.5
     return np.stack([edges.min(axis=1), edges.max(axis=1)], axis=1)
@@ -52,5 +52,5 @@ def extent_mm(geometry: Geometry) -> np.ndarray:
 
 
 def _step_mm(geometry: Geometry) -> np.ndarray:
-    """(3, 3) columns: what one voxel further along x, y and z is in mm."""
+    """(3, 3) columns: the step of one voxel along x, y and z, in mm."""
     return np.reshape(geometry.direction, (3, 3)) * geometry.spacing[::-1]

@@ -52,7 +52,7 @@ def test_one_file_for_all_cases(tmp_path, caplog):
     path = tmp_path / "prompts.json"
     write_prompts_file(path, {"a": {"liver": {"boxes": [BOX]}}, "b": {"spleen": {}}, "z": {}})
     assert boxes_of(path, ["a", "b", "c"]) == {"a": {"liver": [BOX]}, "b": {"spleen": []}}
-    assert "prompts.json: left out, as no image is called so: z" in caplog.text
+    assert "prompts.json: left out, as no image has this name: z" in caplog.text
 
 
 def test_the_examples_of_the_documentation_are_read(tmp_path):
@@ -99,7 +99,7 @@ def test_a_folder_with_all_kinds_of_files(tmp_path, caplog):
         "d_x": {"lesion": [BOX]},
     }  # fmt: skip
     assert found == expected
-    assert "left out, as no image is called so: dataset.json" in caplog.text
+    assert "left out, as no image has this name: dataset.json" in caplog.text
     assert "notes" not in caplog.text
 
 
@@ -225,7 +225,10 @@ def test_all_broken_cases_are_told_at_once_and_all_of_each(tmp_path, caplog):
     write_json(tmp_path / "i_liver.mrk.json", {"markups": [roi(type="Plane"), fiducials()]})
     with caplog.at_level(logging.WARNING):
         given = read_case_prompts(tmp_path, list("abcdefghi"), LABELS)
-    assert "prompts of 8 of 9 cases cannot be used; these will fail, the others not" in caplog.text
+    assert (
+        "prompts of 8 of 9 cases cannot be used; these will fail, the others will not"
+        in caplog.text
+    )
     found = {case_id: "\n".join(case.problems) for case_id, case in given.items()}
     assert found.pop("h") == ""
     assert all(line in caplog.text for text in found.values() for line in text.splitlines())
@@ -240,7 +243,7 @@ def test_all_broken_cases_are_told_at_once_and_all_of_each(tmp_path, caplog):
     assert "case 'e': found e.json, e.mrk.json; keep one" in found["e"]
     assert "f.npz: case 'f': has neither boxes nor clicks" in found["f"]
     assert "g.npz cannot be read as .npz" in found["g"]
-    assert "type 'Plane' is no prompt" in found["i"] and "no point that is placed" in found["i"]
+    assert "type 'Plane' is not a prompt" in found["i"] and "no point that is placed" in found["i"]
 
 
 WHOLE = [

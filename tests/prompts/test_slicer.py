@@ -211,8 +211,8 @@ def test_the_most_specific_name_counts(tmp_path):
 
 
 BAD = [
-    (roi(type="Curve"), r" \(Curve 'liver'\): type 'Curve' is no prompt; ROI"),
-    (roi(type=None), "type None is no prompt"),
+    (roi(type="Curve"), r" \(Curve 'liver'\): type 'Curve' is not a prompt; ROI"),
+    (roi(type=None), "type None is not a prompt"),
     (roi(name=7), "expected name to be a text, found 7"),
     (roi(name="R"), "unknown label.*found the names 'R', expected one of liver, left_kidney, les"),
     (roi(name="R", controlPoints=[{"label": "R-1"}]), "found the names 'R', 'R-1', expected"),

@@ -55,7 +55,7 @@ def largest_component_boxes(
 
     Args:
         mask: (z, y, x) bool.
-        most: how many at most; None for all.
+        most: largest number of boxes; None for all.
         min_voxels: smaller components are left out.
 
     Returns:

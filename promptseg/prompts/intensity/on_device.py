@@ -1,7 +1,7 @@
 """Lines 1 to 7 of Algorithm 1 on a torch tensor, on the device where the volume already lives.
 
 The arithmetic is that of `smoothing.py` and `closing.py`: double precision within an axis, float32
-between them, the same runs of the ball. Labelling stays on the CPU, which gets one byte a voxel.
+between them, the same runs of the ball. Labelling stays on the CPU, which gets one byte per voxel.
 """
 
 from __future__ import annotations

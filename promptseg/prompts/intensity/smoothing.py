@@ -1,4 +1,4 @@
-"""Gaussian smoothing, and the mean and standard deviation of what comes out."""
+"""Gaussian smoothing, and the mean and standard deviation of the result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def smooth(image: np.ndarray, sigma: float | Sequence[float] = 2.0) -> np.ndarra
 
     Args:
         image: (z, y, x) finite numbers of any real type; rounded to float32 first.
-        sigma: voxels, one number or one for each axis, zyx; 0 leaves an axis as it is.
+        sigma: voxels, one number or one per axis, zyx; 0 leaves an axis as it is.
 
     Returns:
         (z, y, x) float32. Beside it, no more than a few slices are allocated.

@@ -1,4 +1,4 @@
-"""One function over many pieces of one volume, in threads when the volume is worth it."""
+"""One function over many pieces of a volume, in threads where these pay."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def map_pieces(function: Callable[[Any], Any], pieces: Iterable[Any], voxels: in
     Threads pay because NumPy works on a large array without holding Python's lock.
 
     Args:
-        function: called once a piece; pieces must not write to the same memory.
+        function: called once per piece; pieces must not write to the same memory.
         pieces: slices, indices, ...
         voxels: of the whole volume; decides whether threads are worth it.
     """

@@ -1,4 +1,4 @@
-"""`atlas`: where the label's box lay in the training volumes, no look at the image."""
+"""`atlas`: where the label's box lay in the training volumes, whatever the image shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good a proposed box probably is, from what can be seen without the truth."""
+"""The box IoU to expect of a proposed box, estimated without ground truth."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from promptseg.boxes import box_iou, box_slices, widen_box
 from promptseg.prompts.strategies.fitted import View
 
-PENALTY = 0.3  # of the ridge regression on standardized evidence, as a share of the cases
+PENALTY = 0.3  # of the ridge regression on standardized evidence, as a fraction of the cases
 
 
 def evidence(view: View, box: np.ndarray, usual: np.ndarray) -> np.ndarray:
-    """(5,) what speaks for or against a box.
+    """(5,) measurements that speak for or against a box.
 
     Overlap with the usual place, distance of the size from the usual one (log), contrast of the
     inside against a shell of a quarter of the side (in standard deviations, unsigned), spread of
@@ -50,7 +50,7 @@ def fit_expected_iou(rows: Sequence[np.ndarray], ious: Sequence[float]) -> dict[
 
     Args:
         rows: evidence of boxes that come from fits without their case.
-        ious: of those boxes with the truth.
+        ious: of those boxes with the ground truth.
     """
     x, y = np.stack(rows), np.asarray(ious, float)
     mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6

@@ -1,4 +1,4 @@
-"""What the fitted strategies share: a small view of a volume, training samples, a base class."""
+"""Base class of the fitted strategies, their small views of volumes, and training samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from promptseg.prompts.auto_prompter import AutoPrompter, Proposal
 
 UNKNOWN_SCORE = 0.5  # of a strategy alone; `propose_boxes` puts the expected box IoU in its place
-VIEW_VOXELS = 100_000  # about 46 voxels an axis: fitting 200 cases takes seconds
+VIEW_VOXELS = 100_000  # about 46 voxels per axis: fitting 200 cases takes seconds
 SLAB_VOXELS = 2**20  # of a volume that are averaged at a time
 
 
@@ -65,7 +65,7 @@ class Sample:
     Attributes:
         view: the case.
         view_box: (2, 3) view voxels, those that the label's bounding box meets.
-        mask: (z, y, x) uint8 share of each of these that the label fills, 255 for all of it.
+        mask: (z, y, x) uint8 fraction of each of these that the label fills, 255 for all of it.
         box_mm: (2, 3) mm, the label's bounding box in the volume.
         described: what a strategy's `describe` said of the view, by strategy; at least its own.
     """
@@ -88,7 +88,7 @@ def view_of(
     Args:
         image: (z, y, x) intensities in [0, 255], or raw ones with `normalized`.
         spacing: mm, zyx.
-        voxels: see above.
+        voxels: about how many remain.
         normalized: brings slabs of a raw volume to [0, 255], one after the other.
     """
     step = block_size(image.shape, spacing, voxels)
@@ -157,7 +157,7 @@ class FittedPrompter(AutoPrompter):
 
     @staticmethod
     def describe(view: View) -> np.ndarray | None:
-        """What the fit needs of a view and no label changes; computed once a case, in a worker."""
+        """What the fit needs of a view whatever the label; computed once per case, in a worker."""
         return None
 
     @classmethod

@@ -17,7 +17,7 @@ from promptseg.prompts.strategies.fitted import FittedPrompter, Sample, View
 
 SIGMA = 0.7  # view voxels, which are already means; more smoothing scored lower on every modality
 BANDS: tuple[tuple[str, float, float], ...] = (
-    # share of the way from the 2nd to the 98th percentile: bright (PET) and dark structures
+    # fraction of the way from the 2nd to the 98th percentile: bright (PET) and dark structures
     ("percentiles", 0.4, np.inf),
     ("percentiles", 0.5, np.inf),
     ("percentiles", 0.6, np.inf),
@@ -30,7 +30,7 @@ BANDS: tuple[tuple[str, float, float], ...] = (
     ("deviations", -np.inf, -0.5),
 )
 RULES = ("largest", "central")
-CENTRAL_SHARE = 0.25  # of the extent: the distance at which a component counts exp(-1/2)
+CENTRAL_FRACTION = 0.25  # of the extent: the distance at which a component counts exp(-1/2)
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -74,7 +74,7 @@ class FittedIntensityPrompter(FittedPrompter):
 
     @classmethod
     def fit(cls, samples: Sequence[Sample]) -> dict[str, Any]:
-        """The band and rule whose boxes, after the faces are fitted, overlap the truth most."""
+        """The band and rule whose boxes, with fitted faces, overlap the ground truth most."""
         truth = np.stack([sample.box_mm for sample in samples])
         extent = np.stack([sample.view.extent_mm for sample in samples])
         described = np.stack([sample.described[cls.name] for sample in samples])
@@ -100,7 +100,7 @@ class FittedIntensityPrompter(FittedPrompter):
         }
 
     def locate(self, view: View) -> np.ndarray | None:
-        """The component's box drawn towards the usual one; None where the band is empty."""
+        """The component's box moved towards the usual one; None where the band is empty."""
         smoothed = smooth(view.image, SIGMA)
         mask = _band_mask(smoothed, self.band, _scales(smoothed))
         return self._meet_usual_place(component_boxes(mask, view)[RULES.index(self.rule)], view)
@@ -129,14 +129,14 @@ def component_boxes(mask: np.ndarray, view: View) -> np.ndarray:
     statistics = cc3d.statistics(labels, no_slice_conversion=True)
     ends = statistics["bounding_boxes"].reshape(-1, 3, 2).astype(float) + (0, 1)
     off = statistics["centroids"] / view.extent - 0.5
-    near = np.exp(-0.5 * ((off / CENTRAL_SHARE) ** 2).sum(axis=1))
+    near = np.exp(-0.5 * ((off / CENTRAL_FRACTION) ** 2).sum(axis=1))
     near[0] = 0  # the background, whose count is 0 as well
     chosen = [int(counts.argmax()), int((counts * near).argmax())]
     return np.minimum(ends[chosen].transpose(0, 2, 1), view.extent) * view.spacing
 
 
 def _scales(smoothed: np.ndarray) -> dict[str, tuple[float, float]]:
-    """Zero and unit of each scale that a band can be given on."""
+    """Zero and unit of each scale on which a band can be given."""
     start, end = np.percentile(smoothed, (2, 98))
     return {
         "percentiles": (start, end - start),

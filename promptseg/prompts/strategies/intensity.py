@@ -69,8 +69,8 @@ class IntensityPrompter(AutoPrompter):
         Returns:
             A proposal with the reason `ok`; `box_is_whole_volume` if the first box covers at
             least 90 % of the volume; `constant_image` or `no_component` without a box. The
-            algorithm does not know how good its box is: the score is the share of the box that
-            its component fills, times the share of the volume that the box leaves out.
+            algorithm does not know how good its box is: the score is the fraction of the box
+            that its component fills, times the fraction of the volume outside the box.
         """
         found = self._components(self.candidate_mask(image))
         if not found:

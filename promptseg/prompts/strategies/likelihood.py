@@ -25,7 +25,7 @@ MAP_SIGMA = 1.5  # view voxels
 PLACES = 12  # cells of the spatial prior along each axis
 PRIOR_SIGMA = 0.5  # cells
 TRUSTS = (0.25, 0.5, 1.0, 2.0)  # of the intensity against the place
-LEVELS = (0.2, 0.3, 0.4, 0.5)  # probability from which on a voxel belongs in the box
+LEVELS = (0.2, 0.3, 0.4, 0.5)  # probability from which a voxel belongs in the box
 JUDGED = 30  # training cases on which trust and level are chosen
 
 
@@ -34,7 +34,7 @@ class LikelihoodPrompter(FittedPrompter):
     """A table of log-likelihood ratios by intensity plus a prior by place; the best box of it.
 
     The box is the one whose voxels' probabilities, less `level` each, have the largest sum: no
-    threshold decides about single voxels and no component has to hold together. Algorithm 1's
+    threshold decides on single voxels, and no component has to be connected. Algorithm 1's
     band is the special case of a two-step table and a flat prior.
 
     Args:
@@ -51,7 +51,7 @@ class LikelihoodPrompter(FittedPrompter):
 
     @staticmethod
     def describe(view: View) -> np.ndarray:
-        """(256,) share of the voxels that have each grey value."""
+        """(256,) fraction of the voxels that have each grey value."""
         return np.bincount(view.image.ravel(), minlength=256) / view.image.size
 
     @classmethod
@@ -92,7 +92,7 @@ class LikelihoodPrompter(FittedPrompter):
 
 
 def box_sums(values: np.ndarray) -> np.ndarray:
-    """(z + 1, y + 1, x + 1) sums of (z, y, x) values from the first corner on (a summed table)."""
+    """(z + 1, y + 1, x + 1) sums of (z, y, x) values from the first corner (summed areas)."""
     sums = np.zeros(np.add(values.shape, 1))
     sums[1:, 1:, 1:] = values
     for axis in range(3):
@@ -103,14 +103,14 @@ def box_sums(values: np.ndarray) -> np.ndarray:
 
 
 def densest_box(sums: np.ndarray, level: float, rounds: int = 10) -> np.ndarray:
-    """(2, 3) the half-open box with about the largest sum of values less `level` a voxel.
+    """(2, 3) the half-open box with about the largest sum of values less `level` per voxel.
 
     Starts from the whole volume and finds, along one axis after the other, the best interval
     given the other two (the largest sum of consecutive numbers), until nothing changes.
 
     Args:
         sums: of the values, from `box_sums`.
-        level: what a voxel costs.
+        level: subtracted from each voxel's value.
     """
     box = np.array([[0, 0, 0], sums.shape]) - [[0], [1]]
     along = [np.moveaxis(sums, axis, 0) for axis in range(3)]
@@ -146,7 +146,7 @@ def _prior(samples: Sequence[Sample]) -> np.ndarray:
     boxes = np.stack([sample.box_mm / sample.view.extent_mm for sample in samples]) * PLACES
     cells = np.arange(PLACES)
     filled = np.minimum(boxes[:, 1, :, None], cells + 1) - np.maximum(boxes[:, 0, :, None], cells)
-    z, y, x = filled.clip(0, 1).swapaxes(0, 1)  # (n, places) share of each cell, axis by axis
+    z, y, x = filled.clip(0, 1).swapaxes(0, 1)  # (n, places) fraction of each cell, axis by axis
     share = smooth(np.einsum("nz,ny,nx->zyx", z, y, x) / len(samples), PRIOR_SIGMA)
     share = share.clip(1e-3, 1 - 1e-3)
     return np.log(share / (1 - share))

@@ -1,4 +1,4 @@
-"""`regression`: look at the image where the box usually lies, and move its faces to fit."""
+"""`regression`: sample the image where the box usually lies, and move its faces to fit."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from promptseg.prompts.strategies.fitted import FittedPrompter, Sample, View, pa
 GRID = 7  # points along each axis of the box
 WIDENED = 0.4  # of the side, added on each side, so that the grid sees past a misplaced face
 SIGMA = 1.0  # view voxels
-JITTER = (1.0, 0.6)  # of the atlas's error: how far off the boxes are that each step learns on
-ROWS = 1200  # boxes to learn from, at least 4 a case
+JITTER = (1.0, 0.6)  # of the atlas's error: displacement of the boxes that each step learns on
+ROWS = 1200  # boxes to learn from, at least 4 per case
 PENALTIES = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
-MOST_MOVED = 0.5  # of the side, atomically
+MOST_MOVED = 0.5  # of the side, in each step
 
 
 @AUTO_PROMPTERS.register("regression")
@@ -27,8 +27,8 @@ class RegressionPrompter(FittedPrompter):
     """Start from the atlas's box; twice, predict the faces' shifts from the intensities around.
 
     Each step is one ridge regression from a 7x7x7 grid of intensities in the frame of the present
-    box to the six shifts in units of its sides, learned on boxes displaced at random round
-    the truth, so that a misplaced start is the rule and not the exception.
+    box to the six shifts in units of its sides, learned on boxes displaced at random around
+    the ground truth, so that a misplaced start is the rule and not the exception.
 
     Args:
         start: parameters of the atlas.
@@ -51,7 +51,7 @@ class RegressionPrompter(FittedPrompter):
 
     @classmethod
     def fit(cls, samples: Sequence[Sample]) -> dict[str, Any]:
-        """One ridge regression a step; its penalty is chosen by holding out thirds of the cases."""
+        """One ridge regression per step; holding out thirds of the cases chooses its penalty."""
         start = AtlasPrompter.fit(samples)
         atlas = AtlasPrompter(**start)
         truth = np.stack([sample.box_mm for sample in samples])
@@ -103,7 +103,7 @@ def _features(image: np.ndarray, view: View, boxes: np.ndarray) -> np.ndarray:
 
     Args:
         image: (z, y, x) the view as described.
-        view: it.
+        view: the case.
         boxes: (n, 2, 3) mm.
     """
     sides = boxes[:, 1] - boxes[:, 0]
