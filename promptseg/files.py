@@ -1,4 +1,4 @@
-"""Writing so that a file is either the old one or the new one, never half of either; JSON."""
+"""Atomic writing: a path holds the old file or the new one, never half of either; JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-WRITING = ".writing_"  # begins the names of folders that hold files not yet whole
+WRITING = ".writing_"  # prefix of folders that hold unfinished files
 
 
 def is_file_name(text: str) -> bool:
@@ -25,7 +25,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
     """Yield a path beside `path` to write to; move it into place when the block succeeds.
 
     The temporary file keeps its name, since SimpleITK chooses a format by the ending, in a folder
-    that starts with a dot, so that no listing takes it for a case. If the block raises, the
+    that starts with a dot, so that no listing mistakes it for a case. If the block raises, the
     temporary file is removed and `path` is untouched.
     """
     with replacing_together([path]) as (temporary,):
@@ -69,11 +69,11 @@ def replacing_folder(path: Path | str, overwrite: bool = False) -> Iterator[Path
     replaces is removed last.
 
     Raises:
-        FileExistsError: at once, if `path` exists and is not to be overwritten.
+        FileExistsError: at once, if `path` exists and `overwrite` is not set.
     """
     path = Path(path)
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} is there already; remove it, or give --overwrite")
+        raise FileExistsError(f"{path} already exists; remove it, or give --overwrite")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=WRITING, dir=path.parent))
     new, old = beside / "new", beside / "old"
@@ -90,7 +90,7 @@ def replacing_folder(path: Path | str, overwrite: bool = False) -> Iterator[Path
 
 
 def write_json(path: Path | str, content: Any) -> None:
-    """Write `content` as JSON for people to read, atomically; NaN becomes null.
+    """Write `content` as readable JSON, atomically; NaN becomes null.
 
     Objects are indented; whatever fits on a line (a box, a shape) stays on one.
 
@@ -116,7 +116,7 @@ def read_json(path: Path | str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        # Some editors on Windows put a byte order mark first; utf-8-sig takes it or leaves it.
+        # Some editors on Windows put a byte order mark first; utf-8-sig accepts both.
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
@@ -128,7 +128,7 @@ def through_json(content: Any) -> Any:
 
 
 def _indented(content: Any, indent: int = 0, width: int = 100) -> str:
-    """JSON of plain types: one line where it fits and holds no object, else one item a line."""
+    """JSON of plain types: one line where it fits and holds no object, else one line per item."""
     line = json.dumps(content, allow_nan=False)
     if not isinstance(content, (dict, list)) or not content:
         return line

@@ -48,10 +48,10 @@ def find_dataset_folder(root: Path, dataset: int | str, made_by: str) -> Path:
     Args:
         root: one of the three roots.
         dataset: 4, "4", "004" or "Dataset004_Hippocampus".
-        made_by: what creates such folders, for the error.
+        made_by: how to make such a folder, for the error: `train it with promptseg_train`.
 
     Raises:
-        FileNotFoundError: listing what is there, if none matches.
+        FileNotFoundError: listing those that exist, if none matches.
         ValueError: if several folders share the number.
     """
     found = sorted(p for p in root.glob("Dataset*_*") if p.is_dir()) if root.is_dir() else []
@@ -86,8 +86,8 @@ def new_dataset_folder(root: Path, number: int, name: str) -> Path:
         )
     folder = root / f"Dataset{number:03d}_{name}"
     found = [p for p in root.glob("Dataset*_*") if p.is_dir() and _number(p.name) == number]
-    if taken := [path.name for path in found if path != folder]:
-        raise ValueError(f"{root}: {taken[0]} has the number {number}; choose another with -d")
+    if others := [path.name for path in found if path != folder]:
+        raise ValueError(f"{root}: {others[0]} has the number {number}; choose another with -d")
     return folder
 
 
@@ -99,15 +99,15 @@ def find_model_folder(
     plans_name: str | None = None,
     command: str = "promptseg_predict ...",
 ) -> Path:
-    """The trained model that a command means, or the only one there is.
+    """The trained model that a command means, or the only one that exists.
 
     Args:
         folders: the three roots; models are looked for under `folders.results`.
-        dataset, trainer, plans_name: narrow the choice where given.
+        dataset, trainer, plans_name: narrow the choice if given.
         command: what the user typed, for the commands to choose from.
 
     Raises:
-        FileNotFoundError: if no model fits; says what is there.
+        FileNotFoundError: if no model fits, listing those that exist.
         ValueError: if several fit, with the command line of each.
     """
     everything = sorted(
@@ -128,7 +128,7 @@ def find_model_folder(
     if not fitting:
         there = "\n".join(f"  {model}" for model in dict.fromkeys(everything)) or "  nothing"
         raise FileNotFoundError(
-            f"no trained model that fits under {folders.results.absolute()}; there is\n{there}\n"
+            f"no trained model fits under {folders.results.absolute()}; found\n{there}\n"
             f"Train one with promptseg_train, or name a model folder with -m"
         )
     commands = "\n".join(f"  {command} -m {shlex.quote(str(model))}" for model in fitting)

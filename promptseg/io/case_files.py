@@ -32,21 +32,21 @@ def cases_in_folder(
 ) -> tuple[list[RawCase], list[str], dict[str, str]]:
     """Cases to predict: a folder of images, a folder of DICOM series, one series, or one file.
 
-    Files are named CASE_0000.nii.gz, the number being the channel. A file without the number is
-    taken as it is where one channel, or one file with all channels as its components, is
-    expected. Every sub-folder with a DICOM series is a case (or a channel, if its name says so).
+    Files are named CASE_0000.nii.gz, where the number is the channel. A file without the number is
+    a whole case where one channel, or one file with all channels as its components, is expected.
+    Every subfolder with a DICOM series is a case (or a channel, if its name says so).
 
     Args:
         folder: the folder or the file.
-        channel_count: images that the model needs for a case.
-        file_ending: take only files with this ending; by default any readable one.
+        channel_count: channels that the model expects per case.
+        file_ending: accept only files with this ending; by default, any that is read.
 
     Returns:
-        the cases, sorted by identifier, with no labels; notes on what was assumed or left out;
-        and for each of these cases with missing, too many or clashing files, what is wrong.
+        the cases, sorted by identifier, with no labels; notes on what was assumed or ignored;
+        and for each case with missing, surplus or clashing files, what is wrong.
 
     Raises:
-        FileNotFoundError: if there is nothing there, listing what was found and expected.
+        FileNotFoundError: if there is no image, listing what was found and expected.
     """
     path = Path(folder)
     endings = FILE_ENDINGS if file_ending is None else (file_ending,)
@@ -61,13 +61,13 @@ def cases_in_folder(
         raise FileNotFoundError(
             f"{path} holds no image to predict: found {len(others)} other file(s) or folder(s)"
             f"{': ' + some(others) if others else ''}; expected {expected}"
-            f"{', ...' if len(endings) > 3 else ''} with {channel_count} channel(s) a case, or "
-            f"a folder for each DICOM series"
+            f"{', ...' if len(endings) > 3 else ''} with {channel_count} channel(s) per case, or "
+            f"one folder per DICOM series"
         )
     cases, notes, problems = _group(images, channel_count)
     if ignored := [name for name in others if not name.lower().endswith(_COMPANIONS)]:
         notes.append(
-            f"{len(ignored)} file(s) or folder(s) are no images and left out: {some(ignored)}"
+            f"{len(ignored)} file(s) or folder(s) are not images and are ignored: {some(ignored)}"
         )
     return cases, notes, problems
 
@@ -123,7 +123,7 @@ def _images_in(folder: Path, endings: tuple[str, ...]) -> tuple[list[tuple[str, 
 def _images_beside(
     file: Path, channel_count: int, endings: tuple[str, ...]
 ) -> tuple[list[tuple[str, Path]], list[str]]:
-    """The one file, and the other channels of its case if the model needs more than one."""
+    """The one file, and the other channels of its case if the model expects several."""
     ending = file_ending(file)
     if ending not in endings:
         return [], [file.name]
@@ -149,7 +149,7 @@ def _group(
             channels.setdefault(int(match["channel"]), []).append(path)
         else:
             whole.setdefault(stem, []).append(path)
-    # A number that is no channel belongs to the name: LIVER_0007.nii.gz, one channel.
+    # A number that is not a channel belongs to the name: LIVER_0007.nii.gz, one channel.
     for case_id, channels in list(numbered.items()):
         if min(channels) >= channel_count:
             for number, paths in channels.items():
@@ -167,7 +167,7 @@ def _group(
         files[case_id] = (paths[0],)
         if len(clashing) > 1:
             names = ", ".join(path.name for path in clashing)
-            problems[case_id] = f"it is there more than once: {names}; keep one"
+            problems[case_id] = f"found more than once: {names}; keep one"
         elif channel_count > 1 and (problem := _problem_of_whole(paths[0], channel_count, case_id)):
             problems[case_id] = problem
     cases = [RawCase(case_id=c, images=images, label=None) for c, images in sorted(files.items())]
@@ -196,7 +196,7 @@ def _problem_of_channels(
     names = ", ".join(path.name for _, found in sorted(channels.items()) for path in found)
     first = channels[min(channels)][0]
     if any(len(found) > 1 for found in channels.values()):
-        return f"a channel is there more than once: {names}; keep one of each"
+        return f"a channel was found more than once: {names}; keep one of each"
     if missing := sorted(set(range(channel_count)) - set(channels)):
         expected = _channel_names(case_id, missing, first)
         return f"found {names}, missing {expected}"
@@ -218,6 +218,6 @@ def _notes_on_names(paths: list[Path]) -> list[str]:
         return []
     names = some((path.name for path in sorted(paths)), most=3)
     return [
-        f"{len(paths)} file(s) have no channel number (_0000) in their name and are taken as whole "
+        f"{len(paths)} file(s) have no channel number (_0000) in their name and are read as whole "
         f"cases: {names}"
     ]

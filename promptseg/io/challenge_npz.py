@@ -35,11 +35,11 @@ def read_npz_volume(
         spacing_order: of `spacing` in the file, see `spacing_zyx`.
 
     Returns:
-        (z, y, x) array of the file's dtype; spacing in mm, zyx, 1 where the file has none.
+        (z, y, x) array of the file's dtype; spacing in mm, zyx, 1 mm where the file has none.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming the file, what was found and expected; and as `read_npz`.
+        ValueError: naming the file, with what was found and expected; and as for `read_npz`.
     """
     content = read_npz(path, (*keys, "spacing", "spacing_order"))
     key = next((key for key in keys if key in content), None)
@@ -69,7 +69,7 @@ def spacing_zyx(
 ) -> tuple[float, float, float]:
     """The spacing of a challenge file along z, y, x.
 
-    The challenge does not say in which order its files have it, and both are met: x, y, z, as
+    The challenge does not say in which order its files have it, and both occur: x, y, z, as
     SimpleITK gives it, beside (z, y, x) arrays; and z, y, x, as the evaluation script reads it.
 
     Args:
@@ -96,8 +96,8 @@ def spacing_zyx(
         order = "zyx" if last and not first else "xyz"
         if not first and not last and not np.isclose(values[0], values[2], rtol=1e-3):
             _log.warning(
-                "%s: spacing %s may be x, y, z or z, y, x; taken as x, y, z. To say it, convert "
-                "the file with promptseg_convert --spacing-order zyx",
+                "%s: spacing %s may be x, y, z or z, y, x; read as x, y, z. If that is wrong, "
+                "convert the file with promptseg_convert --spacing-order zyx",
                 where,
                 values,
             )
@@ -109,7 +109,7 @@ def write_npz_labels(
 ) -> None:
     """Write a segmentation in the challenge's layout, atomically.
 
-    The array is `segs`, uint8 where the values fit and uint16 else; beside it `spacing` (x, y, z)
+    The array is `segs`, uint8 where the values fit, else uint16; beside it `spacing` (x, y, z)
     and `spacing_order`, which other readers ignore.
 
     Args:
@@ -143,8 +143,8 @@ def read_npz_prompts(path: Path | str) -> dict[int, dict[str, list]]:
 def npz_prompts(content: dict[str, Any], where: str = "npz") -> dict[int, dict[str, list]]:
     """Boxes and clicks of a challenge file, for each label value.
 
-    The file has a list of boxes and one of clicks, an entry for each label in the order of their
-    values. The values are the keys of `text_prompts` if it has as many, else 1, 2, ...
+    The file has a list of boxes and one of clicks, with one entry per label in the order of their
+    values. The values are the keys of `text_prompts` if there are as many, else 1, 2, ...
 
     Args:
         content: what `read_npz` gives of `boxes`, `clicks`, `text_prompts`; all may be missing.
@@ -152,7 +152,7 @@ def npz_prompts(content: dict[str, Any], where: str = "npz") -> dict[int, dict[s
 
     Returns:
         label value to `boxes` ((n, 2, 3) half-open, zyx), `points` ((k, 3), zyx) and
-        `point_labels` (1 foreground, 0 background), in raw voxels, unchecked against the image;
+        `point_labels` (1 foreground, 0 background), in raw voxels, not checked against the image;
         empty if the file has neither boxes nor clicks.
 
     Raises:
@@ -162,8 +162,8 @@ def npz_prompts(content: dict[str, Any], where: str = "npz") -> dict[int, dict[s
     clicks = _entries(content.get("clicks"), f"{where}: clicks")
     if boxes and clicks and len(boxes) != len(clicks):
         raise ValueError(
-            f"{where}: boxes for {len(boxes)} labels, but clicks for {len(clicks)}; expected as "
-            f"many, an entry for each label"
+            f"{where}: boxes for {len(boxes)} labels, but clicks for {len(clicks)}; expected one "
+            f"entry per label in both"
         )
     count = max(len(boxes), len(clicks))
     values = label_values(content.get("text_prompts"), where)
@@ -180,10 +180,10 @@ def npz_prompts(content: dict[str, Any], where: str = "npz") -> dict[int, dict[s
 
 
 def label_values(text_prompts: Any, where: str = "npz") -> list[int]:
-    """The label values that a file has texts for, in order; none if it has no texts.
+    """The label values for which a file has texts, in order; none if it has no texts.
 
     Raises:
-        ValueError: if the texts are no dict from values to texts.
+        ValueError: if the texts are not a dict from values to texts.
     """
     if text_prompts is None:
         return []

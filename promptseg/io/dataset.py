@@ -75,7 +75,7 @@ def read_raw_dataset(folder: Path | str) -> RawDataset:
 
 
 def _cases_in_content(folder: Path, entries: dict[str, Any]) -> list[RawCase]:
-    """Cases that dataset.json lists itself, with paths relative to its folder or absolute."""
+    """Cases that dataset.json itself lists, with paths relative to its folder or absolute."""
 
     def locate(text: str) -> Path:
         return folder / os.path.expandvars(text)
@@ -91,7 +91,7 @@ def _cases_in_content(folder: Path, entries: dict[str, Any]) -> list[RawCase]:
 
 
 def problems_of_content(content: Any) -> list[str]:
-    """Everything in a dataset.json that must be put right, in words; empty when it is sound.
+    """Every problem of a dataset.json, in words; empty if it is sound.
 
     Source:
         nnU-Net v2, documentation/reference/raw-datasets.md. Differs: region-based labels and the
@@ -176,7 +176,7 @@ def _problems_of_channel_names(content: dict[str, Any]) -> list[str]:
             "channel_names: missing, but there is `modality`: this is a dataset.json of the "
             "Medical Segmentation Decathlon or of nnU-Net v1; rename it to channel_names, write "
             "labels as name: value, add file_ending, and end the images' names in _0000, one file "
-            "a channel (promptseg_convert does all of this)"
+            "per channel (promptseg_convert does all of this)"
         ]
     if not isinstance(names, dict) or not names:
         return [f'channel_names: expected {{"0": "CT", ...}}, found {names!r}']

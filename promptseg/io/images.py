@@ -39,7 +39,7 @@ SEGMENTATION_ENDINGS = (*WRITABLE_ENDINGS, NPZ)
 
 
 def file_ending(path: Path | str) -> str | None:
-    """The image ending of a file name (`.nii.gz`), or None when it is no image we read."""
+    """The image ending of a file name (`.nii.gz`), or None for any other format."""
     name = Path(path).name.lower()
     return next((ending for ending in FILE_ENDINGS if name.endswith(ending)), None)
 
@@ -48,8 +48,8 @@ def read_image(paths: Path | str | Sequence[Path | str]) -> tuple[np.ndarray, Ge
     """Read one case: a file or DICOM folder, or one file for each channel.
 
     Returns:
-        (c, z, y, x) array in the files' own dtype, and its geometry. A file with several
-        components a voxel gives as many channels; of an .npz file `imgs` is read.
+        (c, z, y, x) array in the files' dtype, and its geometry. A file with several
+        components per voxel gives as many channels; of an .npz file, `imgs` is read.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -58,7 +58,7 @@ def read_image(paths: Path | str | Sequence[Path | str]) -> tuple[np.ndarray, Ge
     """
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if not paths:
-        raise ValueError("a case needs at least one image file, got none")
+        raise ValueError("a case needs at least one image file, found none")
     channels, geometries = zip(*map(read_channels, paths), strict=True)
     for path, geometry in zip(paths, geometries, strict=True):
         if difference := geometries[0].difference_from(geometry):
@@ -91,7 +91,7 @@ def read_channels(path: Path | str, *, channels_last: bool = False) -> tuple[np.
 
 
 def read_segmentation(path: Path | str) -> tuple[np.ndarray, Geometry]:
-    """Read a label file; of an .npz file `segs`, else `gts`.
+    """Read a label file; of an .npz file, `segs`, else `gts`.
 
     Returns:
         (z, y, x) array of integers in the smallest fitting of uint8, int16 and int32, and its

@@ -1,4 +1,4 @@
-"""Files that SimpleITK reads, and what it would read wrongly refused."""
+"""Image files and DICOM folders through SimpleITK, refusing what it would read wrongly."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def is_dicom_folder(path: Path | str) -> bool:
 
 
 def count_itk_channels(path: Path) -> int:
-    """How many components a voxel of a file has, from its header.
+    """The number of components per voxel, from a file's header.
 
     Raises:
         ValueError: naming the file if its header cannot be read.
@@ -50,7 +50,7 @@ def read_itk(path: Path | str, *, channels_last: bool = False) -> sitk.Image:
         channels_last: four dimensions are read too, the last counting channels.
 
     Raises:
-        ValueError: naming the file, if ITK refuses it; if it is damaged where ITK makes up the
+        ValueError: naming the file, if ITK refuses it; if it is damaged and ITK would invent
             voxels; if it has other dimensions or complex voxels; if a series lacks a slice.
     """
     path = Path(path)
@@ -65,7 +65,7 @@ def read_itk(path: Path | str, *, channels_last: bool = False) -> sitk.Image:
 
 
 def _check_compressed_voxels(path: Path) -> None:
-    """Raise if a compressed .mha or .nrrd is damaged; ITK makes up the voxels without a word."""
+    """Raise if a compressed .mha or .nrrd is damaged; ITK invents the missing voxels silently."""
     mha = path.suffix.lower() == ".mha"
     end = b"ElementDataFile = LOCAL\n" if mha else b"\n\n"
     mark = b"CompressedData = True" if mha else b"encoding: gz"
@@ -86,7 +86,7 @@ def _check_compressed_voxels(path: Path) -> None:
 
 @contextmanager
 def _itk_errors_name(path: Path) -> Iterator[None]:
-    """Turn ITK's many-lined errors into one line that starts with the file."""
+    """Turn ITK's multi-line errors into one line that starts with the file."""
     try:
         yield
     except RuntimeError as error:
@@ -102,7 +102,7 @@ def _itk_errors_name(path: Path) -> Iterator[None]:
 def _quiet_itk() -> Iterator[None]:
     """Keep ITK's warnings off the terminal; what matters is checked and raised or logged here.
 
-    The first of several threads turns them off, the last back to what they were.
+    The first of several threads turns them off; the last restores them.
     """
     global _quiet_reads, _shown_before
     with _quiet:

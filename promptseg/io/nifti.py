@@ -23,7 +23,7 @@ _SIZES = {_HEADER_BYTES.to_bytes(4, order): code for order, code in (("little", 
 _FIRST_VOXEL = 352  # the header and four bytes that say whether extensions follow
 _MM = {1: 1e3, 2: 1.0, 3: 1e-3}  # metre, millimetre, micrometre, by `xyzt_units`
 _VECTOR, _MATRICES = 1007, (1004, 1005)  # `intent_code`
-_RGB = {128: 3, 2304: 4}  # components that lie within a voxel, by `datatype`
+_RGB = {128: 3, 2304: 4}  # components within a voxel's bytes, by `datatype`
 _ROUNDING = 1e-4  # between axes that count as perpendicular, as in ITK
 _MOST_SHEAR = 0.05  # cosine between two axes, about 3 degrees; header rounding gives 1e-4 to 1e-2
 _MOST_DEFLATION = 1040  # bytes per compressed byte; deflate reaches 1032
@@ -50,7 +50,7 @@ def count_nifti_channels(path: Path) -> int:
 def read_nifti(path: Path, *, channels_last: bool = False) -> tuple[np.ndarray, Geometry]:
     """Read a volume.
 
-    NaN and infinite voxels stay what they are. `scl_slope` and `scl_inter` are applied as ITK
+    NaN and infinite voxels are kept. `scl_slope` and `scl_inter` are applied as ITK
     does: integers become float32, and a slope of 0 counts as 1.
 
     Args:
@@ -61,8 +61,8 @@ def read_nifti(path: Path, *, channels_last: bool = False) -> tuple[np.ndarray, 
         (c, z, y, x) array in the file's dtype; its geometry, by ITK's choice of qform or sform.
 
     Raises:
-        ValueError: naming the file, if it is damaged or cut short, not three-dimensional, sheared
-            or of a type that is not read.
+        ValueError: naming the file, if it is damaged, cut short, not three-dimensional, sheared
+            or of a datatype that is not supported.
     """
     header = _read_header(path)
     check_volume(path, header.size, channels_last=channels_last and header.components == 1)
@@ -151,7 +151,7 @@ def _dtype(path: Path, fields: Nifti1Header) -> np.dtype:
     if dtype.kind == "c":
         raise ValueError(f"{path}: voxels are complex numbers; save their magnitude")
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise ValueError(f"{path}: voxels of type {dtype} are not read; save them as float64")
+        raise ValueError(f"{path}: voxels of type {dtype} are not supported; save them as float64")
     return dtype
 
 
@@ -275,7 +275,7 @@ def _read_voxels(path: Path, header: _Header) -> np.ndarray:
             stream = _opened(header.data, stack)
             packed = isinstance(stream, gzip.GzipFile)
             stored = header.data.stat().st_size
-            if promised > stored * (_MOST_DEFLATION if packed else 1):  # before memory is taken
+            if promised > stored * (_MOST_DEFLATION if packed else 1):  # before allocating
                 raise _cut_short(path, promised, f"{stored}{' compressed' if packed else ''}")
             stream.seek(header.offset)
             array = np.empty(count, header.dtype)

@@ -1,4 +1,4 @@
-"""Arrays and plain Python values of an .npz file, read so that nothing in the file can run code."""
+"""Arrays and plain Python values of an .npz file, read without running any code from it."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from promptseg.io.plain_pickle import PLAIN_TYPES, plain_values
 
 MOST_BYTES = 4 << 30  # uncompressed, of all arrays that are read; 1000 slices of 2048x2048 uint8
 _MOST_OBJECT_BYTES = 16 << 20  # of one pickled array: prompts of thousands of structures
-_DAMAGED = (  # what zipfile raises when an archive is not whole
+_DAMAGED = (  # what zipfile raises for a damaged archive
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, OSError),
     *(OverflowError, UnicodeDecodeError),
 )
 
 
 def read_npz(path: Path | str, keys: Sequence[str], most_bytes: int = MOST_BYTES) -> dict[str, Any]:
-    """Read those of `keys` that an .npz file has; its other arrays are not looked at.
+    """Read those of `keys` that an .npz file has; its other arrays are not opened.
 
-    Arrays of numbers and text come as they are. Object arrays, which numpy pickles, come as nested
-    lists of what they may hold: dict, list, str, numbers, None and such arrays; an object array
-    without axes comes as its one value.
+    Arrays of numbers and text are returned unchanged. Object arrays, which numpy pickles, become
+    nested lists of what they may hold: dict, list, str, numbers, None and arrays; an object array
+    without axes becomes its one value.
 
     Args:
         path: the file.
         keys: names of the wanted arrays.
-        most_bytes: the wanted arrays may take together, uncompressed.
+        most_bytes: limit of the wanted arrays together, uncompressed.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming file and array, if it is no .npz file, damaged, larger than
-            `most_bytes`, or if a pickled array holds anything else than the above.
+        ValueError: naming file and array, if it is not an .npz file, is damaged or larger than
+            `most_bytes`, or if a pickled array holds anything other than the above.
 
     Source:
         The format: numpy.lib.format.
@@ -51,20 +51,20 @@ def read_npz(path: Path | str, keys: Sequence[str], most_bytes: int = MOST_BYTES
         if size > most_bytes:
             raise ValueError(
                 f"{path}: {', '.join(wanted)} would take {size} bytes uncompressed, more than "
-                f"the limit of {most_bytes}; the file is damaged or made to fill the memory"
+                f"the limit of {most_bytes}; the file is damaged or was made to fill the memory"
             )
         return {key: _read_member(archive, members[key], f"{path}: {key}") for key in wanted}
 
 
 def npz_keys(path: Path | str) -> list[str]:
-    """Names of the arrays in an .npz file, none of them read; for the errors see `read_npz`."""
+    """Names of the arrays in an .npz file, without reading them; for the errors see `read_npz`."""
     with _archive(path) as archive:
         return list(_members(archive, path))
 
 
 @contextmanager
 def _archive(path: Path | str) -> Iterator[zipfile.ZipFile]:
-    """The open file; what zipfile raises of damaged ones becomes a sentence that names it."""
+    """The open file; zipfile's errors for damaged ones become a sentence that names it."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -76,19 +76,19 @@ def _archive(path: Path | str) -> Iterator[zipfile.ZipFile]:
                 yield archive
         except _DAMAGED as error:
             raise ValueError(
-                f"{path} cannot be read as .npz: {error}; it is of another format, damaged or cut "
+                f"{path} cannot be read as .npz: {error}; it has another format, is damaged or cut "
                 f"short; copy it again"
             ) from error
 
 
 def _members(archive: zipfile.ZipFile, path: Path | str) -> dict[str, zipfile.ZipInfo]:
-    """The archive's entries by array name, each a plain name that is there once."""
+    """The archive's entries by array name: plain names, none duplicate."""
     names = Counter(archive.namelist())
     for name, count in names.items():
         if not name.endswith(".npy") or set(name) & set("/\\:\0") or name.startswith("."):
             raise ValueError(f"{path}: expected arrays (NAME.npy) only, found {name!r} in it")
         if count > 1:
-            raise ValueError(f"{path}: {name!r} is in it {count} times; expected once")
+            raise ValueError(f"{path}: {name!r} is duplicate: it is in the file {count} times")
     return {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
 
 
@@ -128,7 +128,7 @@ def _header(file: BinaryIO, where: str) -> tuple[tuple[int, ...], bool, np.dtype
     except _DAMAGED:
         raise
     except Exception as error:  # numpy parses the text as Python, which can fail in many ways
-        raise ValueError(f"{where}: it is no array: {error}") from error
+        raise ValueError(f"{where}: it is not an array: {error}") from error
     if dtype.str != "|O" and not PLAIN_TYPES.fullmatch(_code(dtype)):
         raise ValueError(f"{where}: expected numbers or text, found values of type {dtype}")
     if any(length < 0 for length in shape):

@@ -1,4 +1,4 @@
-"""Plain Python values of a pickled numpy array, read so that nothing in the pickle can run code."""
+"""Plain Python values of a pickled numpy array, read without running any code from it."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def plain_values(data: bytes, where: str) -> Any:
         where: file and array, named in errors.
 
     Raises:
-        ValueError: if it is damaged or holds anything but plain values.
+        ValueError: if it is damaged or holds anything other than plain values.
 
     Source:
-        The opcodes build a tree in which numpy's functions are only noted, and `_Values` makes
-        arrays and numbers of it; so neither a pickle nor the state it has for numpy's own types
-        (which numpy trusts) is ever executed.
+        Our own. The opcodes build a tree in which numpy's functions are only noted, and `_Values`
+        makes arrays and numbers of it; so neither a pickle nor the state it holds for numpy's types
+        is ever applied. numpy trusts that state: documentation/decisions/0010-readers.md.
     """
     try:
         _check_opcodes(data)
@@ -53,15 +53,15 @@ def plain_values(data: bytes, where: str) -> Any:
 
 
 class _RefusedError(Exception):
-    """Something in a pickle that is no plain value; the message names it."""
+    """Something in a pickle that is not a plain value; the message names it."""
 
 
 def _check_opcodes(data: bytes) -> None:
-    """Refuse what would harm while the tree is built: huge memos, and deep tuples.
+    """Refuse what would do harm while the tree is built: huge memos and deep tuples.
 
-    The hash of a key is computed before anybody can look at it, and that of a tuple in a tuple
-    in a tuple, and so on, overflows the stack of C. So the opcodes are played through first, with
-    the depth of tuples in place of values; None is a mark.
+    A key is hashed before it can be inspected, and hashing deeply nested tuples overflows the C
+    stack. So the opcodes are first run with the depth of tuples in place of values; None is a
+    mark.
 
     Raises:
         _RefusedError: for deep tuples.
@@ -82,13 +82,13 @@ def _check_opcodes(data: bytes) -> None:
             stack.append(stack[-1])
         else:
             before, after = opcode.stack_before, opcode.stack_after
-            taken = []
+            popped = []
             if pickletools.markobject in before:
                 while (value := stack.pop()) is not None:
-                    taken.append(value)
+                    popped.append(value)
                 before = before[: before.index(pickletools.markobject)]
-            taken += [stack.pop() for _ in before]
-            depth = 1 + max(taken, default=0) if "TUPLE" in name else 0  # a mark is a TypeError
+            popped += [stack.pop() for _ in before]
+            depth = 1 + max(popped, default=0) if "TUPLE" in name else 0  # a mark is a TypeError
             if depth > _MOST_DEPTH:
                 raise _RefusedError(f"more than {_MOST_DEPTH} levels")
             stack += [None if item is pickletools.markobject else depth for item in after]
@@ -97,7 +97,7 @@ def _check_opcodes(data: bytes) -> None:
 class _Noted:
     """One of numpy's functions or types in a pickle, with its arguments and state; calls nothing.
 
-    `arguments` is None as long as it was not called, `state` as long as none was set.
+    `arguments` is None until it is called, `state` until one is set.
     """
 
     __slots__ = ("arguments", "name", "state")
@@ -117,7 +117,7 @@ class _Noted:
 
 
 class _TreeBuilder(pickle.Unpickler):
-    """Builds plain values and `_Noted`s, and knows no other class or function."""
+    """Builds plain values and `_Noted`s; every other class or function is refused."""
 
     def find_class(self, module: str, name: str) -> _Noted:
         found = f"{module}.{name}"
@@ -130,7 +130,7 @@ class _TreeBuilder(pickle.Unpickler):
 
 
 class _Values:
-    """Plain values of a tree, each visited value counted, as small pickles can unfold far."""
+    """Plain values of a tree; each visited value is counted, as few bytes can unfold to many."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -179,7 +179,7 @@ class _Values:
 
 
 def _nested(values: list, shape: tuple[int, ...]) -> Any:
-    """Values in C order as lists in lists; the one value itself when there is no axis."""
+    """Values in C order as lists in lists; the value itself if there are no axes."""
     if not shape:
         return values[0]
     if len(shape) == 1:
@@ -191,7 +191,7 @@ def _nested(values: list, shape: tuple[int, ...]) -> Any:
 def _dtype(node: Any) -> np.dtype:
     """The dtype that a noted numpy.dtype stands for."""
     if type(node) is not _Noted or node.name != "dtype" or not node.arguments:
-        raise _RefusedError("a type that is no numpy.dtype")
+        raise _RefusedError("a type that is not a numpy.dtype")
     code, state = node.arguments[0], node.state
     if type(code) is not str or not (PLAIN_TYPES.fullmatch(code) or code in ("O", "O8")):
         raise _RefusedError(f"values of type {code!r}"[:100])

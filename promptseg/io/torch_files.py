@@ -1,4 +1,4 @@
-"""Files written by `torch.save`, read so that nothing in them can run code."""
+"""Files written by `torch.save`, read without running any code from them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def load_safely(
 
     Args:
         path: the file.
-        what: it should be, for errors.
-        device: to put tensors on.
+        what: what the file should be, for errors.
+        device: where the tensors go.
 
     Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if it is damaged, or holds more than tensors and plain values.
+        FileNotFoundError: if it does not exist.
+        ValueError: if it is damaged, or holds anything other than tensors and plain values.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such {what}")
@@ -35,5 +35,5 @@ def load_safely(
             ) from error
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{path} cannot be read as a {what}: {why}; is it whole, and written by torch.save?"
+            f"{path} cannot be read as a {what}: {why}; is it complete, and written by torch.save?"
         ) from error

@@ -142,7 +142,7 @@ def test_a_dataset_that_is_there_is_replaced_only_when_asked(task, tmp_path, cap
     old.write_text("mine")
 
     assert convert.main(arguments) == 1
-    assert "Dataset007_Organ is there already; remove it, or give --over" in capsys.readouterr().err
+    assert "Dataset007_Organ already exists; remove it, or give --over" in capsys.readouterr().err
     assert old.exists()
     assert convert.main([*arguments, "--name", "Another"]) == 1
     assert "Dataset007_Organ has the number 7; choose another with -d" in capsys.readouterr().err

@@ -196,7 +196,7 @@ def test_two_files_of_nifti_and_analyze_are_read_as_itk_does(tmp_path, magic):
         ({"dim": (3, -7, 5, 4)}, "is damaged: its header has the dimensions"),
         ({"intent": 1005}, "voxels are matrices"),
         ({"datatype": 32, "bits": 64}, "complex numbers; save their magnitude"),
-        ({"datatype": 1536, "bits": 128}, "voxels of type .* are not read"),
+        ({"datatype": 1536, "bits": 128}, "voxels of type .* are not supported"),
         ({"datatype": 77}, "voxels of an unknown datatype, 77"),
         (
             {"dim": (3, 32767, 32767, 32767)},
