@@ -158,13 +158,33 @@ def settings_table() -> str:
     return _dataclass_table(TrainingSettings, default, "train")
 
 
+def prediction_table() -> str:
+    from promptseg.inference.options import PredictionOptions
+
+    return _dataclass_table(PredictionOptions, lambda field: _plain(field.default), "predict")
+
+
+# Fields whose flag stores its value under another name.
+_STORED_AS = {
+    "folds": "fold",
+    "tta": "disable_tta",
+    "parts": "num_parts",
+    "part": "part_id",
+    "readers": "npp",
+    "writers": "nps",
+}
+
+
 def _dataclass_table(cls: type, default, command: str) -> str:
-    flags = {}
-    for action in parser_of(command)._actions:
-        flags[action.dest] = next(
+    stored = {
+        action.dest: next(
             (name for name in action.option_strings if name.startswith("--")),
             action.option_strings[0] if action.option_strings else "",
         )
+        for action in parser_of(command)._actions
+    }
+    names = [field.name for field in dataclasses.fields(cls)]
+    flags = {name: stored.get(name) or stored.get(_STORED_AS.get(name, "")) for name in names}
     meanings = attributes_of(cls)
     lines = ["| name | flag | default | meaning |", "|---|---|---|---|"]
     for field in dataclasses.fields(cls):
@@ -294,6 +314,7 @@ def _cell(text: str) -> str:
 
 PARTS = {
     "settings": settings_table,
+    "prediction": prediction_table,
     "layers": layers_list,
     "layout": layout,
     "registry": registry_example,
