@@ -43,6 +43,15 @@ def pages() -> dict[Path, str]:
             new = f"{BEGIN.format(part)}\n\n{write()}\n\n{END}"
             text = re.sub(pattern, lambda _, new=new: new, text, flags=re.DOTALL)
         found[HERE / name] = text
+    site = ROOT / "mkdocs.yml"
+    found[site] = re.sub(
+        r"(?<=- Decisions:\n)(?: +- decisions/\S+\n)*",
+        "".join(
+            f"          - decisions/{path.name}\n"
+            for path in sorted((HERE / "decisions").glob("*.md"))
+        ),
+        site.read_text(encoding="utf-8"),
+    )
     return found
 
 
