@@ -118,7 +118,11 @@ def _flag_row(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     text = " ".join(parser._get_formatter()._expand_help(action).split())
     if action.choices and not all(re.search(rf"\b{choice}\b", text) for choice in action.choices):
         text += f"; one of {', '.join(f'`{choice}`' for choice in action.choices)}"
-    return f"| {names}{takes} | {_default(action)} | {_cell(text)} |"
+    default = _default(action)
+    if said := re.search(r" ?\(default: ([^()]+)\)", text):  # may tell more than the value does
+        default = default if default == f"`{said[1]}`" else said[1]
+        text = text.replace(said[0], "")
+    return f"| {names}{takes} | {_cell(default)} | {_cell(text)} |"
 
 
 def _value(action: argparse.Action) -> str:
