@@ -234,7 +234,7 @@ class Predictor:
     def _segment(
         self, wanted: Mapping[str, Prompts], queries: Mapping[str, list[Query]]
     ) -> Prediction:
-        """Answer the queries of each label, and report on all labels that are wanted."""
+        """Decode the queries of each label; every label in `wanted` gets a result."""
         image, patch_size = self._current_image(), self.plans.patch_size
         asked = [(label, query) for label, of_label in queries.items() for query in of_label]
         places = locate(

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 KEPT_ENCODINGS = 4  # of patches; an image is segmented once, mostly patch after patch
 
-# Told the outcome of a case: its report entry and None, or None and the exception.
+# Called with the outcome of a case: its report entry and None, or None and the exception.
 Done = Callable[[RawCase, dict[str, Any] | None, Exception | None], None]
 
 

@@ -94,7 +94,7 @@ def predict_on_cluster(
     Args:
         client: of the scheduler; see `connect`.
         cases: to segment.
-        done: told the outcome of each case, in the order in which they end.
+        done: called with the outcome of each case, in the order in which cases end.
         job: the run.
         from_file: see `CaseSteps`.
     """
@@ -165,7 +165,7 @@ def _predictor(job: ClusterJob) -> Predictor:
 
 
 def _in_words(cause: Exception) -> Exception:
-    """The error of a case whose task did not end; errors in the case itself are returned by it."""
+    """The error of a case whose task did not finish; a task returns errors in the case itself."""
     from distributed.scheduler import KilledWorker
 
     if isinstance(cause, KilledWorker):
@@ -174,7 +174,6 @@ def _in_words(cause: Exception) -> Exception:
             f"give each more, and run the same command with --continue_prediction"
         )
     return RuntimeError(
-        f"its task did not come to an end on the cluster ({type(cause).__name__}: {cause}); if "
-        f"that does not tell what to do, look at the worker's log, and run the same command with "
-        f"--continue_prediction"
+        f"its task did not finish on the cluster ({type(cause).__name__}: {cause}); the worker's "
+        f"log may say more; then run the same command with --continue_prediction"
     )
