@@ -119,7 +119,7 @@ def test_bad_images_are_reported_and_stop_no_other(images, tmp_path):
 SHAPE_OF_5D = struct.pack("<8h", 5, *SMALL[::-1], 2, 2, 1, 1)  # a NIfTI header's bytes 40 to 55
 
 SEVEN_BAD = {
-    "truncated": "images/truncated_0000.nii.gz cannot be read as an image: .*cut short; copy",
+    "truncated": r"images/truncated_0000.nii.gz is damaged or cut short \(.*\); copy it again",
     "empty": "images/empty_0000.nii.gz cannot be read as an image: it has 0 bytes; copy it again",
     "text": "images/text_0000.nii.gz cannot be read as an image: its content is not of the "
     "format that its ending says.*; copy or convert it again",
