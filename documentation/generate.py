@@ -171,6 +171,12 @@ def settings_table() -> str:
     return _dataclass_table(TrainingSettings, default, "train")
 
 
+def run_table() -> str:
+    from promptseg.training.request import RunOptions
+
+    return _dataclass_table(RunOptions, lambda field: _plain(field.default), "train")
+
+
 def prediction_table() -> str:
     from promptseg.inference.options import PredictionOptions
 
@@ -179,6 +185,7 @@ def prediction_table() -> str:
 
 # Fields whose flag stores its value under another name.
 _STORED_AS = {
+    "resume": "c",
     "folds": "fold",
     "tta": "disable_tta",
     "parts": "num_parts",
@@ -327,6 +334,7 @@ def _cell(text: str) -> str:
 
 PARTS = {
     "settings": settings_table,
+    "run": run_table,
     "prediction": prediction_table,
     "layers": layers_list,
     "layout": layout,
