@@ -140,7 +140,8 @@ class Plans:
             )
         if any(w % s for w, s in zip(plans.patch_size, plans.stride, strict=True)):
             raise ValueError(
-                f"{source}: patch {plans.patch_size} is no multiple of stride {plans.stride} (zyx)"
+                f"{source}: patch {plans.patch_size} is not a multiple of stride {plans.stride} "
+                f"(zyx)"
             )
         return plans
 

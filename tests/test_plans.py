@@ -69,7 +69,7 @@ BAD = [
     ({"patch_size": [8, 12.5, 16]}, "patch: expected 3 positive whole numbers, zyx"),
     ({"patch_size": [8, 12, 16, 16]}, "patch: expected 3 positive whole numbers"),
     ({"patch_size": [8, 12, True]}, "patch: expected 3 positive whole numbers"),
-    ({"patch_size": [8, 13, 16]}, r"patch \(8, 13, 16\) is no multiple of stride \(2, 4, 4\)"),
+    ({"patch_size": [8, 13, 16]}, r"patch \(8, 13, 16\) is not a multiple of stride \(2, 4, 4\)"),
     ({"stride": [2, 0, 4]}, "stride: expected 3 positive whole numbers"),
     ({"median_shape": "8x12x16"}, "median_shape: expected 3 positive whole numbers"),
     ({"batch_size": "2"}, "batch_size: expected a positive whole number, found '2'"),

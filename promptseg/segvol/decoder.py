@@ -1,4 +1,4 @@
-"""SegVol's two looks at an image, each asked about by queries in voxels of the foreground crop."""
+"""SegVol's two looks at an image, for queries in voxels of the foreground crop."""
 
 from __future__ import annotations
 
@@ -27,15 +27,14 @@ from promptseg.segvol.views import (
 
 @dataclass(frozen=True, kw_only=True)
 class FirstLook:
-    """What the look at the whole volume says to a query.
+    """The answer to one query from the whole volume, resized to one patch.
 
     Attributes:
-        query: that was asked.
-        coarse: the mask.
-        region: (2, 3) half-open integer box that the second look is at; None if the mask is empty.
-        predicted_iou: of the mask.
-        prompt_consistency: mean IoU with the masks of perturbed prompts; None when there were
-            none.
+        query: the query, in voxels of the crop.
+        coarse: its mask.
+        region: (2, 3) half-open integer box for the second look; None if the mask is empty.
+        predicted_iou: the network's estimate of the mask's IoU.
+        prompt_consistency: mean IoU with the masks of perturbed prompts; None if there are none.
     """
 
     query: Query
@@ -57,12 +56,12 @@ class SegVolDecoder(ImageDecoder):
         return upper - lower
 
     def first_looks(self, queries: Sequence[Query], n_perturbations: int) -> list[FirstLook]:
-        """Ask about the whole crop, resized to one patch; a few queries at once.
+        """Decode queries in the whole crop, resized to one patch; a few queries at once.
 
         Args:
             queries: in voxels of the crop.
-            n_perturbations: how many perturbed prompts each answer is compared with. Only here:
-                in several patches of the second look no given box is asked with.
+            n_perturbations: number of perturbed prompts that each answer is compared with. They
+                are used here only: the second look does not use the given box in several patches.
         """
         looks = []
         for first in range(0, len(queries), ASKED_AT_ONCE):
@@ -75,11 +74,11 @@ class SegVolDecoder(ImageDecoder):
         logits, ious = self.in_whole([in_region(query, whole, patch_size) for query in queries])
         looks = []
         for query, answer, iou in zip(queries, logits, ious.tolist(), strict=True):
-            moved = perturbed_prompts(query, shape, n_perturbations)
-            prompt_consistency = PromptConsistency(len(moved))
-            if moved:
+            perturbed = perturbed_prompts(query, shape, n_perturbations)
+            prompt_consistency = PromptConsistency(len(perturbed))
+            if perturbed:
                 prompt_consistency.add(
-                    answer, self.in_whole([in_region(q, whole, patch_size) for q in moved])[0]
+                    answer, self.in_whole([in_region(q, whole, patch_size) for q in perturbed])[0]
                 )
             coarse = CoarseMask((answer > 0).cpu().numpy(), shape)
             box = coarse.box()
@@ -96,19 +95,19 @@ class SegVolDecoder(ImageDecoder):
     def second_looks(
         self, region: np.ndarray, looks: Sequence[FirstLook], step_size: float
     ) -> Iterator[tuple[int, Blend, float]]:
-        """Look at a region patch by patch, each encoded once for all queries about it.
+        """Decode queries in a region patch by patch; a patch is encoded once for all of them.
 
-        Windows count alike where they overlap; a few queries are asked at once.
+        Patches have equal weights where they overlap; a few queries are decoded at once.
 
         Args:
             region: (2, 3) half-open integer box in voxels of the crop, zyx.
-            looks: whose region it is.
-            step_size: distance of neighbouring patches, as a share of the patch.
+            looks: the first looks that found this region.
+            step_size: distance of neighbouring patches, as a fraction of the patch size.
 
         Yields:
-            The place of a query in `looks`, its logits in the region, and the predicted IoU of
-            its best patch so far, every time that slices have become final; they are released
-            when the next is asked for.
+            The index of a query in `looks`, its logits in the region, and the predicted IoU of
+            its best patch so far, each time that slices have become final; these are released
+            when the iteration continues.
         """
         shape = region[1] - region[0]
         starts = region_starts(shape, self.patch_size, step_size)
@@ -122,20 +121,20 @@ class SegVolDecoder(ImageDecoder):
                 for look in looks[first : first + ASKED_AT_ONCE]
             ]
             logits, ious = self._in_patch_of_region(region, start, queries)
-            for place, answer in enumerate(logits, start=first):
-                best[place] = max(best[place], float(ious[place - first]))
-                blends[place].add(answer, start)
-                if blends[place].is_due:
-                    yield place, blends[place], float(best[place])
-                    blends[place].release()
+            for index, answer in enumerate(logits, start=first):
+                best[index] = max(best[index], float(ious[index - first]))
+                blends[index].add(answer, start)
+                if blends[index].is_due:
+                    yield index, blends[index], float(best[index])
+                    blends[index].release()
 
     def _in_patch_of_region(
         self, region: np.ndarray, start: np.ndarray, queries: Sequence[Query]
     ) -> tuple[Tensor, Tensor]:
         """Logits (n, z, y, x) and predicted IoU (n,) in a patch of a region.
 
-        Kept: a region smaller than the patch is padded with zeros, also where the volume goes
-        on; so was the original at prediction.
+        Kept: a region smaller than the patch is padded with zeros even where the volume extends
+        beyond it, as the original does in prediction.
         """
         part = self.image.part(region + self.image.foreground[0])
         return self._decode(

@@ -1,4 +1,4 @@
-"""SegVol's image encoder: a vision transformer on flat patches."""
+"""SegVol's image encoder: a vision transformer on flattened blocks of voxels."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from promptseg.networks.encoders.vit import ViTSize, transformer_blocks
 class SegVolImageEncoder(nn.Module):
     """A pre-norm vision transformer; its blocks are those of the encoder `vit`.
 
-    One linear map a patch in place of a stem, so there are no high-resolution features, and one
-    position embedding a token, so there is one patch.
+    It has one linear map per token in place of a stem, hence no high-resolution features, and one
+    position embedding per token, hence one patch size.
 
     Source:
         MONAI's `ViT` as SegVol builds it (perceptron patch embedding, no class token).

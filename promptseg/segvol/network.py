@@ -19,15 +19,15 @@ from promptseg.segvol.prompt_encoder import LabelText, SegVolPromptEncoder
 
 @dataclass(frozen=True, kw_only=True)
 class SegVolSizes:
-    """Sizes of a SegVol network; the defaults are those of the released weights.
+    """Sizes of a SegVol network; by default those of the released weights.
 
     Attributes:
-        vit: widths of the image encoder (its stem is not used).
-        channels_in: of the image.
-        decoder_layers, decoder_heads, decoder_mlp_channels: of the two-way transformer.
-        mask_tokens: masks the decoder makes; the first is the answer.
-        iou_channels: inside the head that predicts the IoU.
-        text_channels: of a text vector; 512 is CLIP's.
+        vit: sizes of the image encoder, whose stem is not used.
+        channels_in: number of image channels.
+        decoder_layers, decoder_heads, decoder_mlp_channels: sizes of the two-way transformer.
+        mask_tokens: number of masks per query; the first is the answer.
+        iou_channels: hidden channels of the head that predicts the IoU.
+        text_channels: length of a text vector; 512 for CLIP.
     """
 
     vit: ViTSize = SIZES["base"]
@@ -41,13 +41,13 @@ class SegVolSizes:
 
 
 class SegVolNetwork(nn.Module):
-    """Image encoder, prompt encoder and mask decoder of SegVol, for one patch.
+    """Image encoder, prompt encoder and mask decoder of SegVol, for one patch size.
 
     Args:
-        sizes: of all parts.
-        patch: voxels, zyx; the weights hold for this patch alone.
+        sizes: sizes of all parts.
+        patch_size: voxels, zyx; the weights work with this size only.
         stride: voxels, zyx, of one token.
-        label_count: labels that get a learned text embedding.
+        label_count: number of labels, each with a learned text embedding.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class SegVolNetwork(nn.Module):
         super().__init__()
         if any(w % s for w, s in zip(patch_size, stride, strict=True)):
             raise ValueError(
-                f"patch {tuple(patch_size)} is no multiple of stride {tuple(stride)} (zyx)"
+                f"patch {tuple(patch_size)} is not a multiple of stride {tuple(stride)} (zyx)"
             )
         channels, heads, inner = sizes.vit.channels, sizes.decoder_heads, sizes.vit.channels // 2
         if channels % sizes.vit.heads or inner % heads:
@@ -90,13 +90,13 @@ class SegVolNetwork(nn.Module):
         """Encode (b, c, z, y, x) images with intensities in [0, 255].
 
         Raises:
-            ValueError: for another patch than the planned one.
+            ValueError: for another patch size than the planned one.
         """
         if tuple(image.shape[2:]) != self.patch_size:
             raise ValueError(
-                f"SegVol's position embeddings and normalization are made for the patch "
+                f"SegVol's position embeddings and normalization are made for the patch size "
                 f"{self.patch_size}, the image has {tuple(image.shape[2:])} (both zyx, voxels); "
-                f"cut or resize it to that patch"
+                f"cut or resize it to that size"
             )
         embedding = self.image_encoder(image.float() / 255)
         return Encoding(patch_size=self.patch_size, embedding=embedding, pyramid=())
@@ -106,7 +106,7 @@ class SegVolNetwork(nn.Module):
 
         Returns:
             (n, z, y, x) mask logits, of the first mask token as in SegVol, and (n,) predicted IoU
-            logits. SegVol never trained these: after loading its weights they mean nothing.
+            logits, which are meaningless with SegVol's weights, since it never trained them.
         """
         text, has_text = self.label_text(prompts.labels)
         tokens, token_mask = self.prompt_encoder.embed(prompts, text, has_text)

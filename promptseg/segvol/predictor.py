@@ -1,4 +1,4 @@
-"""SegVol's inference: a look at the whole volume, then at the region where it found something."""
+"""SegVol's inference: first the whole volume, then the region in which something was found."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ KEPT_ENCODINGS = 32  # of 6 MB each
 class SegVolPredictor(Predictor):
     """`Predictor` for plans with the preset `segvol`.
 
-    Images are neither resampled nor blended with Gaussian weights; the modules `views` and
-    `preprocessing.segvol` name what else is SegVol's own, and why. Labels whose names no training
-    has learned need a box or points.
+    Images are not resampled, and patches not blended with Gaussian weights; `segvol.views` and
+    `segvol.preprocessing` list what else is SegVol's own, and why. Labels whose names were not
+    learned in training need a box or points.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class SegVolPredictor(Predictor):
         measured_coarse: Mapping[str, float] | None = None,
         **options: Any,
     ) -> None:
-        """As `Predictor`; `measured_coarse` is not used, since every answer starts coarse here."""
+        """As `Predictor`; `measured_coarse` is not used: every answer starts from a coarse mask."""
         super().__init__(networks, plans, **options)
         of_patch = len(self.networks) * len(self.flips)
         self.most_encodings = max(self.most_encodings, KEPT_ENCODINGS // of_patch)
@@ -65,15 +65,15 @@ class SegVolPredictor(Predictor):
         learned, corner = self._learned_labels(), decoder.image.foreground[0]
         names, asked, reasons = [], [], {}
         for label, of_label in queries.items():
-            moved = [_moved(query, -corner) for query in of_label]
+            in_crop = [_moved(query, -corner) for query in of_label]
             if wanted[label].is_empty:
-                meeting, reason = moved if label in learned else [], "no_box"
+                usable, reason = in_crop if label in learned else [], "no_box"
             else:
-                meeting = [query for query in moved if _meets(query, decoder.crop_shape)]
+                usable = [query for query in in_crop if _meets(query, decoder.crop_shape)]
                 reason = "outside_foreground"
-            names += [label] * len(meeting)
-            asked += meeting
-            if not meeting:
+            names += [label] * len(usable)
+            asked += usable
+            if not usable:
                 reasons[label] = reason
 
         looks = decoder.first_looks(asked, self.n_perturbations)
@@ -85,7 +85,7 @@ class SegVolPredictor(Predictor):
             offset = region[0] + corner
             collector.enter(names[index], ((logits, at + offset) for logits, at in slabs))
         for index, (label, iou) in enumerate(zip(names, ious, strict=True)):
-            # SegVol did not train the IoU; our training did when it taught the names
+            # the released weights' IoU is untrained; ours is trained together with the names
             collector.rate(label, index, iou if learned else None, looks[index].prompt_consistency)
         return collector.prediction(
             {
@@ -97,12 +97,12 @@ class SegVolPredictor(Predictor):
     def _second_looks(
         self, decoder: SegVolDecoder, looks: Sequence[FirstLook]
     ) -> Iterator[tuple[int, np.ndarray, Blend, float]]:
-        """Number, region, logits there and predicted IoU of the queries that found something.
+        """Index, region, logits there and predicted IoU of the queries with a region.
 
-        Each comes every time that slices of its region are final; see `blended_answers`.
+        Each comes once whenever slices of its region are final; see `blended_answers`.
 
-        Logits of the second look replace the first's in the region. The region holds all of the
-        first's that are above 0; so nothing of the first look is left to enter, and nothing of a
+        Logits of the second look replace the first's in the region, which contains all of the
+        first's above 0. So nothing of the first look remains to be entered, and nothing of a
         query whose first look found nothing.
         """
         of_region: dict[tuple, list[int]] = {}
@@ -113,13 +113,13 @@ class SegVolPredictor(Predictor):
             region = np.reshape(numbers, (2, 3))
             voxels = open_voxels(*region, self.plans.patch_size)
             for group in groups_of_at_most([voxels] * len(indices), OPEN_VOXELS):
-                here = [indices[place] for place in group]
-                own = [looks[index] for index in here]
-                for place, blend, iou in decoder.second_looks(region, own, self.step_size):
-                    yield here[place], region, blend, iou
+                here = [indices[i] for i in group]
+                in_group = [looks[index] for index in here]
+                for i, blend, iou in decoder.second_looks(region, in_group, self.step_size):
+                    yield here[i], region, blend, iou
 
     def _learned_labels(self) -> set[str]:
-        """The labels that every network was asked for by name in training."""
+        """The labels whose names all networks learned in training."""
         learned = torch.stack([network.label_text.learned.cpu() for network in self.networks])
         pairs = zip(self.plans.labels, learned.all(dim=0).tolist(), strict=True)
         return {label for label, is_learned in pairs if is_learned}
@@ -132,12 +132,12 @@ def _moved(query: Query, offset: np.ndarray) -> Query:
 
 
 def _meets(query: Query, shape: np.ndarray) -> bool:
-    """Whether a box or point of the query meets a volume of that shape."""
+    """Whether a box or point of the query lies in a volume of that shape."""
     return is_prompt(in_region(query, np.stack([np.zeros(3, int), shape]), shape))
 
 
 def _unanswered(prompts: Prompts, reason: str) -> Prompts:
-    """The same prompts with the reason why nothing was looked for, unless they have another."""
+    """The prompts with the reason why they got no answer, unless they already have a reason."""
     return replace(
         prompts,
         source="none" if prompts.is_empty else prompts.source,

@@ -1,17 +1,17 @@
 """SegVol's preprocessing: its normalization, its crop to the foreground, its resizing.
 
-Of the original two things are kept because the released weights were used with them, and two are
+Of the original, two things are kept because the released weights were used with them, and two are
 not reproduced.
 
 Kept:
-- Volumes are taken as they are stored, in their own voxels: neither reoriented (the original asks
-  for RAS, but has dropped the affine by then) nor resampled to a common spacing.
+- Volumes are used as stored, in their own voxels: neither reoriented (the original requests RAS,
+  but has dropped the affine by then) nor resampled to a common spacing.
 - The whole volume is resized by nearest neighbours, without averaging.
 
 Not reproduced:
-- The original pads to the patch before it crops, so the crop takes the padding off again, but
-  its corners count the padding. Here corners are voxels of the volume, and nothing is padded.
-- A constant volume divides by zero there; here it is all 0 and has no crop.
+- The original pads to the patch before it crops, so that the crop removes the padding again, but
+  its corners include the padding. Here corners are voxels of the volume, and nothing is padded.
+- A constant volume divides by zero there; here it is all 0 and is not cropped.
 
 Source:
     SegVol, data_process/demo_data_process.py.
@@ -29,12 +29,12 @@ from promptseg.preprocessing.normalize import check_finite, intensity_range, res
 
 
 class NormalizedView:
-    """Raw voxels that are normalized where they are asked for.
+    """Raw voxels that are normalized when they are read.
 
     It slices like a (c, z, y, x) float32 array in [0, 255].
 
     Args:
-        raw: (c, z, y, x) raw intensities; kept as they are.
+        raw: (c, z, y, x) raw intensities; not copied.
         limits: the raw intensities that become 0 and 255.
     """
 
@@ -45,23 +45,23 @@ class NormalizedView:
         return rescale_part(self.raw[region], *self.limits)
 
     def part(self, box: np.ndarray) -> NormalizedView:
-        """What lies in a (2, 3) half-open box, zyx, with limits that stay those of the whole."""
+        """The part in a (2, 3) half-open box, zyx, normalized with the limits of the whole."""
         inside = tuple(slice(int(a), int(b)) for a, b in zip(*box, strict=True))
         return NormalizedView(self.raw[(slice(None), *inside)], self.limits)
 
 
 class SegVolImage(NormalizedView):
-    """A raw image and what SegVol sees of it.
+    """A raw image as SegVol sees it.
 
-    Normalizing and nearest neighbours can change places, so no second copy of the volume is held.
+    Normalization and nearest neighbours commute, so that no second copy of the volume is held.
 
     Args:
-        raw: (1, z, y, x) raw intensities; kept as they are.
-        normalization: how they become [0, 255].
+        raw: (1, z, y, x) raw intensities; not copied.
+        normalization: from raw intensities to [0, 255].
 
     Attributes:
-        foreground: (2, 3) half-open box, zyx, of what is brighter than 0 after normalization;
-            the whole volume when nothing is.
+        foreground: (2, 3) half-open box, zyx, around the voxels above 0 after normalization; the
+            whole volume if there are none.
 
     Raises:
         ValueError: if there are several channels, or a voxel is NaN or infinite.
@@ -69,7 +69,7 @@ class SegVolImage(NormalizedView):
 
     def __init__(self, raw: np.ndarray, normalization: Normalization) -> None:
         if raw.ndim != 4 or len(raw) != 1:
-            raise ValueError(f"SegVol looks at one channel, (1, z, y, x); got shape {raw.shape}")
+            raise ValueError(f"SegVol takes one channel, (1, z, y, x); got shape {raw.shape}")
         check_finite(raw[0])
         super().__init__(raw, intensity_range(raw[0], normalization))
         lower, upper = self.limits
@@ -86,10 +86,10 @@ class SegVolImage(NormalizedView):
 
 
 def nearest_indices(old: int, new: int, mode: str) -> np.ndarray:
-    """For each of `new` voxels along an axis the one of `old` that PyTorch's resizing takes.
+    """For each of `new` voxels along an axis, the one of `old` that PyTorch's resizing takes.
 
     Args:
-        old, new: voxels along the axis.
+        old, new: numbers of voxels along the axis.
         mode: `nearest-exact` (the voxel that holds the new one's centre) or `nearest` (the one
             that holds its lower face).
 

@@ -16,9 +16,9 @@ from promptseg.networks.prompt_encoder import (
 
 
 class SegVolPromptEncoder(nn.Module):
-    """Prompts to tokens, with every quirk that the released weights have learned to live with.
+    """Prompts to tokens, with every quirk that the released weights were trained with.
 
-    Each quirk is named where it is. A query's tokens are, in this order: its points, a padding
+    Each quirk is noted where it occurs. A query's tokens are, in this order: its points, a padding
     point if it has points and no box, the two corners of its box, its text.
     """
 
@@ -42,10 +42,10 @@ class SegVolPromptEncoder(nn.Module):
         """Embed n queries that all have the same kinds of prompts, as SegVol does.
 
         Args:
-            points: (n, k, 3) voxel indices in the window, zyx.
-            point_labels: (n, k) 1 foreground, 0 background, -1 not a point (an embedding of its
-                own, attended to as any other token).
-            boxes: (n, 2, 3) half-open, voxels of the window, zyx.
+            points: (n, k, 3) voxel indices in the patch, zyx.
+            point_labels: (n, k) 1 foreground, 0 background, -1 not a point (with an embedding of
+                its own, attended to like any other token).
+            boxes: (n, 2, 3) half-open, voxels of the patch, zyx.
             text: (n, channels) text embeddings.
 
         Returns:
@@ -69,7 +69,7 @@ class SegVolPromptEncoder(nn.Module):
         """Embed n queries of different kinds.
 
         Args:
-            prompts: n queries; points labelled -1 are no prompts, they only fill the tensor.
+            prompts: n queries; points labelled -1 are padding, not prompts.
             text: (n, channels) text embeddings.
             has_text: (n,) bool, which of them are prompts.
 
@@ -96,8 +96,8 @@ class SegVolPromptEncoder(nn.Module):
     def dense_positions(self) -> Tensor:
         """(channels, z', y', x') encodings of the grid.
 
-        Quirk: the frequencies of z and y change places, against those of points and boxes and
-        although the relative coordinates themselves are right here.
+        Quirk: the frequencies of z and y are swapped, unlike for points and boxes, although the
+        relative coordinates themselves are right here.
         """
         z, y, x = self.grid
         return self.positions.grid((y, z, x)).transpose(1, 2)
@@ -107,7 +107,7 @@ class SegVolPromptEncoder(nn.Module):
         return torch.where((labels == NO_POINT)[..., None], self.not_a_point.weight, known)
 
     def _of_boxes(self, boxes: Tensor) -> Tensor:
-        # SegVol's boxes end with their last voxel, ours half-open behind it.
+        # SegVol's boxes include their upper corner, ours are half-open.
         last = torch.stack([torch.zeros(3), torch.ones(3)]).to(boxes)
         return self._locate(boxes - last) + self.corners.weight
 
@@ -128,9 +128,9 @@ class SegVolPromptEncoder(nn.Module):
 class LabelText(nn.Module):
     """A learned vector for each label, in place of CLIP's embedding of its name.
 
-    It takes the ways of SegVol's text embedding: through `align` to a token and, in the mask
-    decoder, onto the logits. A label counts as learned once it was asked for in training. Until
-    then, as right after loading released weights, naming it is no prompt.
+    It is used like SegVol's text embedding: through `align` as a token and, in the mask decoder,
+    for the logits. A label counts as learned once training has prompted with it. Until then, as
+    right after loading the released weights, its name is not a prompt.
     """
 
     def __init__(self, label_count: int, text_channels: int, channels: int) -> None:

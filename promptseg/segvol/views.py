@@ -1,6 +1,6 @@
-"""SegVol's two looks at a volume, the whole of it and a region, and prompts in voxels of each.
+"""SegVol's two views of a volume, all of it and a region, and prompts in the voxels of each.
 
-Everything here is counted in voxels of the foreground crop, zyx, unless it says otherwise.
+All coordinates are in voxels of the foreground crop, zyx, unless noted otherwise.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from promptseg.boxes import clip_box, mask_box, widen_box
 from promptseg.networks.prompt_encoder import Query
 from promptseg.segvol.preprocessing import nearest_indices
 
-# Kept: SegVol was trained with this box, -1 to -1 with inclusive ends, wherever a patch holds
-# nothing of the object. Half-open it ends at 0.
+# Kept: SegVol was trained with this box, -1 to -1 inclusive, for patches without any of the
+# object. Half-open, it ends at 0.
 NOTHING_HERE = np.array([(-1.0, -1.0, -1.0), (0.0, 0.0, 0.0)])
 
 
 def is_prompt(query: Query) -> bool:
-    """Whether a query says where to look; one that does not has only its label's name."""
+    """Whether a query has a box or points, and not only a label's name."""
     return query.box is not None or len(query.points) > 0
 
 
 def in_region(query: Query, region: np.ndarray, size: Sequence[int]) -> Query:
-    """A query in voxels of a region that is resized to `size`: whole voxels, as SegVol's are.
+    """A query in voxels of a region that is resized to `size`: whole voxels, as in SegVol.
 
     A box becomes the voxels whose centres lie in it, at least one along each axis; a point the
-    voxel it lies in. What lies outside the region is left out.
+    voxel that contains it. Prompts outside the region are dropped.
 
     Args:
-        query: about the volume.
+        query: in voxels of the volume.
         region: (2, 3) half-open integer box, zyx, in the same voxels as the query.
-        size: voxels, zyx.
+        size: size of the resized region in voxels, zyx.
 
     Source:
-        SegVol's demo draws prompts from a ground truth that it resized to the patch by nearest
-        neighbours; the same box comes out here.
+        SegVol's demo draws prompts from ground truth that it resized to the patch by nearest
+        neighbours; the boxes here are the same.
     """
     lower, upper = np.asarray(region)
     scale, size = np.asarray(size) / (upper - lower), np.asarray(size)
@@ -53,27 +53,28 @@ def in_region(query: Query, region: np.ndarray, size: Sequence[int]) -> Query:
 
 
 def _whole_voxels(box: np.ndarray, size: np.ndarray) -> np.ndarray | None:
-    """The voxels with their centres in a continuous box; None if it lies outside the volume."""
+    """The voxels whose centres lie in a continuous box; None if it lies outside the volume."""
     box = clip_box(box, size)
     if not (box[0] < box[1]).all():
         return None
     lower, upper = np.ceil(box - 0.5)
-    thin = lower >= upper  # it holds no centre: the voxel of its middle
+    thin = lower >= upper  # no centre lies in it: the voxel at its middle
     lower = np.where(thin, np.floor(box.mean(axis=0)), lower)
     return np.stack([lower, np.where(thin, lower + 1, upper)])
 
 
 class CoarseMask:
-    """What the look at the whole volume found, on the volume's own voxels.
+    """The mask found in the whole volume, on the volume's own voxels.
 
-    Only the small mask is held; each voxel takes the coarse one that holds its lower face.
+    Only the small mask is held; each voxel has the value of the coarse one that contains its
+    lower face.
 
-    Kept: this is PyTorch's `nearest`, not the `nearest-exact` of the way to the patch, so the
-    mask can lie half a coarse voxel off.
+    Kept: this is PyTorch's `nearest`, not `nearest-exact` as when resizing to the patch, so that
+    the mask can be off by half a coarse voxel.
 
     Args:
         mask: (z, y, x) bool, of the volume resized to one patch.
-        shape: of the volume, zyx.
+        shape: voxels of the volume, zyx.
     """
 
     def __init__(self, mask: np.ndarray, shape: Sequence[int]) -> None:
@@ -83,13 +84,13 @@ class CoarseMask:
         ]
 
     def box(self) -> np.ndarray | None:
-        """(2, 3) half-open box of what was found; None when nothing was."""
+        """(2, 3) half-open box around the mask; None if it is empty."""
         return self.box_in(np.array([(0, 0, 0), [len(axis) for axis in self.axes]]))
 
     def box_in(self, region: np.ndarray) -> np.ndarray | None:
-        """(2, 3) half-open box of what was found in a (2, 3) region, in voxels of the volume."""
+        """(2, 3) half-open box, in voxels of the volume, around the mask in a (2, 3) region."""
         axes = [axis[low:high] for axis, low, high in zip(self.axes, *region, strict=True)]
-        used = [np.unique(axis) for axis in axes]  # a smaller volume leaves coarse voxels out
+        used = [np.unique(axis) for axis in axes]  # a smaller volume skips coarse voxels
         box = mask_box(self.mask[np.ix_(*used)])
         if box is None:
             return None
@@ -101,15 +102,15 @@ class CoarseMask:
 
 
 def grown_to_patch(box: np.ndarray, patch_size: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """The region that the second look is at: the box, grown to a patch where it is smaller.
+    """The region of the second look: the box, grown to a patch where it is smaller.
 
-    Kept: both sides grow by half of what is missing, rounded down, so that the region can be one
-    voxel short of a patch; and at the volume's border it does not grow to the other side.
+    Kept: both sides grow by half of the difference, rounded down, so that the region can be one
+    voxel smaller than a patch; and at the volume's border, the other side does not grow instead.
 
     Args:
         box: (2, 3) half-open integers, zyx.
-        patch: voxels, zyx.
-        shape: of the volume, zyx.
+        patch_size: voxels, zyx.
+        shape: voxels of the volume, zyx.
 
     Source:
         SegVol, utils/monai_inferers_utils.py, logits2roi_coor.
@@ -119,10 +120,10 @@ def grown_to_patch(box: np.ndarray, patch_size: Sequence[int], shape: Sequence[i
 
 
 def region_starts(shape: Sequence[int], patch_size: Sequence[int], step_size: float) -> np.ndarray:
-    """Where patches start in a region; negative where the region lies in the middle of one.
+    """Where patches start in a region; negative along axes shorter than a patch, which are centred.
 
-    Steps are whole, and the last patch is moved back to end with the region (MONAI's way; the
-    starts of `patch_starts` are spread evenly).
+    Steps are whole, and the last patch is moved back to end with the region, as in MONAI; those
+    of `patch_starts` are spread evenly.
 
     Returns:
         (n, 3) integer starts in voxels of the region, zyx, in raster order.
@@ -145,23 +146,23 @@ def in_patch_of_region(
 ) -> Query:
     """A query in voxels of one patch of the region.
 
-    One patch that holds the whole region is asked with the given box. Of several each is asked
-    with the box of what the look at the whole volume found in it, since the given box may reach
-    far beyond; so is a query with points alone, beside its points. A label's name is asked for
-    in every patch without box.
+    A single patch that contains the whole region gets the given box. Each of several patches gets
+    the box around what the first look found in it, since the given box may extend far beyond it;
+    queries with points alone get that box too, in addition to their points. Queries with only a
+    label's name have no box in any patch.
 
-    Not reproduced: where a region is smaller than the patch, SegVol pads the image and not the
-    map that it takes the given box from, so that the box is off by the padding; and it carries a
-    given box through the coarse patch and back although its place in the volume is known.
-    Differs: a given box that does not meet the region gives way to the box of what was found;
-    negative points are used here as well; box and points can come together.
+    Not reproduced: where a region is smaller than the patch, SegVol pads the image but not the
+    map that it takes the given box from, so that the box is off by the padding; and it resizes a
+    given box to the coarse patch and back although its place in the volume is known.
+    Differs: a given box outside the region is replaced by the box around what was found;
+    negative points are used here as well; a query can have a box and points.
 
     Args:
-        query: about the volume.
-        coarse: what was found in the whole volume.
+        query: in voxels of the volume.
+        coarse: the mask of the first look.
         region: (2, 3) half-open integer box, zyx.
-        start: of the patch in the region's voxels, zyx.
-        patch: voxels, zyx.
+        start: start of the patch in voxels of the region, zyx.
+        patch_size: voxels, zyx.
         alone: whether it is the only patch.
 
     Source:

@@ -1,7 +1,7 @@
-"""SegVol's names of parameters, and ours: which tensors of a checkpoint make which of the network.
+"""SegVol's checkpoints: reading them, and loading their tensors into a network of ours.
 
-Everything goes from our names to SegVol's, so that a network of any size asks for what it needs
-and what it does not ask for is known to be left over.
+Names are mapped from ours to SegVol's, so that a network of any size finds what it needs, and all
+other tensors of the file are known to be left over.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from promptseg.networks.encoders.vit import ViTSize
 from promptseg.networks.pretrained_report import PretrainedReport
 from promptseg.segvol.network import SegVolNetwork, SegVolSizes
 
+log = logging.getLogger(__name__)
+
+PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")  # of a checkpoint
+_NOT_THERE = "not in the file, or of another shape there"
 _BLOCK = r"^image_encoder\.blocks\.layers\.(\d+)\."
 _RENAMES = [  # our name, SegVol's
     (_BLOCK + r"self_attn\.in_proj_(weight|bias)$", r"image_encoder.blocks.\1.attn.qkv.\2"),
@@ -42,99 +46,39 @@ _RENAMES = [  # our name, SegVol's
     (r"^mask_decoder\.text_response\.", r"mask_decoder.txt_align_upscaled_embedding."),
     (r"^label_text\.align\.", r"text_encoder.dim_align."),
 ]
-_STACKED = {  # ours is one table, SegVol's an embedding a row
+_STACKED = {  # ours is one table, SegVol's has one embedding per row
     "prompt_encoder.point_kinds.weight": (0, 1),
     "prompt_encoder.corners.weight": (2, 3),
 }
-_NORM_OF_ALL = "mask_decoder.upscaling.1."  # ours has an axis in front
-_NEW = ("label_text.tokens.", "label_text.learned")  # SegVol has CLIP here
+_NORM_OF_ALL = "mask_decoder.upscaling.1."  # ours has a leading axis
+_NEW = ("label_text.tokens.", "label_text.learned")  # CLIP in SegVol
 _TEXT = ("text_encoder.dim_align.", "mask_decoder.txt_align_upscaled_embedding.")
-NOT_TAKEN = "nothing here takes it"
-_UNUSED = [  # names in a checkpoint, and why nothing is made of them
+NOT_USED = "no such parameter here"
+_UNUSED = [  # names in a checkpoint, and why they are not used
     (r"text_encoder\.clip_text_model\.", "CLIP's text model: labels have learned vectors here"),
-    (r"prompt_encoder\.mask_downscaling\.", "SegVol never runs it: 2D leftovers of SAM's masks"),
+    (
+        r"prompt_encoder\.mask_downscaling\.",
+        "SegVol never runs it: 2D remains of SAM's masks",
+    ),
     (r"image_encoder\.blocks\.\d+\.(norm_)?cross_attn\.", "MONAI never runs it in this encoder"),
 ]
-
-
-def is_new(name: str) -> bool:
-    """Whether a parameter or buffer of ours has no counterpart in SegVol."""
-    return name.startswith(_NEW)
-
-
-def is_of_text(key: str) -> bool:
-    """Whether a tensor of SegVol's is of its text branch, without which boxes and points work."""
-    return key.startswith(_TEXT)
-
-
-def sources_of(name: str) -> tuple[str, ...]:
-    """SegVol's names of the tensors that make one of ours."""
-    if name in _STACKED:
-        return tuple(f"prompt_encoder.point_embeddings.{i}.weight" for i in _STACKED[name])
-    for pattern, theirs in _RENAMES:
-        renamed, found = re.subn(pattern, theirs, name)
-        if found:
-            # our MLPs count the activations between their layers, SegVol's do not
-            return (re.sub(r"(\.layers\.)(\d)(\.\w+)$", _halved, renamed),)
-    return (name,)
-
-
-def expected_shape(name: str, shape: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
-    """Shape of each SegVol tensor that makes one of ours of that shape."""
-    if name in _STACKED:
-        return (1, shape[1])
-    if name == "image_encoder.positions":
-        return (1, math.prod(shape[2:]), shape[1])
-    if name == "image_encoder.patches.weight":
-        return (shape[0], math.prod(stride) * shape[1])
-    return tuple(shape[1:] if name.startswith(_NORM_OF_ALL) else shape)
-
-
-def converted(name: str, tensors: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-    """SegVol's tensors as one of ours of that shape."""
-    if name == "image_encoder.positions":
-        return tensors[0].transpose(1, 2).reshape(tuple(shape))  # cells in the order z, y, x
-    if name == "image_encoder.patches.weight":
-        out, channels, *stride = shape  # voxels of a patch in the order z, y, x, channel
-        return tensors[0].reshape(out, *stride, channels).movedim(-1, 1)
-    if name.startswith(_NORM_OF_ALL):
-        return tensors[0][None]
-    return torch.cat(list(tensors))
-
-
-def reason_unused(key: str) -> str:
-    """Why nothing is made of a tensor of a checkpoint; `NOT_TAKEN` if it is none we know of."""
-    for pattern, reason in _UNUSED:
-        if re.match(pattern, key):
-            return reason
-    return NOT_TAKEN
-
-
-def _halved(match: re.Match) -> str:
-    return f"{match[1]}{int(match[2]) // 2}{match[3]}"
-
-
-log = logging.getLogger(__name__)
-
-_NOT_THERE = "not in the file, or of another shape there"
-PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
 
 
 def read_segvol_state(path: Path | str) -> dict[str, Tensor]:
     """SegVol's state dict from a checkpoint, under SegVol's own names.
 
-    Known are the GitHub file (`{"model": {"module.NAME": ...}}`), the Hugging Face file
+    Reads the GitHub file (`{"model": {"module.NAME": ...}}`), the Hugging Face file
     (`{"model.NAME": ...}`), training checkpoints (`{"model_state_dict": {...}}`) and bare names.
 
     Raises:
-        FileNotFoundError: if the file is not there.
-        ValueError: if it cannot be read, or is none of these.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it cannot be read or has another layout.
     """
     return segvol_state(load_safely(path), path)
 
 
 def segvol_state(content: Any, source: Path | str = "checkpoint") -> dict[str, Tensor]:
-    """`read_segvol_state` of a file's content."""
+    """The state dict of a file's content, as in `read_segvol_state`."""
     state = content
     for key in ("model", "model_state_dict", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
@@ -143,7 +87,7 @@ def segvol_state(content: Any, source: Path | str = "checkpoint") -> dict[str, T
         state = dict(state)
         for prefix in ("module.", "model.", "module."):
             if state and all(name.startswith(prefix) for name in state):
-                # at the start only: CLIP's names have `model.` in their middle
+                # only at the start: CLIP's names contain `model.`
                 state = {name.removeprefix(prefix): value for name, value in state.items()}
         tensors = all(isinstance(value, Tensor) for value in state.values())
         if tensors and all(any(n.startswith(part) for n in state) for part in PARTS):
@@ -152,7 +96,7 @@ def segvol_state(content: Any, source: Path | str = "checkpoint") -> dict[str, T
     if isinstance(state, Mapping):
         found = f"{len(state)} entries such as {', '.join(map(str, list(state)[:4])) or 'none'}"
     raise ValueError(
-        f"{source} is no SegVol checkpoint: expected tensors named {'*, '.join(PARTS)}*, behind "
+        f"{source} is not a SegVol checkpoint: expected tensors named {'*, '.join(PARTS)}*, behind "
         f"`module.`, `model.` or nothing, found {found}"
     )
 
@@ -166,15 +110,15 @@ def segvol_network(
     decoder_heads: int = 8,
     labels: int = 1,
 ) -> SegVolNetwork:
-    """The network whose weights a SegVol state dict is, of whatever width and depth.
+    """The network of a SegVol state dict, with its weights, of any width and depth.
 
     Args:
-        state: under SegVol's own names, as from `read_segvol_state`.
-        patch: voxels, zyx, that the weights were trained for (released: 32x256x256).
-        stride: voxels, zyx, of a patch (released: 4x16x16).
-        heads: of the image encoder's attention; weights do not tell it.
-        decoder_heads: of the mask decoder's attention.
-        labels: how many labels get a text embedding to be learned.
+        state: tensors under SegVol's own names, as from `read_segvol_state`.
+        patch_size: voxels, zyx, that the weights were trained with (released: 32x256x256).
+        stride: voxels, zyx, of one token (released: 4x16x16).
+        heads: number of heads of the image encoder, which the weights do not show.
+        decoder_heads: number of heads of the mask decoder.
+        labels: number of labels that get a learned text embedding.
 
     Raises:
         ValueError: naming every tensor that is missing or does not fit.
@@ -188,7 +132,7 @@ def segvol_network(
 def segvol_sizes(
     state: Mapping[str, Tensor], *, stride: Sequence[int], heads: int, decoder_heads: int
 ) -> SegVolSizes:
-    """The sizes that the shapes of a state dict tell, the released ones where it lacks them."""
+    """The sizes that the shapes of a state dict imply; those of the release where it has none."""
     released = SegVolSizes()
 
     def length(key: str, axis: int, otherwise: int) -> int:
@@ -233,25 +177,25 @@ def load_segvol(
 ) -> PretrainedReport:
     """Put a SegVol state dict into a network.
 
-    The text branch alone may be missing or of another width (SegVol writes 768 to 96 channels
-    into its code, which fits no reduced network): it then keeps its initial values.
+    Only the text branch may be missing or of another width (SegVol's code fixes it at 768 and 96
+    channels, which do not fit reduced networks): it then keeps its initial values.
 
     Args:
-        network: ours, or with `only`, one that has parts under our names.
-        state: under SegVol's own names.
-        only: a prefix of our names: load what fits of these parts, layer by layer.
-        source: named in errors and the report.
+        network: a `SegVolNetwork`, or with `only` any network with parts under the same names.
+        state: tensors under SegVol's own names.
+        only: prefix of our names; if given, load only what fits of those parameters.
+        source: the origin of the weights, for errors and the report.
 
     Raises:
-        ValueError: naming every tensor that is missing, too many or of another shape; without
-            `only`.
+        ValueError: unless `only` is given, naming every tensor that is missing, surplus or of
+            another shape.
     """
     stride = () if only else network.image_encoder.patches.kernel_size
     own = network.state_dict()
     values, used, missing, unfit = {}, set(), {}, {}
     for name, tensor in own.items():
         if is_new(name) or not name.startswith(only):
-            missing[name] = "new here" if not only else "no part of SegVol's"
+            missing[name] = "new here" if not only else "not a part of SegVol's"
             continue
         keys = sources_of(name)
         if name.endswith("in_proj_bias") and keys[0] not in state:  # SegVol's qkv has none
@@ -270,13 +214,13 @@ def load_segvol(
         used.update(keys)
     left_out = {key: unfit.get(key) or reason_unused(key) for key in state if key not in used}
     problems = {key: why for key, why in unfit.items() if not is_of_text(key)}
-    # such as layers that this network does not have: without them it would be another
-    problems |= {key: why for key, why in left_out.items() if why == NOT_TAKEN}
+    # such as layers beyond those of this network, which would change its answers
+    problems |= {key: why for key, why in left_out.items() if why == NOT_USED}
     if problems and not only:
         listed = "\n".join(f"  {key}: {why}" for key, why in problems.items())
         raise ValueError(
             f"{source} does not fit this network ({_described(network)}): {len(problems)} "
-            f"tensors are missing, too many or of another shape, and nothing was loaded\n{listed}"
+            f"tensors are missing, surplus or of another shape, and nothing was loaded\n{listed}"
         )
     network.load_state_dict({**own, **values})
     return PretrainedReport(source=source, loaded=tuple(values), left_out=left_out, missing=missing)
@@ -285,7 +229,7 @@ def load_segvol(
 def _misfits(
     keys: Sequence[str], state: Mapping[str, Tensor], expected: tuple[int, ...]
 ) -> dict[str, str]:
-    """What is wrong with the tensors that make one of ours; empty if all are there and fit."""
+    """Why tensors that make up one of ours do not fit, by name; empty if all fit."""
     why = {}
     for key in keys:
         if key not in state:
@@ -302,6 +246,63 @@ def _described(network: nn.Module) -> str:
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """How many layers a state dict numbers, from 0."""
+    """Number of layers that a state dict has; they are numbered from 0."""
     found = [re.match(pattern, key) for key in state]
     return 1 + max((int(match[1]) for match in found if match), default=-1)
+
+
+def is_new(name: str) -> bool:
+    """Whether a parameter or buffer of ours has no counterpart in SegVol."""
+    return name.startswith(_NEW)
+
+
+def is_of_text(key: str) -> bool:
+    """Whether a tensor of SegVol's belongs to its text branch; boxes and points work without it."""
+    return key.startswith(_TEXT)
+
+
+def sources_of(name: str) -> tuple[str, ...]:
+    """SegVol's names of the tensors that make up one of ours."""
+    if name in _STACKED:
+        return tuple(f"prompt_encoder.point_embeddings.{i}.weight" for i in _STACKED[name])
+    for pattern, theirs in _RENAMES:
+        renamed, found = re.subn(pattern, theirs, name)
+        if found:
+            # our MLPs count the activations between their layers, SegVol's do not
+            return (re.sub(r"(\.layers\.)(\d)(\.\w+)$", _halved, renamed),)
+    return (name,)
+
+
+def expected_shape(name: str, shape: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
+    """Shape of each of SegVol's tensors that make up one of ours with that shape."""
+    if name in _STACKED:
+        return (1, shape[1])
+    if name == "image_encoder.positions":
+        return (1, math.prod(shape[2:]), shape[1])
+    if name == "image_encoder.patches.weight":
+        return (shape[0], math.prod(stride) * shape[1])
+    return tuple(shape[1:] if name.startswith(_NORM_OF_ALL) else shape)
+
+
+def converted(name: str, tensors: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+    """SegVol's tensors as one of ours with that shape."""
+    if name == "image_encoder.positions":
+        return tensors[0].transpose(1, 2).reshape(tuple(shape))  # cells in the order z, y, x
+    if name == "image_encoder.patches.weight":
+        out, channels, *stride = shape  # voxels of a patch in the order z, y, x, channel
+        return tensors[0].reshape(out, *stride, channels).movedim(-1, 1)
+    if name.startswith(_NORM_OF_ALL):
+        return tensors[0][None]
+    return torch.cat(list(tensors))
+
+
+def reason_unused(key: str) -> str:
+    """Why a tensor of a checkpoint is not used; `NOT_USED` if it is unknown."""
+    for pattern, reason in _UNUSED:
+        if re.match(pattern, key):
+            return reason
+    return NOT_USED
+
+
+def _halved(match: re.Match) -> str:
+    return f"{match[1]}{int(match[2]) // 2}{match[3]}"

@@ -100,7 +100,7 @@ def _load_own(
             left_out[name] = missing[name] = why
         else:
             values[name] = given[name]
-    left_out.update({name: "nothing here takes it" for name in given if name not in own})
+    left_out.update({name: "no such parameter here" for name in given if name not in own})
     report = PretrainedReport(
         source=str(path), loaded=tuple(values), left_out=left_out, missing=missing
     )

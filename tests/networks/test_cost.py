@@ -108,7 +108,10 @@ def test_promptseg_encoders_takes_a_patch(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--patch-size", "8", "12", "20"], "patch (8, 12, 20) is no multiple of stride (8, 8, 8)"),
+        (
+            ["--patch-size", "8", "12", "20"],
+            "patch (8, 12, 20) is not a multiple of stride (8, 8, 8)",
+        ),
         (["--window", "0", "8", "8"], "expected 3 positive whole numbers, zyx, found (0, 8, 8)"),
         (["--stride", "8", "-8", "8"], "stride: expected 3 positive whole numbers, zyx"),
         (["-d", "4", "--size", "tiny"], "--size: the plans of dataset 4 fix that; leave out -d"),

@@ -257,12 +257,12 @@ def test_an_earlier_import_is_kept_when_the_new_one_cannot_be_moved(weights, tmp
     [
         (b"", "cannot be read as a file of weights"),
         (b"not a checkpoint", "cannot be read as a file of weights"),
-        ({"state_dict": {"layer.weight": torch.zeros(2)}}, "is no SegVol checkpoint"),
-        ({"epoch": 3}, "is no SegVol checkpoint"),
-        ([1, 2], "is no SegVol checkpoint"),
+        ({"state_dict": {"layer.weight": torch.zeros(2)}}, "is not a SegVol checkpoint"),
+        ({"epoch": 3}, "is not a SegVol checkpoint"),
+        ([1, 2], "is not a SegVol checkpoint"),
     ],
 )
-def test_files_that_are_no_weights_of_segvol_are_refused(content, told, tmp_path, capsys):
+def test_files_that_are_not_weights_of_segvol_are_refused(content, told, tmp_path, capsys):
     path = tmp_path / "w.pth"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     assert import_command.main([str(path), "-o", str(tmp_path / "model"), *FLAGS]) == 1
@@ -276,7 +276,7 @@ def test_a_missing_file_and_wrong_sizes_are_refused_with_what_does_not_fit(weigh
         import_segvol(tmp_path / "nowhere.pth", tmp_path / "model", **REDUCED)
     with pytest.raises(ValueError, match=r"(?s)does not fit.*position_embeddings"):
         import_segvol(weights[0], tmp_path / "model", **{**REDUCED, "patch_size": (8, 32, 64)})
-    with pytest.raises(ValueError, match=r"patch \(8, 32, 50\) is no multiple of stride"):
+    with pytest.raises(ValueError, match=r"patch \(8, 32, 50\) is not a multiple of stride"):
         import_segvol(weights[0], tmp_path / "model", **{**REDUCED, "patch_size": (8, 32, 50)})
     with pytest.raises(ValueError, match="patch_size: expected 3 positive whole numbers"):
         import_segvol(weights[0], tmp_path / "model", **{**REDUCED, "patch_size": (8, 0, 48)})

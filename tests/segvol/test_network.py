@@ -67,9 +67,9 @@ def test_the_released_sizes_are_the_defaults():
 @pytest.mark.parametrize(
     "patch_size, stride, message",
     [
-        ((8, 12, 16), (3, 4, 4), r"patch \(8, 12, 16\) is no multiple of stride \(3, 4, 4\)"),
-        ((8, 12, 16), (2, 5, 4), "no multiple"),
-        ((8, 12, 15), (2, 4, 4), "no multiple"),
+        ((8, 12, 16), (3, 4, 4), r"patch \(8, 12, 16\) is not a multiple of stride \(3, 4, 4\)"),
+        ((8, 12, 16), (2, 5, 4), "not a multiple"),
+        ((8, 12, 15), (2, 4, 4), "not a multiple"),
     ],
 )
 def test_a_patch_of_parts_of_patches_is_refused(patch_size, stride, message):
@@ -79,7 +79,7 @@ def test_a_patch_of_parts_of_patches_is_refused(patch_size, stride, message):
 
 @pytest.mark.parametrize("shape", [(8, 12, 8), (16, 12, 16), (12, 8, 16), (4, 6, 8), (8, 12, 17)])
 def test_other_patches_are_refused(network, shape):
-    with pytest.raises(ValueError, match=r"made for the patch \(8, 12, 16\), the image has"):
+    with pytest.raises(ValueError, match=r"made for the patch size \(8, 12, 16\), the image has"):
         network.encode(torch.zeros(1, 1, *shape))
 
 

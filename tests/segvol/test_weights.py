@@ -128,7 +128,7 @@ class Anything:
 )
 def test_other_files_are_refused(tmp_path, content, message):
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=rf"x\.pth is no SegVol checkpoint: .*{message}"):
+    with pytest.raises(ValueError, match=rf"x\.pth is not a SegVol checkpoint: .*{message}"):
         read_segvol_state(tmp_path / "x.pth")
 
 
@@ -213,7 +213,7 @@ def test_a_missing_or_misshapen_tensor_is_an_error_that_names_it(state, key):
 def test_all_that_is_missing_is_named_at_once(state):
     without = {key: value for key, value in state.items() if "norm1" not in key}
     with pytest.raises(
-        ValueError, match="8 tensors are missing, too many or of another shape"
+        ValueError, match="8 tensors are missing, surplus or of another shape"
     ) as caught:
         load(without)
     for i in range(2):
@@ -237,7 +237,7 @@ def test_all_that_is_missing_is_named_at_once(state):
             "does not fit this network .patch .8, 32",
         ),
         ({"stride": (4, 8, 8)}, "is .48, 128. in the file, .48, 256. here"),
-        ({"stride": (4, 8, 5)}, "no multiple of stride"),
+        ({"stride": (4, 8, 5)}, "not a multiple of stride"),
         ({"heads": 7}, "48 channels cannot be split into 7 heads of the image encoder"),
         ({"decoder_heads": 7}, "or 24 of its half into 7 heads of the decoder"),
     ],
@@ -266,13 +266,13 @@ def test_unused_parts_of_newer_monai_are_reported_and_unknown_names_refused(stat
     assert report.left_out["image_encoder.blocks.0.norm_cross_attn.weight"].startswith("MONAI")
     assert report.left_out["image_encoder.blocks.0.cross_attn.qkv.weight"].startswith("MONAI")
     more["image_encoder.extra"] = torch.zeros(1)
-    with pytest.raises(ValueError, match=r"1 tensors are .*\n  image_encoder.extra: nothing here"):
+    with pytest.raises(ValueError, match=r"1 tensors are .*\n  image_encoder.extra: no such param"):
         load(more)
 
 
 def test_layers_that_the_network_does_not_have_are_an_error(state):
     fewer = {key: value for key, value in state.items() if "encoder.blocks.1." not in key}
-    with pytest.raises(ValueError, match="11 tensors .*\n  image_encoder.blocks.1.* nothing here"):
+    with pytest.raises(ValueError, match="11 tensors .*\n  image_encoder.blocks.1.* no such param"):
         load_segvol(load(fewer), state)
 
 

@@ -97,7 +97,8 @@ def test_other_plans_take_the_blocks_of_segvols_encoder(tmp_path):
     assert not after["image_encoder.blocks.layers.0.self_attn.in_proj_bias"].any()
     assert set(report.missing) == set(after) - set(report.loaded)
     assert (
-        report.missing["image_encoder.stem.blocks.0.0.convolution.weight"] == "no part of SegVol's"
+        report.missing["image_encoder.stem.blocks.0.0.convolution.weight"]
+        == "not a part of SegVol's"
     )
     assert "mask_decoder.mask_tokens.weight" in report.left_out
 
@@ -181,8 +182,8 @@ def test_checkpoints_of_other_encoders_presets_and_sizes_are_refused(tmp_path):
             {"format_version": 1, "trainer": "A", "network": {}},
             "not a whole checkpoint: it lacks encoder, plans; give one that promptseg_train wrote",
         ),
-        ({"weights": torch.zeros(1)}, "no SegVol checkpoint"),
-        ([1, 2], "no SegVol checkpoint"),
+        ({"weights": torch.zeros(1)}, "not a SegVol checkpoint"),
+        ([1, 2], "not a SegVol checkpoint"),
     ],
 )
 def test_other_files_are_refused(tmp_path, content, message):
