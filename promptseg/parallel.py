@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 
-_QUEUED = 3  # items a worker: one in work, two waiting, so that results do not pile up unread
+_QUEUED = 3  # items per worker: one running, two waiting, so that results do not pile up unread
 
 
 class Workers:
@@ -35,7 +35,7 @@ class Workers:
 
     def __init__(self, processes: int) -> None:
         if processes < 0:
-            raise ValueError(f"processes must be 0 (none but this one) or more, got {processes}")
+            raise ValueError(f"processes must be 0 (run in this process) or more, got {processes}")
         self.processes = processes
         self._pool: ProcessPoolExecutor | None = None
 
@@ -50,7 +50,7 @@ class Workers:
         return self._pool
 
     def start(self, module: str) -> None:
-        """Start them now, importing a module, while this process goes on with its own imports."""
+        """Start them now, importing a module, while this process continues with its own imports."""
         for _ in range(self.processes):
             self.pool.submit(_load, module)
 
@@ -69,16 +69,17 @@ def map_cases(
     processes: int | Workers,
     description: str,
 ) -> Iterator[tuple[Item, Any, Exception | None]]:
-    """Call `function(item, *arguments)` for every item; yield results in the order they come.
+    """Call `function(item, *arguments)` for every item; yield results as they are completed.
 
-    `function` must be a module's own and everything passed must pickle. A caller that stops
-    early waits only for the calls that have begun.
+    `function` must be defined at the top level of a module, and everything passed must pickle. A
+    caller that stops early waits only for the calls that have begun.
 
     Args:
         function: called in a worker.
-        items: one call each.
+        items: one call is made for each.
         arguments: passed to every call.
-        processes: worker processes, or those of `Workers`; 0 runs everything in this process.
+        processes: number of worker processes, or the `Workers` to use; 0 runs everything in this
+            process.
         description: of the progress bar.
 
     Yields:

@@ -1,4 +1,4 @@
-"""Plans: everything that follows from the data, decided once and read by every later stage."""
+"""Plans: everything that is derived from the data, decided once and read by every later stage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Normalization:
     Attributes:
         kind: `window` (CT: HU between two fixed values), `percentiles` (of each volume) or
             `foreground` (percentiles of each volume's voxels above its mean).
-        lower, upper: HU for `patch`, else percentiles; what lies outside is clipped.
+        lower, upper: HU for `window`, else percentiles; values outside are clipped.
     """
 
     kind: str
@@ -59,7 +59,7 @@ class Plans:
         spacing: mm, zyx, that every image is resampled to; with the preset `segvol`, which keeps
             each image's own voxels, only what is usual among the training images.
         median_shape: voxels, zyx, of the training images at that spacing.
-        patch: voxels, zyx, that the network sees at once.
+        patch_size: voxels, zyx, that the network sees at once.
         stride: voxels, zyx, of one token of the image embedding.
         batch_size: patches in one training step.
         labels: foreground names to values, ordered by value.
@@ -135,13 +135,13 @@ class Plans:
         counts = [len(getattr(plans, name)) for name in _OF_EACH_CHANNEL]
         if len(set(counts)) > 1:
             raise ValueError(
-                f"{source}: {', '.join(_OF_EACH_CHANNEL)} must be of as many channels, found "
+                f"{source}: {', '.join(_OF_EACH_CHANNEL)} need as many entries as channels, found "
                 f"{', '.join(map(str, counts))}"
             )
         if any(w % s for w, s in zip(plans.patch_size, plans.stride, strict=True)):
             raise ValueError(
-                f"{source}: patch {plans.patch_size} is not a multiple of stride {plans.stride} "
-                f"(zyx)"
+                f"{source}: patch {plans.patch_size} is not a multiple of stride "
+                f"{plans.stride} (zyx)"
             )
         return plans
 
@@ -206,5 +206,5 @@ def save_plans(path: Path, plans: Plans) -> None:
 def load_plans(path: Path) -> Plans:
     """Read plans; the errors name the file, the field and the command that makes it."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no plans there; `promptseg_plan -d ID` writes them")
+        raise FileNotFoundError(f"{path}: no such plans; `promptseg_plan -d ID` writes them")
     return Plans.from_json(read_json(path), path)

@@ -78,7 +78,7 @@ BAD = [
     ({"channel_names": "CT"}, "channel_names: expected a list of names, found 'CT'"),
     ({"channel_names": ["CT", 1]}, "channel_names: expected a list of names"),
     ({"channel_names": []}, "channel_names: expected a list of names"),
-    ({"modalities": ["CT"]}, "must be of as many channels, found 2, 1, 2"),
+    ({"modalities": ["CT"]}, "need as many entries as channels, found 2, 1, 2"),
     ({"normalizations": {}}, "normalizations: expected a list of objects"),
     ({"normalizations": [1, 2]}, "normalizations: .*mapping"),
     ({"normalizations": [{"kind": "window", "lower": 0}] * 2}, "normalizations: .*'upper'"),
@@ -120,7 +120,7 @@ def test_what_is_no_object_is_refused(content):
 
 
 def test_a_missing_or_damaged_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"x.json: no plans there; `promptseg_plan -d ID`"):
+    with pytest.raises(FileNotFoundError, match=r"x.json: no such plans; `promptseg_plan -d ID`"):
         load_plans(tmp_path / "x.json")
     (tmp_path / "cut.json").write_text('{"format_version": 1,')
     with pytest.raises(ValueError, match=r"cut\.json"):

@@ -29,17 +29,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--size",
         choices=("tiny", "small", "base"),
-        help="encoder size; tiny, or with the preset segvol base, by default",
+        help="encoder size; by default tiny, with the preset segvol base",
     )
     parser.add_argument(
         "--preset",
         choices=("none", "segvol"),
         default="none",
-        help="segvol: patch, patches and normalization of SegVol's released weights",
+        help="segvol: patch size, stride and normalization of SegVol's released weights",
     )
-    parser.add_argument("-p", "--plans-name", default="PromptSegPlans", help="name of the plans")
-    parser.add_argument("-np", "--processes", type=count, default=2, help="worker processes")
-    parser.add_argument("--skip-broken", action="store_true", help="go on without broken cases")
+    parser.add_argument(
+        "-p",
+        "--plans-name",
+        default="PromptSegPlans",
+        help="name of the plans file; PromptSegPlans by default",
+    )
+    parser.add_argument(
+        "-np",
+        "--processes",
+        type=count,
+        default=2,
+        help="number of worker processes; 2 by default, 0 runs everything in this process",
+    )
+    parser.add_argument(
+        "--skip-broken",
+        action="store_true",
+        help="plan without the cases that have problems, instead of stopping",
+    )
     add_import(parser)
     add_folders(parser, "raw", "preprocessed")
     return run_command(parser, arguments, _run)
@@ -53,7 +68,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _planned(dataset: str, args: argparse.Namespace, workers: Workers) -> int:
-    """Plan one dataset and print what was chosen; its exit code, since others follow."""
+    """Plan one dataset and print what was chosen; returns its exit code, as others may follow."""
     from promptseg.experiment_planning.planner import plan_dataset
 
     try:

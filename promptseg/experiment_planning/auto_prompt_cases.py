@@ -34,8 +34,8 @@ class LabelTruth:
     Attributes:
         box: (2, 3) its bounding box, voxels, zyx, upper exclusive.
         bits: the mask inside that box, packed eight voxels to a byte.
-        view_mask: (z, y, x) uint8, share that it fills of each view voxel that the box meets, 255
-            for all of it.
+        view_mask: (z, y, x) uint8, fraction that it fills of each view voxel that the box meets;
+            255 is the whole voxel.
     """
 
     box: np.ndarray
@@ -182,6 +182,6 @@ def reduce_case(
 def _truth(segmentation: np.ndarray, value: int, box: np.ndarray, view: View) -> LabelTruth:
     whole_blocks = view.box_of_view(box) * view.step  # so that their means agree
     blocks = segmentation[box_slices(whole_blocks)] == value
-    share = np.rint(block_means(blocks, view.step) * 255).astype(np.uint8)
+    fractions = np.rint(block_means(blocks, view.step) * 255).astype(np.uint8)
     bits = np.packbits(segmentation[box_slices(box)] == value)
-    return LabelTruth(box=box, bits=bits, view_mask=share)
+    return LabelTruth(box=box, bits=bits, view_mask=fractions)

@@ -30,7 +30,7 @@ from promptseg.tables import aligned
 USABLE_IOU = 0.3  # below it a box misleads the network more than the label's name alone
 FEWEST_CASES = 3
 OFF_CENTRE_CASES = 50
-POSITION_ALONE = 0.7  # share of the box IoU left off-centre below which the reason warns
+POSITION_ALONE = 0.7  # fraction of the box IoU left off-centre below which the reason warns
 
 Candidate = tuple[dict[str, Any], list[Proposal], list[Proposal], list[Proposal]]
 """Entry in the plans; proposals where the label is, on the same cases cropped off-centre (both
@@ -42,7 +42,7 @@ class FitTask:
     """One strategy to be fitted and cross-validated for one label; sent to a worker as a whole.
 
     Attributes:
-        label: which.
+        label: name of the label.
         strategy: the class, not its name: pickling it imports its module in the worker.
         cases: reduced to what the two need.
     """
@@ -70,7 +70,7 @@ class AutoPromptFit:
         """One line for each label and candidate, the winner marked.
 
         The column `cropped` is the box IoU of the same fits on the same cases cropped off-centre
-        at random: where it is much lower, the box hangs on how the volumes are cropped.
+        at random: where it is much lower, the box depends on how the volumes are cropped.
         """
         titles = ("label", "  automatic prompt", "box IoU", "cropped", "recall", "empty", "whole")
         rows, reasons = [[*titles, "score rank"]], []
@@ -104,14 +104,14 @@ def fit_auto_prompts(
         cases: the training cases, reduced, by case identifier.
         labels: names of the foreground labels.
         processes: worker processes; 0 works in this one.
-        folds: of the cross-validation, at least 5.
-        groups: of the cases, the patients, say; every case is its own when not given.
+        folds: number of folds of the cross-validation, at least 5.
+        groups: group of each case, such as its patient; by default each case is its own.
 
     Raises:
-        ValueError: if there is no case.
+        ValueError: if there are no cases.
     """
     if not cases:
-        raise ValueError("automatic prompts are fitted on training cases, and there is none")
+        raise ValueError("automatic prompts are fitted on training cases, but there are none")
     groups = groups or {case_id: case_id for case_id in cases}
     in_order = [replace(cases[case_id], group=groups[case_id]) for case_id in sorted(cases)]
     return fit_labels(in_order, labels, folds=folds, processes=processes)
@@ -170,7 +170,7 @@ def choose(
     """The label's entry in the plans: the candidate with the highest mean box IoU, or `none`.
 
     The winner of several is a little lucky, so the reason also states the box IoU of choosing
-    without each fold in turn; that figure has seen nothing of the cases that it counts.
+    without each fold in turn; that figure is measured on cases the choice has not seen.
     """
     if not candidates:
         few, groups = f"{len(cases)} training cases", _number_of_groups(cases)
@@ -213,7 +213,7 @@ def _candidate(task: FitTask, folds: int) -> Candidate:
         parameters = {}
         found = [_proposal(case.unfitted[name]) for case in present]
         needless = [_proposal(case.unfitted[name]) for case in absent]
-        moved = []  # it ran on the whole volume, which is no longer at hand
+        moved = []  # it ran on the whole volume, which is not available here
     else:
         prompters = out_of_fold(strategy, present, label, folds_of(present, folds))
         pairs = list(zip(prompters, present, strict=True))
@@ -280,7 +280,7 @@ def _mean_off_centre(moved: list[Proposal], cases: Sequence[FitCase], label: str
 
 
 def _every(cases: Sequence[Any]) -> Sequence[Any]:
-    """At most `OFF_CENTRE_CASES` of them, evenly spaced: enough for a mean that only warns."""
+    """At most `OFF_CENTRE_CASES` cases, evenly spaced: enough for a mean used only to warn."""
     return cases[:: -(-len(cases) // OFF_CENTRE_CASES)]
 
 

@@ -1,4 +1,4 @@
-"""How well the boxes of one automatic prompt meet the truth, over cross-validated cases."""
+"""How well the boxes of an automatic prompt match the ground truth, over cross-validated cases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from promptseg.prompts.strategies.fitted import FittedPrompter
 
 
 def assign_folds(count: int, folds: int = 5) -> np.ndarray:
-    """(count,) fold numbers: at least 5 even folds, drawn once; leave-one-out below 10 cases."""
+    """(count,) fold numbers: at least 5 even folds, always alike; leave-one-out below 10 cases."""
     if count < 10:
         return np.arange(count)
     return np.random.default_rng(12345).permutation(np.arange(count) % max(folds, 5))
@@ -32,7 +32,7 @@ def folds_of(cases: Sequence[FitCase], folds: int = 5) -> np.ndarray:
 def out_of_fold(
     strategy: type[FittedPrompter], cases: Sequence[FitCase], label: str, fold_of: np.ndarray
 ) -> list[FittedPrompter]:
-    """For every case the strategy as fitted on the other folds; cases of a fold share one."""
+    """For every case the strategy fitted on the other folds; cases of one fold share it."""
     samples = [case.sample(label) for case in cases]
     fitted = {
         fold: strategy(**strategy.fit([samples[i] for i in np.flatnonzero(fold_of != fold)]))
@@ -42,16 +42,16 @@ def out_of_fold(
 
 
 def off_centre(case: FitCase, label: str) -> FitCase:
-    """The case cropped at random round a label, to see what a strategy owes to position.
+    """The case cropped at random around a label, to see how much a strategy owes to position.
 
-    On each side a share drawn evenly from [0, 1) of the margin between the volume's border and the
-    label is cut off, in whole view voxels; the draw depends on the case identifier alone.
+    On each side a fraction of the margin between the volume's border and the label, uniform in
+    [0, 1), is cut off, in whole view voxels; it depends on the case identifier alone.
     """
     view, truth = case.view, case.truths[label]
     step, shape = np.array(view.step), np.array(view.shape)
     margins = np.stack([truth.box[0], shape - truth.box[1]]) / step
-    shares = np.random.default_rng(zlib.crc32(case.case_id.encode())).uniform(size=(2, 3))
-    lower, upper = np.floor(margins * shares).astype(int)
+    fractions = np.random.default_rng(zlib.crc32(case.case_id.encode())).uniform(size=(2, 3))
+    lower, upper = np.floor(margins * fractions).astype(int)
     end = np.array(view.image.shape) - upper
     cropped = replace(
         view,
@@ -63,7 +63,7 @@ def off_centre(case: FitCase, label: str) -> FitCase:
 
 
 def ious_of(proposals: Sequence[Proposal], cases: Sequence[FitCase], label: str) -> np.ndarray:
-    """(n,) box IoU with the truth; no box counts as 0, of several the first counts."""
+    """(n,) box IoU with the ground truth; no box counts as 0, of several the first counts."""
     return np.array(
         [
             0.0 if p.box is None else box_iou(p.box.astype(float), case.truths[label].box)
@@ -73,7 +73,7 @@ def ious_of(proposals: Sequence[Proposal], cases: Sequence[FitCase], label: str)
 
 
 def figures(proposals: Sequence[Proposal], cases: Sequence[FitCase], label: str) -> dict[str, Any]:
-    """What the plans say of a candidate: box IoU, recall, empty and nearly whole boxes."""
+    """The figures of a candidate in the plans: box IoU, recall, empty and nearly whole boxes."""
     ious = ious_of(proposals, cases, label)
     pairs = list(zip(proposals, cases, strict=True))
     whole = [p.box is not None and is_nearly_whole(p.box, c.view.shape) for p, c in pairs]
@@ -92,9 +92,9 @@ def fit_score(
     """The model that predicts a proposal's box IoU, and how well it ranks cases it has not seen.
 
     Args:
-        proposals: from fits without their case.
-        cases: theirs, all with the label.
-        label: which.
+        proposals: one per case, from a fit without the case.
+        cases: the cases, all of which have the label.
+        label: name of the label.
         fold_of: (n,) fold of each case.
 
     Returns:
@@ -136,7 +136,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def _recall(proposal: Proposal, truth: LabelTruth) -> float:
-    """Share of the label's voxels inside any of the proposed boxes."""
+    """Fraction of the label's voxels inside any of the proposed boxes."""
     mask = truth.mask
     missed = mask.copy()
     for box in proposal.boxes:

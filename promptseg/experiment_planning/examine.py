@@ -1,4 +1,4 @@
-"""One pass over a raw dataset: every file is read once, checked and summarized."""
+"""One pass over a raw dataset: every file is read once, checked, summarized and reduced."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Examination:
     """What one pass over a dataset finds.
 
     Attributes:
-        problems: of all broken cases and of the dataset, by case.
-        warnings: of what a run can continue with.
+        problems: those of the dataset, then those of each broken case.
+        warnings: what a person should know, but a run can continue with.
         fingerprint: of the good cases.
         good_cases: the cases without a problem.
         fit_cases: the good cases reduced for the automatic prompts, by case identifier; empty
@@ -101,7 +101,7 @@ def examine_dataset(
 
 def _failed(case: RawCase, error: Exception) -> _CaseResult:
     found = f"{type(error).__name__}: {error}"
-    advice = "if memory ran out, use fewer processes; else look at the case's files"
+    advice = "if memory ran out, use fewer processes; otherwise check the case's files"
     problem = Problem(case.case_id, case.label, found, "a case that can be examined", advice)
     return _CaseResult([problem], None, {})
 

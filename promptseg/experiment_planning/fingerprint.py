@@ -57,7 +57,7 @@ class Fingerprint:
         labels: foreground labels, name to value, ordered by value.
         cases: the usable training cases.
         hu_histograms: for every CT channel and label value (0 is all that has no label), voxels
-            in each bin of `HU_EDGES`, summed over the cases; the end bins hold all beyond them.
+            in each bin of `HU_EDGES`, summed over the cases; the end bins hold all values beyond.
         format_version: of the file.
     """
 

@@ -3,8 +3,8 @@
 A problem makes a case unusable and fails the check: files that are missing or cannot be read,
 too many or too few channels, NaN or infinite values, a constant image, an image and label whose
 shape, spacing, origin or direction differ, labels that are not whole numbers or not declared, and
-a label file with no foreground at all. A dataset with no case or with another number of cases
-than `numTraining` says has a problem of its own. Everything a run can go on correctly with is a
+a label file with no foreground at all. A dataset that has no cases, or not as many as
+`numTraining` says, has a problem itself. Whatever does not make a run wrong is a
 warning: a declared label that no case has, a channel declared CT whose values are not HU.
 """
 
@@ -58,7 +58,7 @@ def check_channels(case: RawCase, dataset: RawDataset, found: int) -> list[Probl
     expected = len(dataset.channel_names)
     if found == expected:
         return []
-    if found == len(case.images) < expected:  # one channel a file, and too few files
+    if found == len(case.images) < expected:  # one channel per file, and too few files
         return _missing_channels(case, dataset)
     names = ", ".join(path.name for path in case.images)
     return [
@@ -114,7 +114,7 @@ def check_image(case_id: str, path: Path, channel: np.ndarray) -> list[Problem]:
 def check_label(
     case_id: str, path: Path, segmentation: np.ndarray, labels: dict[str, int]
 ) -> list[Problem]:
-    """Values that are no whole numbers or not declared, and segmentations without foreground.
+    """Values that are not whole numbers or not declared, and segmentations without foreground.
 
     Args:
         case_id: for the report.
@@ -124,13 +124,13 @@ def check_label(
     """
     if segmentation.shape[0] != 1:
         found = f"{segmentation.shape[0]} channels"
-        advice = "write one file with one value a voxel"
+        advice = "write one file with one value per voxel"
         return [Problem(case_id, path, found, "one", advice)]
     values, counts = _values_with_counts(segmentation)
     if not np.issubdtype(values.dtype, np.integer):
         odd = values != np.rint(values)  # NaN differs from itself
         if odd.any():
-            found = f"values that are no whole numbers, {_listed(values[odd], counts[odd])}"
+            found = f"values that are not whole numbers, {_listed(values[odd], counts[odd])}"
             advice = "write labels as integers, and resample them with nearest neighbour"
             return [Problem(case_id, path, found, "whole numbers", advice)]
     declared = {0: "background", **{value: name for name, value in labels.items()}}
@@ -218,14 +218,14 @@ def unused_labels(labels: dict[str, int], seen: Collection[int]) -> list[str]:
     """
     return [
         f"label {name!r} ({value}) is declared in dataset.json, but no usable case has it; "
-        f"nothing can be learnt for it"
+        f"nothing can be learned for it"
         for name, value in labels.items()
         if value not in seen
     ]
 
 
 def report(problems: Sequence[Problem], case_count: int) -> str:
-    """All problems as text, one a line, with the number of broken cases first."""
+    """All problems as text, one per line, after the number of broken cases."""
     broken = {problem.case_id for problem in problems if problem.case_id is not None}
     lines = [f"{len(problems)} problem(s), {len(broken)} of {case_count} cases broken:"]
     return "\n".join(lines + [f"  {problem}" for problem in problems])

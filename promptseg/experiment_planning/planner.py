@@ -56,12 +56,12 @@ log = logging.getLogger(__name__)
 
 
 class BrokenDatasetError(ValueError):
-    """Some cases cannot be used; `problems` has every one of them."""
+    """Some cases cannot be used; `problems` lists every problem."""
 
     def __init__(self, dataset: RawDataset, problems: Sequence[Problem], usable: int) -> None:
         self.problems = list(problems)
         advice = (
-            "Repair them, or go on without these cases with --skip-broken."
+            "Repair them, or continue without these cases with --skip-broken."
             if usable
             else "No usable case is left; repair at least some."
         )
@@ -70,7 +70,7 @@ class BrokenDatasetError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class PlanningResult:
-    """What planning made: the plans, where they are, and what it left out.
+    """What planning made, where it is, and what was left out.
 
     Attributes:
         plans: also in `folder/<plans_name>.json`.
@@ -130,7 +130,7 @@ def plan_dataset(
 
 
 def checked_size(size: str | None, preset: str) -> str:
-    """The size that was asked for, or the usual one; a ValueError for what there is not."""
+    """The given size or the default one; a ValueError for a size that does not exist or fit."""
     fixed = find_preset(preset)
     usual = fixed.size if fixed else "tiny"
     size = size or usual
@@ -169,7 +169,7 @@ def _plan(
     save_fingerprint(folder, fingerprint)
     data_folder = folder / plans.data_identifier
     remove_other_cases(cases, data_folder)
-    with ThreadPoolExecutor(1) as pool:  # copies while the workers compute
+    with ThreadPoolExecutor(1) as pool:  # it copies while the workers compute
         copying = pool.submit(keep_ground_truth, cases, folder / "gt_segmentations")
         failed, fit_cases = _preprocess(cases, plans, data_folder, examination.fit_cases, workers)
         copying.result()
@@ -311,7 +311,7 @@ def make_plans(
 
 
 def remove_other_cases(cases: Sequence[RawCase], folder: Path) -> None:
-    """Remove what an earlier planning preprocessed of cases that are broken or gone by now."""
+    """Remove preprocessed cases of an earlier planning that are now broken or gone."""
     if not folder.is_dir():
         return
     others = set(PreprocessedDataset(folder).case_ids) - {case.case_id for case in cases}

@@ -1,4 +1,4 @@
-"""One pure function a rule. Each returns its choice and the reason in words."""
+"""The planning rules, one pure function each; each returns its choice and the reason in words."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Budget:
     """What one encoder size may cost.
 
     Attributes:
-        patch_voxels: most voxels in a patch.
-        tokens: most tokens of the image embedding.
-        batch_size: patches in one training step.
+        patch_voxels: maximum number of voxels in a patch.
+        tokens: maximum number of tokens in the image embedding.
+        batch_size: number of patches in one training step.
     """
 
     patch_voxels: int
@@ -42,8 +42,8 @@ def target_spacing(spacings: np.ndarray, shapes: np.ndarray) -> tuple[tuple[floa
     """The spacing that all images are resampled to.
 
     Args:
-        spacings: (n, 3) mm, zyx, of the training images.
-        shapes: (n, 3) voxels, zyx.
+        spacings: (n, 3) spacing of each training image, mm, zyx.
+        shapes: (n, 3) shape of each training image, voxels, zyx.
 
     Returns:
         (3,) spacing in mm, and the reason.
@@ -79,7 +79,7 @@ def patch_size_and_stride(
     Args:
         median_shape: voxels, zyx, at `spacing`.
         spacing: mm, zyx.
-        budget: of the encoder size.
+        budget: what the encoder size may cost.
 
     Returns:
         patch size and stride in voxels, zyx, and the reason.
@@ -149,12 +149,12 @@ def choose_ct_window(
     separation = {}
     for name, (width, level) in CT_WINDOWS.items():
         grey = np.clip((centres - level + width / 2) / width * 255, 0, 255).round().astype(int)
-        shares = {
+        fractions = {
             value: np.bincount(grey, weights=np.asarray(counts, float), minlength=256)
             / max(sum(counts), 1)
             for value, counts in histograms.items()
         }
-        distances = [0.5 * np.abs(shares[v] - shares[0]).sum() for v in labels]
+        distances = [0.5 * np.abs(fractions[v] - fractions[0]).sum() for v in labels]
         separation[name] = float(np.mean(distances))
     best = max(separation, key=separation.get)
     if separation[best] < separation[default] + 0.02:

@@ -1,4 +1,4 @@
-"""The preprocessed folder: for each case an image, a segmentation and what is known of them.
+"""The preprocessed folder: for each case an image, a segmentation and their properties.
 
 CASE.b2nd      (c, z, y, x) uint8 image in [0, 255], compressed by Blosc2
 CASE_seg.b2nd  (z, y, x) labels
@@ -20,7 +20,7 @@ import numpy as np
 
 from promptseg.files import read_json, replacing, replacing_together
 
-# Windows are read by decompressing the blocks they meet: blocks of 64 KiB (uint8) fit the
+# Patches are read by decompressing the blocks they meet: blocks of 64 KiB (uint8) fit the
 # processor's cache and few voxels of them lie outside a patch.
 _CHUNK = (64, 128, 128)
 _BLOCK = (16, 64, 64)
@@ -37,11 +37,11 @@ class PreprocessedDataset:
     """Reads the preprocessed cases of one configuration.
 
     Attributes:
-        folder: where they are.
-        case_ids: the finished cases, sorted.
+        folder: the folder of the cases.
+        case_ids: identifiers of the finished cases, sorted.
 
     Raises:
-        FileNotFoundError: if there is no such folder.
+        FileNotFoundError: if the folder does not exist.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -60,7 +60,7 @@ class PreprocessedDataset:
         return _open(case_files(self.folder, case_id)[1], dimensions=3)
 
     def properties(self, case_id: str) -> dict[str, Any]:
-        """What `preprocess_case` recorded of a case, to read only; `labels` has integer keys."""
+        """What `preprocess_case` recorded of a case, read-only; `labels` has integer keys."""
         path = case_files(self.folder, case_id)[2]
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; {_MADE_BY}")
@@ -89,11 +89,11 @@ def write_case(
     segmentation: np.ndarray | None,
     properties: dict[str, Any],
 ) -> None:
-    """Write a case so that it is listed only when all of it is there.
+    """Write a case so that it is listed only once all of its files are complete.
 
     Args:
-        folder: made when missing.
-        case_id: names the files.
+        folder: the preprocessed dataset; created if missing.
+        case_id: case identifier, which names the files.
         image: (c, z, y, x) uint8.
         segmentation: (z, y, x) integers, or None for a case without labels.
         properties: plain JSON values.
@@ -108,7 +108,7 @@ def write_case(
 
 
 def replace_properties(folder: Path, case_id: str, properties: dict[str, Any]) -> None:
-    """Replace what is known of a finished case and leave its arrays."""
+    """Replace the properties of a finished case and leave its arrays."""
     with replacing(case_files(folder, case_id)[2]) as temporary:
         _write_properties(temporary, properties)
 
@@ -144,7 +144,7 @@ def _partition(shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return channels + chunk, channels + block
 
 
-@lru_cache(maxsize=4)  # one sample asks several times, and 40 labels take 20 ms to parse
+@lru_cache(maxsize=4)  # one sample needs it several times; 40 labels take 20 ms to parse
 def _read_properties(path: Path, _modified_ns: int) -> dict[str, Any]:
     properties = read_json(path)
     properties["labels"] = {int(value): of for value, of in properties["labels"].items()}
@@ -174,7 +174,7 @@ def _refuse_all_but_plain_arrays(path: Path) -> None:
 
     Blosc2 also stores expressions and functions; recent versions refuse to open such a file unless
     told to, older ones (the last for Python 3.10, 4.3.3) rebuild them from source text in the
-    file. They announce themselves by a metalayer of their own beside `b2nd`.
+    file. Such files have a metalayer other than `b2nd`.
 
     Source:
         Blosc2's "Contiguous Frame Format": a msgpack header, its length in bytes 11 to 14.
@@ -186,7 +186,7 @@ def _refuse_all_but_plain_arrays(path: Path) -> None:
         layers = set(msgpack.unpackb(header, raw=True)[-1][1])
     except (ValueError, TypeError, LookupError, msgpack.UnpackException) as error:
         raise ValueError(
-            f"{path} is damaged or no Blosc2 file; delete it, and {_MADE_BY} again"
+            f"{path} is damaged or not a Blosc2 file; delete it, and {_MADE_BY} again"
         ) from error
     if layers != {b"b2nd"}:
         raise ValueError(

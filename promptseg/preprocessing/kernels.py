@@ -58,13 +58,13 @@ def resampled_planes(
     held: dict[int, np.ndarray] = {}
     for row in range(along_z.shape[0]):
         entries = slice(along_z.indptr[row], along_z.indptr[row + 1])
-        needed, shares = along_z.indices[entries], along_z.data[entries]
+        needed, weights = along_z.indices[entries], along_z.data[entries]
         held = {z: held[z] for z in needed.tolist() if z in held}
         plane = np.zeros((along_y.shape[0], along_x.shape[0]), np.float32)
-        for z, share in zip(needed.tolist(), shares, strict=True):
+        for z, weight in zip(needed.tolist(), weights, strict=True):
             if z not in held:
                 held[z] = _resample_plane(slice_at(z), along_y, along_x)
-            plane += share * held[z]
+            plane += weight * held[z]
         yield plane
 
 
@@ -84,8 +84,8 @@ def resampled_from_planes(
     for z, plane in enumerate(planes):
         resampled = _resample_plane(plane, along_y, along_x)
         entries = slice(by_slice.indptr[z], by_slice.indptr[z + 1])
-        for row, share in zip(by_slice.indices[entries], by_slice.data[entries], strict=True):
-            volume[row] += share * resampled
+        for row, weight in zip(by_slice.indices[entries], by_slice.data[entries], strict=True):
+            volume[row] += weight * resampled
     return volume
 
 

@@ -1,4 +1,4 @@
-"""A raw image whose preprocessed voxels are made where and when they are asked for."""
+"""A raw image that is preprocessed only where, and when, its voxels are needed."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class LazyImage:
     Every region equals that of the whole preprocessed image: intensities are clipped first and
     interpolated after, so that metal or a hot bladder cannot spread into its neighbours, and
     rounded once, at the end. Only what must be known of the whole volume, its range of
-    intensities, is measured at the start. Beside input and result a few slices are held.
+    intensities, is measured at the start. Besides input and result only a few slices are in memory.
 
-    What was made of a small image is kept: once the regions asked for add up to the whole image,
+    What was made of a small image is kept: once the regions requested add up to the whole image,
     and the image is not larger than `MOST_KEPT`, it is made whole. So many overlapping patches
     cost little more than the whole image, and a single one nothing but itself.
 
@@ -47,7 +47,7 @@ class LazyImage:
     Args:
         raw: (c, z, y, x) raw intensities; kept as they are.
         spacing: of `raw`, mm, zyx.
-        normalizations: one a channel.
+        normalizations: one per channel.
         target_spacing: mm, zyx.
 
     Attributes:

@@ -67,7 +67,7 @@ def looks_windowed(statistics: Sequence[ChannelStatistics]) -> bool:
 
 
 def modality_of(channel_name: str, statistics: Sequence[ChannelStatistics]) -> tuple[str, str]:
-    """A channel's modality, and where that is known from.
+    """A channel's modality, and how it is known.
 
     A name that says nothing leads to a guess: CT if most cases look like HU, else `unknown`. MRI,
     PET and ultrasound are not told apart, since intensities do not tell and since all three are

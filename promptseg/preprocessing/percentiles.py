@@ -19,7 +19,7 @@ def percentiles(
     Args:
         image: finite numbers of any type, in any shape; at least one.
         percents: in [0, 100].
-        above: look at larger values only; NaN when there is none.
+        above: consider only values larger than this; NaN when there are none.
     """
     count = image.size if above is None else int(sum((p > above).sum() for p in _parts(image)))
     if not count:
@@ -77,7 +77,7 @@ def _parts(image: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _as_unsigned(values: np.ndarray) -> np.ndarray:
-    """Unsigned integers in the same order; the sign bit of floats also turns round the rest."""
+    """Unsigned integers in the same order; the sign bit of floats also inverts the rest."""
     unsigned = np.dtype(f"u{values.itemsize}").type
     bits, sign = values.view(unsigned), unsigned(1 << (8 * values.itemsize - 1))
     if values.dtype.kind == "i":

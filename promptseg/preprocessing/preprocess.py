@@ -1,4 +1,4 @@
-"""One raw case and the plans to one preprocessed case; many cases in worker processes."""
+"""Preprocess raw cases as the plans say: one case, and many in worker processes."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1  # raise it when the same plans give other files
-MAX_LOCATIONS = 1000  # a label and case: many more than the patches drawn from a case
+MAX_LOCATIONS = 1000  # per label and case: many more than the patches drawn from a case
 
 
 Summarize = Callable[[str, np.ndarray, np.ndarray, tuple[float, float, float]], Any]
-"""Called with case identifier, (z, y, x) raw intensities of channel 0, (z, y, x) labels and spacing
-in mm; what it returns is small."""
+"""Called with the case identifier, (z, y, x) raw intensities of channel 0, (z, y, x) labels and
+spacing in mm; returns something small."""
 
 
 def preprocess_dataset(
@@ -48,8 +48,8 @@ def preprocess_dataset(
     Args:
         cases: the raw cases.
         plans: their normalizations, spacing and labels are used.
-        folder: of this configuration; made when missing.
-        processes: worker processes; 0 works in this one.
+        folder: preprocessed cases of these plans; created if missing.
+        processes: number of worker processes; 0 runs everything in this process.
 
     Returns:
         What went wrong, by case identifier; empty when nothing did.
@@ -71,7 +71,7 @@ def preprocess_and_summarize(
 
     Args:
         cases, plans, folder, processes: as of `preprocess_dataset`.
-        summarize: a module's own function, or a partial of one; called in a worker.
+        summarize: a module-level function, or a partial of one; called in a worker.
 
     Returns:
         What went wrong, and what `summarize` returned, both by case identifier. A case that was
@@ -103,17 +103,17 @@ def preprocess_and_summarize(
 def preprocess_case(
     case: RawCase, plans: Plans, folder: Path, summarize: Summarize | None = None
 ) -> Any:
-    """Read one raw case and write it to the preprocessed folder, replacing what is there of it.
+    """Read one raw case and write it to the preprocessed folder, replacing an earlier version.
 
     Returns:
-        What `summarize` returns of a case with labels; None without it.
+        The result of `summarize` for a case with labels; None otherwise.
 
     Raises:
         FileNotFoundError, ValueError: naming the file that is missing or does not fit the others
-            or the plans. Nothing of the case is left in the folder then.
+            or the plans. Then nothing of the case is left in the folder.
     """
     remove_case(folder, case.case_id)
-    settings = _settings(case, plans)  # before reading: a file changed meanwhile is made anew
+    settings = _settings(case, plans)  # before reading, in case a file changes meanwhile
     raw, geometry = read_image(case.images)
     if len(raw) != len(plans.normalizations):
         raise ValueError(
@@ -195,7 +195,7 @@ def _label_statistics(
 
 
 def _settings(case: RawCase, plans: Plans) -> dict[str, Any]:
-    """Everything that a preprocessed case follows from, in JSON's types."""
+    """Everything that determines a preprocessed case, in JSON's types."""
     files = [*case.images, *([] if case.label is None else [case.label])]
     states = [(path, path.stat()) for path in map(Path, files)]
     return {
@@ -219,7 +219,7 @@ def _is_kept(case: RawCase, plans: Plans, folder: Path) -> bool:
             return False
         is_moved = properties["raw"]["files"] != _absolute(case.images)
     except (OSError, ValueError, TypeError, LookupError):
-        return False  # damaged, or a raw file is gone: making it anew will tell
+        return False  # damaged, or a raw file is gone: preprocessing it again will tell
     if is_moved:
         properties["raw"]["files"] = _absolute(case.images)
         replace_properties(folder, case.case_id, properties)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 COARSE_RATIO = 3.0  # nnU-Net's anisotropy threshold
-_TIE = 1e-3  # what nearest adds to a label's share: settles ties, changes nothing else
+_TIE = 1e-3  # added to the nearest label's weight: settles ties, changes nothing else
 
 Shape = tuple[int, int, int]
 
@@ -27,7 +27,7 @@ Shape = tuple[int, int, int]
 def resampled_shape(
     shape: Sequence[int], spacing: Sequence[float], new_spacing: Sequence[float]
 ) -> Shape:
-    """The voxels that cover the same extent at another spacing, rounded, at least 1 an axis.
+    """The voxels that cover the same extent at another spacing, rounded, at least 1 per axis.
 
     Args:
         shape: voxels, zyx.
@@ -70,7 +70,7 @@ def resample_image(
 ) -> np.ndarray:
     """Resample an image; smooth when it grows, averaging (anti-aliasing) when it shrinks.
 
-    Each channel is streamed slice by slice, so beside the result only a few slices are held.
+    Each channel is streamed slice by slice, so only a few slices are in memory besides the result.
 
     Args:
         image: (c, z, y, x) uint8 or float.
@@ -119,12 +119,12 @@ def image_weights(
 
 
 def resample_segmentation(segmentation: np.ndarray, new_shape: Sequence[int]) -> np.ndarray:
-    """Resample labels: each voxel gets the label with the largest linearly interpolated share.
+    """Resample labels: each voxel gets the label with the largest linearly interpolated weight.
 
     Ties go to the label of the nearest voxel. A connected piece that nearest-neighbour resampling
-    would keep and the shares would drop whole (a lesion of one voxel) is put back as nearest has
-    it. Labels are taken one after the other inside their boxes: memory does not grow with their
-    number. There is no anti-aliasing, since averaging would erase thin structures.
+    would keep and the weights would drop entirely (a lesion of one voxel) is restored as nearest
+    has it. Labels are processed one after the other inside their boxes: memory does not grow with
+    their number. There is no anti-aliasing, since averaging would erase thin structures.
 
     Args:
         segmentation: (z, y, x) integers.
@@ -222,18 +222,18 @@ def _raise_label(
     best: np.ndarray,
     resampled: np.ndarray,
 ) -> None:
-    """Write `label` wherever its interpolated share beats `best`, and raise `best` to it."""
+    """Write `label` wherever its interpolated weight beats `best`, and raise `best` to it."""
     reach = _reach(box, weights)
     cropped = [
         matrix[rows, columns] for matrix, rows, columns in zip(weights, reach, box, strict=True)
     ]
-    for z, share in enumerate(
+    for z, weight in enumerate(
         resampled_planes(lambda z: crop[z] == label, *cropped), reach[0].start
     ):
         here = (z, *reach[1:])
-        share = share + _TIE * (nearest[here] == label)
-        better = share > best[here]
-        best[here][better] = share[better]
+        weight = weight + _TIE * (nearest[here] == label)
+        better = weight > best[here]
+        best[here][better] = weight[better]
         resampled[here][better] = label
 
 
@@ -245,7 +245,7 @@ def _put_back_pieces(
         return
     kept = np.zeros(count + 1, bool)
     kept[pieces[resampled[reach] == label]] = True
-    kept[0] = True  # what is no piece
+    kept[0] = True  # voxels outside any piece
     resampled[reach][~kept[pieces]] = label
 
 

@@ -103,8 +103,8 @@ def test_declared_labels_are_in_order(dtype):
         ([0, 1, 300], "int16", "undeclared label values 300 (10 voxels)"),
         ([0, 1, -1], "float32", "undeclared label values -1 (10 voxels)"),
         ([0, 5, 6], "uint8", "undeclared label values 5 (10 voxels), 6 (10 voxels)"),
-        ([0, 1, 0.5], "float32", "values that are no whole numbers, 0.5 (10 voxels)"),
-        ([0, 1, np.nan], "float64", "values that are no whole numbers, nan (10 voxels)"),
+        ([0, 1, 0.5], "float32", "values that are not whole numbers, 0.5 (10 voxels)"),
+        ([0, 1, np.nan], "float64", "values that are not whole numbers, nan (10 voxels)"),
         ([0, 1, np.inf], "float64", "undeclared label values inf (10 voxels)"),
         ([0, 0, 0], "uint8", "no foreground voxel"),
         ([0, 0, 0], "float32", "no foreground voxel"),
@@ -175,7 +175,7 @@ BREAKS = {
     "undeclared": (lambda d: change(d / LABEL, with_value(9)), [r"values 9 \(1 voxel\)"]),
     "fraction": (
         lambda d: change(d / LABEL, with_value(0.5, "float32")),
-        ["no whole numbers, 0.5"],
+        ["not whole numbers, 0.5"],
     ),
     "cropped label": (lambda d: change(d / LABEL, lambda a: a[:-1]), [r"found shape \(8, 14, 17"]),
     "transposed label": (
