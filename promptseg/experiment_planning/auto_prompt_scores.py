@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from promptseg.boxes import box_iou, is_nearly_whole
+from promptseg.boxes import box_iou, box_slices, clip_box, is_nearly_whole
 from promptseg.experiment_planning.auto_prompt_cases import FitCase, LabelTruth
 from promptseg.prompts.auto_prompter import Proposal
 from promptseg.prompts.strategies.expected_iou import evidence, expected_iou, fit_expected_iou
@@ -55,7 +55,7 @@ def off_centre(case: FitCase, label: str) -> FitCase:
     end = np.array(view.image.shape) - upper
     cropped = replace(
         view,
-        image=view.image[tuple(slice(a, b) for a, b in zip(lower, end, strict=True))],
+        image=view.image[box_slices(np.stack([lower, end]))],
         shape=tuple(int(n) for n in np.minimum(end * step, shape) - lower * step),
     )
     moved = replace(truth, box=truth.box - lower * step)
@@ -140,6 +140,5 @@ def _recall(proposal: Proposal, truth: LabelTruth) -> float:
     mask = truth.mask
     missed = mask.copy()
     for box in proposal.boxes:
-        inside = (box - truth.box[0]).clip(0, mask.shape)
-        missed[tuple(slice(a, b) for a, b in inside.T)] = False
+        missed[box_slices(clip_box(box - truth.box[0], mask.shape))] = False
     return 1 - np.count_nonzero(missed) / np.count_nonzero(mask)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from promptseg.boxes import box_slices
 from promptseg.inference.results import Prediction, RegionProbabilities, label_result
 from promptseg.inference.sliding_window import Blend
 from promptseg.prompts.types import Prompts
@@ -128,7 +129,7 @@ class LabelMap:
 
     def add(self, value: int, logits: Tensor, lower: np.ndarray) -> None:
         """Enter the (z, y, x) raw-grid logits of one label's region."""
-        region = tuple(slice(int(a), int(a + n)) for a, n in zip(lower, logits.shape, strict=True))
+        region = box_slices(np.stack([lower, np.add(lower, logits.shape)]))
         best, labels = self._best[region], self.labels[region]
         bits = logits.clamp(0, _LARGEST).half().view(torch.int16).clamp_(min=1)
         new = torch.where(logits > 0, bits, 0).numpy()  # never for NaN

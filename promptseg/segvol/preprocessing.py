@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from promptseg.boxes import mask_box
+from promptseg.boxes import box_slices, mask_box
 from promptseg.plans import Normalization
 from promptseg.preprocessing.normalize import check_finite, intensity_range, rescale_part
 
@@ -46,8 +46,7 @@ class NormalizedView:
 
     def part(self, box: np.ndarray) -> NormalizedView:
         """The part in a (2, 3) half-open box, zyx, normalized with the limits of the whole."""
-        inside = tuple(slice(int(a), int(b)) for a, b in zip(*box, strict=True))
-        return NormalizedView(self.raw[(slice(None), *inside)], self.limits)
+        return NormalizedView(self.raw[(slice(None), *box_slices(box))], self.limits)
 
 
 class SegVolImage(NormalizedView):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from promptseg.boxes import clip_box
 from promptseg.prompts.auto_prompter import AutoPrompter, Proposal
 
 UNKNOWN_SCORE = 0.5  # of a strategy alone; `propose_boxes` puts the expected box IoU in its place
@@ -54,7 +55,7 @@ class View:
             box_mm: (2, 3) mm from the volume's first corner, zyx.
         """
         voxel_mm = np.asarray(self.spacing) / self.step
-        box = np.rint(np.asarray(box_mm) / voxel_mm).clip(0, self.shape).astype(int)
+        box = clip_box(np.rint(np.asarray(box_mm) / voxel_mm), self.shape).astype(int)
         return box if (box[1] > box[0]).all() else None
 
 
