@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from promptseg.boxes import mask_box
 from promptseg.experiment_planning.auto_prompt_cases import (
@@ -120,6 +121,13 @@ def test_rank_correlation_of_known_orders():
     assert rank_correlation([1, 1, 1], [1, 2, 3]) is None
     # Ranks 1.5 1.5 3 and 1 2 3: covariance 0.5, variances 0.5 and 2/3.
     assert rank_correlation([1, 1, 2], [1, 2, 3]) == pytest.approx(0.5 / np.sqrt(0.5 * 2 / 3))
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_rank_correlation_is_scipys(number):
+    rng = np.random.default_rng(number)
+    a, b = rng.integers(0, 20, 60) / 7, rng.normal(size=60).round(1)  # many ties
+    assert rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic, abs=1e-12)
 
 
 def test_the_highest_box_iou_wins_and_every_candidate_is_kept():

@@ -2,12 +2,18 @@ import json
 
 import numpy as np
 import pytest
+from sklearn.linear_model import Ridge
 
 from promptseg.boxes import box_iou
 from promptseg.experiment_planning.auto_prompt_cases import fitted_strategies
 from promptseg.preprocessing.normalize import rescale, rescale_part
 from promptseg.prompts.strategies import AUTO_PROMPTERS, fitted
-from promptseg.prompts.strategies.expected_iou import evidence, expected_iou, fit_expected_iou
+from promptseg.prompts.strategies.expected_iou import (
+    PENALTY,
+    evidence,
+    expected_iou,
+    fit_expected_iou,
+)
 from promptseg.prompts.strategies.fitted import (
     View,
     block_means,
@@ -152,6 +158,21 @@ def test_expected_iou_follows_the_evidence_and_stays_in_range():
     predicted = [expected_iou(model, row) for row in rows]
     assert np.corrcoef(predicted, ious)[0, 1] > 0.95
     assert expected_iou(model, np.full(5, 1e3)) in (0.0, 1.0)
+
+
+def test_expected_iou_is_scikit_learns_ridge_on_standardized_evidence():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(80, 5)) * [1, 2, 3, 0.1, 5] + [1, 0, 4, 2, 9]
+    ious = rng.uniform(size=80)
+    ridge = Ridge(alpha=PENALTY * 80).fit((rows - rows.mean(0)) / rows.std(0), ious)
+
+    model = fit_expected_iou(list(rows), list(ious))
+
+    np.testing.assert_allclose(model["weights"], ridge.coef_ / rows.std(0), rtol=1e-4)
+    predicted = ridge.predict((rows - rows.mean(0)) / rows.std(0))
+    np.testing.assert_allclose(
+        [expected_iou(model, row) for row in rows], predicted.clip(0, 1), rtol=1e-4
+    )
 
 
 def test_evidence_says_whether_a_box_stands_out_and_where_it_ends():

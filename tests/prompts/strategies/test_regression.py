@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from sklearn.linear_model import Ridge
 
 from promptseg.boxes import box_iou
 from promptseg.prompts.strategies import regression
@@ -25,6 +26,26 @@ def test_ridge_agrees_with_the_closed_form(monkeypatch):
     weights = _ridge(x, y, np.arange(60))
     np.testing.assert_allclose(weights[:-1], expected)
     np.testing.assert_allclose(x.mean(0) @ weights[:-1] + weights[-1], y.mean(0))
+
+
+def test_ridge_is_scikit_learns_with_the_best_penalty_of_each_target():
+    rng = np.random.default_rng(3)
+    features = rng.normal(size=(90, 12))
+    rule = np.c_[features[:, 0], rng.normal(size=90)]  # one to be learned, one of noise alone
+    targets, owners = rule + 0.1 * rng.normal(size=(90, 2)), np.repeat(np.arange(15), 6)
+    x, y = (features - features.mean(0)) / np.sqrt(12), targets - targets.mean(0)
+    errors = np.zeros((len(regression.PENALTIES), 2))
+    for out in (owners % 3 == third for third in range(3)):
+        for i, penalty in enumerate(regression.PENALTIES):
+            ridge = Ridge(alpha=penalty * (~out).sum(), fit_intercept=False).fit(x[~out], y[~out])
+            errors[i] += np.abs(y[out] - ridge.predict(x[out])).sum(axis=0)
+    best = np.array(regression.PENALTIES)[errors.argmin(axis=0)]
+    assert best[0] < best[1]
+    ridge = Ridge(alpha=best * 90, fit_intercept=False).fit(x, y)
+
+    solution = _ridge(features, targets, owners)
+
+    np.testing.assert_allclose(solution[:-1], ridge.coef_.T / np.sqrt(12), atol=1e-10)
 
 
 def test_regression_is_nearer_than_the_atlas_that_it_starts_from():
