@@ -35,7 +35,8 @@ MIXED = (
 
 def pages() -> dict[Path, str]:
     """Every page with something generated in it, and the text that it should have."""
-    found = {HERE / "reference" / "commands.md": commands_page()}
+    reference = HERE / "reference"
+    found = {reference / "commands.md": commands_page(), reference / "python.md": python_page()}
     for name in MIXED:
         text = (HERE / name).read_text(encoding="utf-8")
         for part, write in PARTS.items():
@@ -153,6 +154,42 @@ def _exclusive(parser: argparse.ArgumentParser) -> list[str]:
         for group in parser._mutually_exclusive_groups
     ]
     return ["", f"Exclude each other: {'; '.join(groups)}."] if groups else []
+
+
+# -- Python --------------------------------------------------------------------------------------
+
+
+def python_page() -> str:
+    import promptseg
+    from promptseg.registry import Registry
+
+    lines = [
+        "# Python",
+        "",
+        "The public names, written from the code by `python documentation/generate.py`. They are",
+        "loaded when first used; `help(promptseg.train)` prints parameters, errors and return value.",
+        "Everything else may change unannounced.",
+        "",
+        "| name | |",
+        "|---|---|",
+    ]
+    for name in sorted(promptseg.__all__, key=str.lower):
+        value = getattr(promptseg, name)
+        if isinstance(value, Registry):
+            about = f"Registry of every {value.kind}: iterate for the names, `get` a class"
+        elif name == "__version__":
+            about = "Version of the package"
+        else:
+            about = " ".join(inspect.getdoc(value).split("\n\n")[0].split()).rstrip(".")
+        call = "()" if inspect.isfunction(value) else ""
+        lines.append(f"| `promptseg.{name}{call}` | {_cell(about)} |")
+    lines += [
+        "",
+        'A script needs `if __name__ == "__main__":` around what it does, since worker processes',
+        "import it anew. Importing promptseg reads no environment, makes no folder, seeds nothing",
+        "and prints nothing. [A notebook](../how-to/notebook.md) shows the calls at work.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 # -- settings ------------------------------------------------------------------------------------
