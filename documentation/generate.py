@@ -166,9 +166,9 @@ def python_page() -> str:
     lines = [
         "# Python",
         "",
-        "The public names, written from the code by `python documentation/generate.py`. They are",
-        "loaded when first used; `help(promptseg.train)` prints parameters, errors and return value.",
-        "Everything else may change unannounced.",
+        "The public names, written from the code by `python documentation/generate.py`. They",
+        "are loaded when first used; `help(promptseg.train)` prints parameters, errors and what",
+        "is returned. Everything else may change unannounced.",
         "",
         "| name | |",
         "|---|---|",
