@@ -72,11 +72,12 @@ class TwoWayBlock(nn.Module):
         As in SAM, the initial `tokens` and `image_pe` are added before every attention.
         """
         hidden = self.norm1(self.self_attend(hidden, tokens, mask))
-        keys = image_tokens + image_pe
-        found = self.cross_attn_token_to_image(hidden + tokens, keys, image_tokens)
+        located = image_tokens + image_pe
+        found = self.cross_attn_token_to_image(hidden + tokens, located, image_tokens)
         hidden = self.norm2(hidden + found)
         hidden = self.norm3(hidden + self.mlp(hidden))
-        found = self.cross_attn_image_to_token(keys, hidden + tokens, hidden, mask)
+        located = image_tokens + image_pe  # again: gradients are then summed as in earlier runs
+        found = self.cross_attn_image_to_token(located, hidden + tokens, hidden, mask)
         return hidden, self.norm4(image_tokens + found)
 
     def self_attend(self, hidden: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
