@@ -56,7 +56,11 @@ def main() -> None:
     print(f"promptseg: median {ours:.1f} s of {args.runs}")
     if args.nnunet:
         theirs = statistics.median(seconds["nnU-Net"])
-        print(f"nnU-Net:   median {theirs:.1f} s; ratio {ours / theirs:.2f}")
+        ratios = [a / b for a, b in zip(seconds["promptseg"], seconds["nnU-Net"], strict=True)]
+        print(
+            f"nnU-Net:   median {theirs:.1f} s; ratio of the medians {ours / theirs:.2f}, "
+            f"run by run {min(ratios):.2f} to {max(ratios):.2f}"
+        )
 
 
 if __name__ == "__main__":
