@@ -7,7 +7,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from promptseg.commands.parsing import add_import, command_parser, count, run_command
+from promptseg.commands.parsing import (
+    add_import,
+    add_processes,
+    command_parser,
+    run_command,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,14 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="also draw the boxes of each image, into a folder beside the output",
     )
-    parser.add_argument(
-        "-np",
-        "--processes",
-        type=count,
-        default=0,
-        metavar="N",
-        help="number of worker processes; 0, the default, works in this process",
-    )
+    add_processes(parser, default=0)
     parser.add_argument(
         "--set",
         dest="parameters",

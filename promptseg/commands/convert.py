@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptseg.commands.parsing import add_folders, command_parser, count, folders_of, run_command
+from promptseg.commands.parsing import (
+    add_folders,
+    add_processes,
+    command_parser,
+    count,
+    folders_of,
+    run_command,
+)
 from promptseg.io.challenge_npz import SPACING_ORDERS
 
 if TYPE_CHECKING:
@@ -44,14 +51,7 @@ def _add_general(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, metavar="FOLDER", help="folder to write predictions to"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    parser.add_argument(
-        "-np",
-        "--processes",
-        type=count,
-        default=2,
-        metavar="N",
-        help="number of worker processes; 0 converts in this process (default: %(default)s)",
-    )
+    add_processes(parser, default=2)
 
 
 def _add_raw(parser: argparse.ArgumentParser) -> None:

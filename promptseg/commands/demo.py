@@ -6,7 +6,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from promptseg.commands.parsing import command_parser, count, run_command, seconds
+from promptseg.commands.parsing import (
+    add_processes,
+    command_parser,
+    run_command,
+    seconds,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,14 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="T",
         help="training time, such as 90s or 10m (default: 4m)",
     )
-    parser.add_argument(
-        "-np",
-        "--processes",
-        type=count,
-        default=2,
-        metavar="N",
-        help="number of worker processes (default: %(default)s)",
-    )
+    add_processes(parser, default=2)
     return run_command(parser, arguments, _run)
 
 

@@ -6,7 +6,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from promptseg.commands.parsing import command_parser, count, run_command
+from promptseg.commands.parsing import (
+    add_processes,
+    command_parser,
+    run_command,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,14 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         help="folder of predicted label files; summary.json and metrics.csv are written there",
     )
-    parser.add_argument(
-        "-np",
-        "--processes",
-        type=count,
-        default=0,
-        metavar="N",
-        help="number of worker processes; 0 evaluates in this process (default: 0)",
-    )
+    add_processes(parser, default=0)
     parser.add_argument(
         "--missing-ok",
         action="store_true",

@@ -60,6 +60,18 @@ def add_folders(parser: argparse.ArgumentParser, *roots: str) -> None:
         )
 
 
+def add_processes(parser: argparse.ArgumentParser, default: int) -> None:
+    """`-np`, in the words of every command but training, whose workers make samples."""
+    parser.add_argument(
+        "-np",
+        "--processes",
+        type=count,
+        default=default,
+        metavar="N",
+        help="number of worker processes; 0 runs everything in this process (default: %(default)s)",
+    )
+
+
 def folders_of(args: argparse.Namespace) -> Folders:
     return find_folders(*(getattr(args, root, None) for root in ("raw", "preprocessed", "results")))
 

@@ -10,8 +10,8 @@ from promptseg.commands.parsing import (
     EXPECTED_ERRORS,
     add_folders,
     add_import,
+    add_processes,
     command_parser,
-    count,
     folders_of,
     print_error,
     run_command,
@@ -43,13 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="PromptSegPlans",
         help="name of the plans file; PromptSegPlans by default",
     )
-    parser.add_argument(
-        "-np",
-        "--processes",
-        type=count,
-        default=2,
-        help="number of worker processes; 2 by default, 0 runs everything in this process",
-    )
+    add_processes(parser, default=2)
     parser.add_argument(
         "--skip-broken",
         action="store_true",
