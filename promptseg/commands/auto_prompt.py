@@ -33,11 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--strategy",
         default="intensity",
         metavar="NAME",
-        help="automatic prompt; the default, intensity, is the paper's Algorithm 1",
+        help="strategy (default: intensity, the paper's Algorithm 1)",
     )
     parser.add_argument(
         "--modality",
-        help="CT, MRI, PET or US, for all images; by default guessed from each image's intensities",
+        help="modality of all images: CT, MRI, PET or US (default: guessed from the intensities "
+        "of each image)",
     )
     parser.add_argument(
         "--window",
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--label",
         default="object",
         metavar="NAME",
-        help="name under which the boxes are filed; 'object' by default",
+        help="label name of the boxes (default: object)",
     )
     parser.add_argument(
         "--png",

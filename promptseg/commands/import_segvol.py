@@ -22,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="+",
         default=["object"],
         metavar="NAME",
-        help="names of the labels to segment, which SegVol itself does not use (default: object)",
+        help="names for what your boxes and points show (default: object); the weights know no "
+        "names",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace an earlier import in that folder"
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     for names, what, default in (
         (("--patch-size", "--window"), "patch size", (32, 256, 256)),
-        (("--stride",), "stride of a token", (4, 16, 16)),
+        (("--stride",), "size of one token", (4, 16, 16)),
     ):
         parser.add_argument(
             *names,

@@ -1,4 +1,4 @@
-"""promptseg_plan: check, fingerprint, plan, fit automatic prompts, preprocess."""
+"""promptseg_plan: check a dataset, measure it, plan, fit automatic prompts and preprocess."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--size",
         choices=("tiny", "small", "base"),
-        help="encoder size; by default tiny, with the preset segvol base",
+        help="encoder size (default: tiny, or base with --preset segvol)",
     )
     parser.add_argument(
         "--preset",
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "-p",
         "--plans-name",
         default="PromptSegPlans",
-        help="name of the plans file; PromptSegPlans by default",
+        help="name of the plans file (default: %(default)s)",
     )
     add_processes(parser, default=2)
     parser.add_argument(

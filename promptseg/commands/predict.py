@@ -82,7 +82,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--disable_tta",
         dest="tta",
         action="store_false",
-        help="no test-time mirroring (there is none unless training mirrored)",
+        help="no test-time mirroring; has no effect unless training used mirroring",
     )
     parser.add_argument(
         "-device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one, else cpu)"
@@ -96,8 +96,8 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="plans",
         metavar="STRATEGY",
-        help="propose boxes: as the plans chose, or with one strategy for all labels; coarse is "
-        "the network's own box, hybrid the better of that and the plans'",
+        help="propose boxes: with the strategies that the plans chose, or with one strategy for "
+        "all labels; coarse is the network's own box, hybrid the better of that and the plans'",
     )
     prompts.add_argument(
         "--prompts",
@@ -127,7 +127,7 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
         dest="parts",
         metavar="N",
         type=int,
-        help="number of commands that share the cases (default: %(default)s)",
+        help="number of parts to divide the cases into, one per command (default: %(default)s)",
     )
     parser.add_argument(
         "-part_id",
@@ -141,7 +141,8 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
         "--readers",
         metavar="N",
         type=count,
-        help="threads that read and prompt the next cases; 0 reads in turn (default: %(default)s)",
+        help="threads that read and prompt the next cases; 0 reads each case just before it is "
+        "predicted (default: %(default)s)",
     )
     parser.add_argument(
         "-nps",

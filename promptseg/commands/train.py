@@ -65,7 +65,7 @@ def _add_task(parser: argparse.ArgumentParser) -> None:
         "--group-regex",
         metavar="REGEX",
         help="regular expression that finds the patient in a case identifier, by its first (...) "
-        "if there is one, so that no patient is in both halves of a fold (default: `groups` in "
+        "if there is one, so that no patient is in both training and validation (default: `groups` in "
         "dataset.json)",
     )
 
@@ -148,7 +148,7 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
         "--teacher",
         metavar="FOLDER",
         help="trained model of the same plans, a folder or zip file, that -tr DistillationTrainer "
-        "learns from; with --c the place it was moved to",
+        "learns from; with --c, its new location if it was moved",
     )
 
 
@@ -157,7 +157,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--c", dest="resume", action="store_true", help="continue from the latest checkpoint"
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="start again a fold that has been trained before"
+        "--overwrite",
+        action="store_true",
+        help="train a fold from scratch even if it has been trained before",
     )
     parser.add_argument(
         "--compile", action="store_true", help="let torch.compile speed up the training steps"
@@ -187,7 +189,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "-num_gpus",
         type=int,
         metavar="N",
-        help="train on N GPUs of this machine, which share each batch; with -device cpu in N "
+        help="train on N GPUs of this machine, dividing each batch among them; with -device cpu in N "
         "processes on the CPU (default: one process)",
     )
 
