@@ -65,8 +65,8 @@ def _add_task(parser: argparse.ArgumentParser) -> None:
         "--group-regex",
         metavar="REGEX",
         help="regular expression that finds the patient in a case identifier, by its first (...) "
-        "if there is one, so that no patient is in both training and validation (default: `groups` in "
-        "dataset.json)",
+        "if there is one, so that no patient is in both training and validation (default: "
+        "`groups` in dataset.json)",
     )
 
 
@@ -189,8 +189,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "-num_gpus",
         type=int,
         metavar="N",
-        help="train on N GPUs of this machine, dividing each batch among them; with -device cpu in N "
-        "processes on the CPU (default: one process)",
+        help="train on N GPUs of this machine, dividing each batch among them; with -device cpu "
+        "in N processes on the CPU (default: one process)",
     )
 
 
