@@ -169,11 +169,11 @@ def _plan(
     save_fingerprint(folder, fingerprint)
     data_folder = folder / plans.data_identifier
     remove_other_cases(cases, data_folder)
-    with ThreadPoolExecutor(1) as pool:  # it copies while the workers compute
+    failed, fit_cases = _preprocess(cases, plans, data_folder, examination.fit_cases, workers)
+    with ThreadPoolExecutor(1) as pool:  # the disk is idle while the workers fit
         copying = pool.submit(keep_ground_truth, cases, folder / "gt_segmentations")
-        failed, fit_cases = _preprocess(cases, plans, data_folder, examination.fit_cases, workers)
+        fit = fit_auto_prompts(fit_cases, list(raw.labels), processes=workers, groups=groups)
         copying.result()
-    fit = fit_auto_prompts(fit_cases, list(raw.labels), processes=workers, groups=groups)
     plans = replace(plans, auto_prompts=fit.labels)
     save_plans(folder / f"{plans_name}.json", plans)
     write_json(folder / f"{plans_name}_auto_prompt_boxes.json", fit.proposals)
