@@ -25,35 +25,31 @@ def replacing(path: Path | str) -> Iterator[Path]:
     """Yield a path beside `path` to write to; move it into place when the block succeeds.
 
     The temporary file keeps its name, since SimpleITK chooses a format by the ending, in a folder
-    that starts with a dot, so that no listing mistakes it for a case. If the block raises, the
+    that starts with a dot, so that no listing takes it for a case. If the block raises, the
     temporary file is removed and `path` is untouched.
     """
-    with replacing_together([path]) as (temporary,):
-        yield temporary
-
-
-@contextmanager
-def replacing_together(paths: Sequence[Path | str]) -> Iterator[list[Path]]:
-    """`replacing` for files of one folder that belong together.
-
-    They are moved into place in their order when all of them are on the disk. Waiting for the disk
-    once and not once per file is much of the time that small files take.
-    """
-    paths = [Path(path) for path in paths]
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=WRITING, dir=paths[0].parent))
-    temporary = [folder / path.name for path in paths]
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=WRITING, dir=path.parent))
     try:
-        yield temporary
-        if len(paths) == 1:
-            _sync(temporary[0])
-        else:
-            with ThreadPoolExecutor(len(paths)) as pool:
-                list(pool.map(_sync, temporary))
-        for new, path in zip(temporary, paths, strict=True):
-            os.replace(new, path)
+        yield folder / path.name
+        move_into_place([folder / path.name], path.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def move_into_place(paths: Sequence[Path], folder: Path) -> None:
+    """Move files to a folder of the same disk, in their order, once all of them are on the disk.
+
+    Waiting for the disk once, and not once per file, is much of the time that small files take.
+    """
+    if len(paths) == 1:
+        _sync(paths[0])
+    else:
+        with ThreadPoolExecutor(len(paths)) as pool:
+            list(pool.map(_sync, paths))
+    for path in paths:
+        os.replace(path, folder / path.name)
 
 
 def _sync(path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptseg.files import read_json, replacing, replacing_together, write_json
+from promptseg.files import move_into_place, read_json, replacing, write_json
 
 
 def test_a_replaced_file_has_the_new_content_and_leaves_nothing_beside_it(tmp_path):
@@ -48,25 +48,27 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_files_that_belong_together_are_moved_in_their_order_once_all_are_whole(
+def test_files_that_belong_together_are_moved_in_their_order_once_all_are_on_the_disk(
     tmp_path, monkeypatch
 ):
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to" / "a.txt").write_text("old")
     paths = [tmp_path / name for name in ("b.txt", "a.txt", "c.json")]
-    paths[1].write_text("old")
     events, replace = [], os.replace
     monkeypatch.setattr(os, "fsync", lambda _: events.append("sync"))
     monkeypatch.setattr(os, "replace", lambda a, b: events.append(b.name) or replace(a, b))
 
-    with pytest.raises(FileNotFoundError), replacing_together(paths) as temporary:
-        temporary[0].write_text("one alone")
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"] and paths[1].read_text() == "old"
+    paths[0].write_text("one alone")
+    with pytest.raises(FileNotFoundError):
+        move_into_place(paths, tmp_path / "to")
+    assert {p.read_text() for p in (tmp_path / "to").iterdir()} == {"old"}
     events.clear()
 
-    with replacing_together(paths) as temporary:
-        for path in temporary:
-            path.write_text("new")
+    for path in paths:
+        path.write_text("new")
+    move_into_place(paths, tmp_path / "to")
     assert events == ["sync"] * 3 + ["b.txt", "a.txt", "c.json"]
-    assert {p.read_text() for p in tmp_path.iterdir()} == {"new"}
+    assert [p.read_text() for p in (tmp_path / "to").iterdir()] == ["new"] * 3
 
 
 def test_a_name_as_long_as_the_file_system_allows_can_be_replaced(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,7 @@ import blosc2
 import msgpack
 import numpy as np
 
-from promptseg.files import read_json, replacing, replacing_together
+from promptseg.files import WRITING, move_into_place, read_json, replacing
 
 # Patches are read by decompressing the blocks they meet: blocks of 64 KiB (uint8) fit the
 # processor's cache and few voxels of them lie outside a patch.
@@ -98,13 +99,33 @@ def write_case(
         segmentation: (z, y, x) integers, or None for a case without labels.
         properties: plain JSON values.
     """
-    *array_files, properties_file = case_files(folder, case_id)
-    arrays = [image] if segmentation is None else [image, segmentation]
+    folder.mkdir(parents=True, exist_ok=True)
     remove_case(folder, case_id)
-    with replacing_together([*array_files[: len(arrays)], properties_file]) as temporary:
-        for path, array in zip(temporary, arrays, strict=False):
-            _write_array(path, array)
-        _write_properties(temporary[-1], properties)
+    with tempfile.TemporaryDirectory(prefix=WRITING, dir=folder) as scratch:
+        write_files(Path(scratch), case_id, image, segmentation, properties)
+        move_case(Path(scratch), folder, case_id)
+
+
+def write_files(
+    folder: Path,
+    case_id: str,
+    image: np.ndarray,
+    segmentation: np.ndarray | None,
+    properties: dict[str, Any],
+) -> None:
+    """Write a case to a folder that nobody lists, from which `move_case` takes it."""
+    image_file, segmentation_file, properties_file = case_files(folder, case_id)
+    _write_array(image_file, image)
+    if segmentation is not None:
+        _write_array(segmentation_file, segmentation)
+    _write_properties(properties_file, properties)
+
+
+def move_case(scratch: Path, folder: Path, case_id: str) -> None:
+    """Move the case that `write_files` wrote to another folder of the same disk, its mark last."""
+    remove_case(folder, case_id)
+    files = (path for path in case_files(scratch, case_id) if path.is_file())
+    move_into_place(list(files), folder)
 
 
 def replace_properties(folder: Path, case_id: str, properties: dict[str, Any]) -> None:

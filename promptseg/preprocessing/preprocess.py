@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from promptseg.boxes import box_slices, value_boxes
-from promptseg.files import read_json
+from promptseg.files import WRITING, read_json
 from promptseg.io.images import Geometry, read_image, read_segmentation
 from promptseg.parallel import Workers, map_cases
 from promptseg.plans import Plans
 from promptseg.preprocessing.dataset import (
     case_files,
+    move_case,
     remove_case,
     replace_properties,
     write_case,
+    write_files,
 )
 from promptseg.preprocessing.lazy import LazyImage
 from promptseg.preprocessing.resample import resample_segmentation
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1  # raise it when the same plans give other files
+_MOVING = 8  # cases moved into place at a time
 MAX_LOCATIONS = 1000  # per label and case: many more than the patches drawn from a case
 
 
@@ -75,7 +80,7 @@ def preprocess_and_summarize(
 
     Returns:
         What went wrong, and what `summarize` returned, both by case identifier. A case that was
-        kept, or that failed, has no summary.
+        kept, or could not be read, has no summary.
     """
     _check_names(cases)
     waiting = [case for case in cases if not _is_kept(case, plans, folder)]
@@ -87,32 +92,52 @@ def preprocess_and_summarize(
             len(cases),
             folder,
         )
-    failed, summaries = {}, {}
-    arguments = (plans, folder, summarize)
-    for case, summary, error in map_cases(
-        preprocess_case, waiting, *arguments, processes=processes, description="preprocessing"
+    failed, summaries, moves = {}, {}, {}
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=WRITING, dir=folder) as scratch,
+        ThreadPoolExecutor(_MOVING) as disk,  # it is waited for here while workers compute
     ):
-        if error is not None:
-            failed[case.case_id] = str(error) or repr(error)
-            logger.error("case %s: %s", case.case_id, failed[case.case_id])
-        elif summarize:
-            summaries[case.case_id] = summary
-    return failed, summaries
+        arguments = (plans, Path(scratch), summarize)
+        for case, summary, error in map_cases(
+            _preprocess_to, waiting, *arguments, processes=processes, description="preprocessing"
+        ):
+            if error is not None:
+                remove_case(folder, case.case_id)
+                failed[case.case_id] = error
+                continue
+            moves[case.case_id] = disk.submit(move_case, Path(scratch), folder, case.case_id)
+            if summarize:
+                summaries[case.case_id] = summary
+        failed |= {case_id: e for case_id, move in moves.items() if (e := move.exception())}
+    for case_id, error in failed.items():
+        logger.error("case %s: %s", case_id, str(error) or repr(error))
+    return {case_id: str(error) or repr(error) for case_id, error in failed.items()}, summaries
 
 
-def preprocess_case(
-    case: RawCase, plans: Plans, folder: Path, summarize: Summarize | None = None
-) -> Any:
+def preprocess_case(case: RawCase, plans: Plans, folder: Path) -> None:
     """Read one raw case and write it to the preprocessed folder, replacing an earlier version.
-
-    Returns:
-        The result of `summarize` for a case with labels; None otherwise.
 
     Raises:
         FileNotFoundError, ValueError: naming the file that is missing or does not fit the others
             or the plans. Then nothing of the case is left in the folder.
     """
     remove_case(folder, case.case_id)
+    image, segmentation, properties, _ = _preprocessed(case, plans)
+    write_case(folder, case.case_id, image, segmentation, properties)
+
+
+def _preprocess_to(case: RawCase, plans: Plans, scratch: Path, summarize: Summarize | None) -> Any:
+    """Write one case to a folder that nobody lists; returns its summary."""
+    image, segmentation, properties, summary = _preprocessed(case, plans, summarize)
+    write_files(scratch, case.case_id, image, segmentation, properties)
+    return summary
+
+
+def _preprocessed(
+    case: RawCase, plans: Plans, summarize: Summarize | None = None
+) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any], Any]:
+    """Image, segmentation and properties of a case; the summary of a case with labels."""
     settings = _settings(case, plans)  # before reading, in case a file changes meanwhile
     raw, geometry = read_image(case.images)
     if len(raw) != len(plans.normalizations):
@@ -153,8 +178,7 @@ def preprocess_case(
         "constant_channels": [not channel.any() for channel in image],
         "labels": labels,
     }
-    write_case(folder, case.case_id, image, segmentation, properties)
-    return summary
+    return image, segmentation, properties, summary
 
 
 def _read_label(path: Path, of_image: Geometry, plans: Plans) -> np.ndarray:

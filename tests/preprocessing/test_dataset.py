@@ -40,10 +40,10 @@ def test_what_is_written_is_read_back(folder):
 def test_patches_are_read_without_the_rest(folder):
     image = PreprocessedDataset(folder).image("b")
 
-    patch_size = image[:, 2:5, 100:140, 3:131]
+    patch = image[:, 2:5, 100:140, 3:131]
 
-    assert isinstance(image, blosc2.NDArray) and isinstance(patch_size, np.ndarray)
-    np.testing.assert_array_equal(patch_size, volume((2, 7, 150, 131), 0)[:, 2:5, 100:140, 3:131])
+    assert isinstance(image, blosc2.NDArray) and isinstance(patch, np.ndarray)
+    np.testing.assert_array_equal(patch, volume((2, 7, 150, 131), 0)[:, 2:5, 100:140, 3:131])
     assert image.chunks == (1, 7, 128, 128) and image.blocks == (1, 7, 64, 64)
 
 

@@ -263,6 +263,7 @@ def test_one_bad_case_does_not_stop_the_others(tmp_path, caplog):
 
     assert list(failed) == ["case_1"] and "case_1_0000.nii.gz cannot be read" in failed["case_1"]
     assert "case case_1: " in caplog.text
+    assert not list((tmp_path / "out").glob(".*"))
     assert PreprocessedDataset(tmp_path / "out").case_ids == ["case_0", "case_2"]
 
 
