@@ -228,7 +228,7 @@ def test_too_few_patients_with_a_label_are_named_in_the_reason():
 
 
 def test_no_case_at_all_is_an_error():
-    with pytest.raises(ValueError, match="fitted on training cases, and there is none"):
+    with pytest.raises(ValueError, match="fitted on training cases, but there are none"):
         fit_auto_prompts({}, ["a"], processes=0)
 
 
