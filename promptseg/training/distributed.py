@@ -166,23 +166,23 @@ def broadcast_weights(network: nn.Module, step: int) -> None:
             dist.broadcast(value, 0)
 
 
-def processes_to_start(asked: int | None) -> int:
+def processes_to_start(requested: int | None) -> int:
     """Number of processes to start for `-num_gpus`; 0 if this process does the work itself.
 
     Raises:
         ValueError: for fewer than one, and for another number than torchrun has started.
     """
-    if asked is None:
+    if requested is None:
         return 0
-    if asked < 1:
-        raise ValueError(f"-num_gpus must be 1 or more, got {asked}")
+    if requested < 1:
+        raise ValueError(f"-num_gpus must be 1 or more, got {requested}")
     started = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
-    if started not in (0, asked):
+    if started not in (0, requested):
         raise ValueError(
-            f"-num_gpus {asked}, but torchrun started {started} processes on this machine; leave "
-            f"-num_gpus out, as --nproc-per-node gives the number"
+            f"-num_gpus {requested}, but torchrun started {started} processes on this machine; "
+            f"leave -num_gpus out, as --nproc-per-node gives the number"
         )
-    return asked if asked > 1 and not started else 0
+    return requested if requested > 1 and not started else 0
 
 
 def start_processes(count: int, device: str | None, arguments: Sequence[str]) -> int:
