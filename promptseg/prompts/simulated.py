@@ -1,10 +1,12 @@
-"""Prompts drawn from a ground-truth mask, for training."""
+"""Prompts drawn from a ground-truth mask, for training and for measuring."""
 
 from __future__ import annotations
 
+import cc3d
 import numpy as np
+from scipy.ndimage import distance_transform_edt
 
-from promptseg.boxes import clip_nonempty
+from promptseg.boxes import box_slices, clip_nonempty, mask_box
 
 
 def jitter_box(
@@ -61,3 +63,33 @@ def sample_points(
     if not points:
         return np.zeros((0, 3), int), np.zeros(0, int)
     return np.concatenate(points), np.concatenate(labels)
+
+
+def error_click(mask: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, int] | None:
+    """Click where a person would who corrects a mask: deep inside its largest error.
+
+    Args:
+        mask: (z, y, x) bool.
+        target: (z, y, x) bool, what the mask should be.
+
+    Returns:
+        (3,) voxel indices, zyx, and 1 where the mask lacks the voxel or 0 where it should not have
+        it; None for a mask without error. Of equally large components and of equally deep voxels
+        the first in raster order counts.
+
+    Source:
+        The interactive protocol of the CVPR 2025 BiomedSegFM challenge: the largest 26-connected
+        component of the error, and in it a voxel with the largest Euclidean distance to its
+        border, in voxels, the border of the image counting as one. Differs: ties go by order
+        where the challenge draws, and components are never reduced in resolution.
+    """
+    error = mask != target
+    if not error.any():
+        return None
+    components = cc3d.connected_components(error, connectivity=26)
+    sizes = np.bincount(components.ravel())
+    largest = components == 1 + int(np.argmax(sizes[1:]))
+    box = mask_box(largest)
+    depth = distance_transform_edt(np.pad(largest[box_slices(box)], 1))[1:-1, 1:-1, 1:-1]
+    point = np.array(np.unravel_index(np.argmax(depth), depth.shape)) + box[0]
+    return point, int(target[tuple(point)])

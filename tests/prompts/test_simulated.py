@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
-from promptseg.prompts.simulated import jitter_box, sample_points
+from promptseg.prompts.simulated import error_click, jitter_box, sample_points
 
 
 @st.composite
@@ -79,3 +80,53 @@ def test_the_same_seed_draws_the_same_prompts():
     mask = np.random.default_rng(1).random((4, 6, 5)) < 0.3
     first, second = (sample_points(mask, 4, 4, np.random.default_rng(7))[0] for _ in range(2))
     np.testing.assert_array_equal(first, second)
+
+
+def test_a_perfect_mask_needs_no_click():
+    mask = np.zeros((3, 5, 7), bool)
+    mask[1, 2:4] = True
+    assert error_click(mask, mask.copy()) is None
+
+
+def test_a_click_goes_to_the_middle_of_the_largest_error_and_says_what_is_there():
+    target, mask = np.zeros((9, 12, 15), bool), np.zeros((9, 12, 15), bool)
+    target[2:7, 3:8, 4:9] = True  # 125 voxels, missing altogether: their middle is (4, 5, 6)
+    mask[0:2, 0:2, 12:15] = True  # 12 voxels too many, elsewhere
+    point, kind = error_click(mask, target)
+    assert point.tolist() == [4, 5, 6] and kind == 1
+    point, kind = error_click(mask | target, target)
+    # Of 2x2x3 voxels all are one voxel from the border, as the border of the image counts too.
+    assert point.tolist() == [0, 0, 12] and kind == 0
+
+
+def test_the_border_of_the_image_counts_as_the_border_of_the_error():
+    # Without padding the deepest voxel of this slab would lie at the end of the image, z = 8.
+    target = np.zeros((9, 11, 13), bool)
+    target[4:] = True
+    point, kind = error_click(np.zeros_like(target), target)
+    # z = 6 is the middle of 4 to 8, three voxels from either border; y = x = 2 is as far from one.
+    assert point.tolist() == [6, 2, 2] and kind == 1
+
+
+def test_components_that_touch_at_corners_are_one_error():
+    target = np.zeros((4, 10, 12), bool)
+    target[0, 0, 0:3] = target[1, 1, 3:5] = True  # 5 voxels, joined by a corner
+    target[3, 5, 5:9] = True  # 4 voxels in a row
+    point, _ = error_click(np.zeros_like(target), target)
+    assert point.tolist() == [0, 0, 0]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32 - 1))
+def test_a_click_is_as_deep_as_any_voxel_of_the_largest_error(seed):
+    rng = np.random.default_rng(seed)
+    target, mask = rng.random((2, 6, 9, 8)) < 0.4
+    point, kind = error_click(mask, target)
+    error = mask ^ target
+    assert error[tuple(point)] and kind == target[tuple(point)]
+    labels, count = ndimage.label(np.pad(error, 1), np.ones((3, 3, 3)))
+    sizes = ndimage.sum_labels(np.ones(labels.shape), labels, range(1, count + 1))
+    own = labels[tuple(point + 1)]
+    assert sizes[own - 1] == sizes.max()
+    depth = ndimage.distance_transform_edt(labels == own)
+    assert depth[tuple(point + 1)] == depth.max()
