@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -18,7 +19,10 @@ def test_a_signal_in_the_block_is_not_lost(number):
     seen = []
     with signal_handlers(lambda came, frame: seen.append(came)):
         with signals_blocked():
-            os.kill(os.getpid(), number)  # another thread of this process may take it at once
+            os.kill(os.getpid(), number)  # another thread of this process may take it, soon
+        until = time.monotonic() + 30
+        while not seen and time.monotonic() < until:
+            time.sleep(0.001)
         assert seen == [number]
 
 

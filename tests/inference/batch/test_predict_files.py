@@ -213,7 +213,7 @@ def test_a_terminated_command_leaves_whole_files_and_is_continued(model_folder, 
     script = "import sys; from promptseg.commands.predict import main; sys.exit(main())"
     running = subprocess.Popen(
         [sys.executable, "-c", script, *arguments, *slow],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         env={**os.environ, "PROMPTSEG_TEST_DYING_PROMPTER": str(tmp_path)},
         stderr=subprocess.PIPE,
         text=True,
