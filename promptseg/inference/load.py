@@ -99,18 +99,20 @@ def load_networks(
     """
     paths = _checkpoints(folder, folds, checkpoint)
     contents = [load_checkpoint(path) for path in paths]
-    first = contents[0]
-    for path, content in zip(paths, contents, strict=True):
-        if content["plans"] != first["plans"]:
+    plans, *others = (
+        Plans.from_json(content["plans"], path)
+        for path, content in zip(paths, contents, strict=True)
+    )
+    for path, other in zip(paths[1:], others, strict=True):
+        if other != plans:
             raise ValueError(f"{path} was trained with other plans than {paths[0]}")
-    plans = Plans.from_json(first["plans"], paths[0])
     networks = []
     for path, content in zip(paths, contents, strict=True):
         network = build_network(plans, content["encoder"])
         load_weights(network, content["network"], path)
         networks.append(network)
     log.info("model %s, %s, %s", folder.name, ", ".join(p.parent.name for p in paths), checkpoint)
-    return networks, plans, TrainingSettings.from_json(first["settings"])
+    return networks, plans, TrainingSettings.from_json(contents[0]["settings"])
 
 
 def _checkpoints(folder: Path, folds: Sequence[str] | None, checkpoint: str) -> list[Path]:

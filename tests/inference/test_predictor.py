@@ -13,7 +13,7 @@ from promptseg.inference.options import PredictionOptions
 from promptseg.inference.predictor import Predictor
 from promptseg.networks.promptable import build_network
 from promptseg.preprocessing.patch import cut_patch
-from promptseg.training.checkpoint import save_checkpoint
+from promptseg.training.checkpoint import load_checkpoint, save_checkpoint
 from promptseg.training.settings import TrainingSettings
 from tests.inference.fakes import LEVELS, LevelNetwork
 from tests.small_plans import small_plans
@@ -226,7 +226,7 @@ def test_patches_that_do_not_meet_a_box_are_not_computed():
     assert network.encoded == 1 + 2
 
 
-def test_a_large_volume_is_rank_zero_looked_at_as_a_whole():
+def test_a_large_volume_is_first_looked_at_as_a_whole():
     labels = np.zeros((24, 48, 64), np.uint8)
     labels[4:10, 8:20, 12:28] = 2
     network = LevelNetwork(inside_box=False)
@@ -425,6 +425,11 @@ def test_a_model_folder_gives_all_its_folds_and_their_mean(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: no such model folder"):
         load_predictor(tmp_path / "nowhere")
     (tmp_path / "fold_2").mkdir()
+    save_fold(tmp_path, "2", plans)
+    earlier = load_checkpoint(tmp_path / "fold_2" / "checkpoint_final.pth")
+    earlier["plans"]["window"] = earlier["plans"].pop("patch_size")  # the former name
+    torch.save(earlier, tmp_path / "fold_2" / "checkpoint_final.pth")
+    assert load_predictor(tmp_path).plans == plans
     save_fold(tmp_path, "2", small_plans(spacing=(2.0, 1.0, 1.0)))
     with pytest.raises(ValueError, match=r"fold_2.* was trained with other plans than .*fold_0"):
         load_predictor(tmp_path)
