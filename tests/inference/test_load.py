@@ -92,15 +92,15 @@ def test_a_zip_predicts_what_its_folder_does(model, tmp_path, prefix, caplog):
         load_predictor(archive, folds=["7"])
 
 
-def test_a_zip_made_by_shutil_or_on_patches_or_macos_is_read(model, tmp_path):
+def test_a_zip_made_by_shutil_or_on_windows_or_macos_is_read(model, tmp_path):
     made = shutil.make_archive(str(tmp_path / "made"), "zip", model.parent, model.name)
-    patches = zipped(model, tmp_path / "patches.zip", "model\\", separator="\\")
+    windows = zipped(model, tmp_path / "windows.zip", "model\\", separator="\\")
     macos = zipped(model, tmp_path / "macos.zip", "model/")
     with zipfile.ZipFile(macos, "a") as archive:
         archive.writestr("__MACOSX/model/fold_0/._checkpoint_final.pth", b"Mac OS X")
         archive.writestr("model/fold_0/._checkpoint_best.pth", b"Mac OS X")
         archive.writestr("model/.DS_Store", b"Mac OS X")
-    for path in (Path(made), patches, macos):
+    for path in (Path(made), windows, macos):
         with opened_model(path) as opened:
             names = {p.relative_to(opened).as_posix() for p in opened.rglob("*") if p.is_file()}
         assert names == {"dataset.json"} | {

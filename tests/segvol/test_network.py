@@ -72,7 +72,7 @@ def test_the_released_sizes_are_the_defaults():
         ((8, 12, 15), (2, 4, 4), "not a multiple"),
     ],
 )
-def test_a_patch_of_parts_of_patches_is_refused(patch_size, stride, message):
+def test_a_patch_of_parts_of_tokens_is_refused(patch_size, stride, message):
     with pytest.raises(ValueError, match=message):
         SegVolNetwork(SegVolSizes(), patch_size=patch_size, stride=stride, label_count=1)
 
