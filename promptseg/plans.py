@@ -146,7 +146,7 @@ class Plans:
         return plans
 
 
-_FORMER_NAMES = {"window": "patch_size"}  # of fields, in plans of version 0.1.0
+_FORMER_NAMES = {"window": "patch_size"}  # of fields, in earlier plans
 _OF_EACH_CHANNEL = ("channel_names", "modalities", "normalizations")
 
 

@@ -13,7 +13,14 @@ from promptseg.io.case_files import RawCase, cases_in_folder, training_cases
 from promptseg.io.images import ITK_ENDINGS
 from promptseg.words import some
 
-__all__ = ["RawCase", "RawDataset", "cases_in_folder", "read_raw_dataset"]
+__all__ = [
+    "RawCase",
+    "RawDataset",
+    "case_groups",
+    "cases_in_folder",
+    "problems_of_content",
+    "read_raw_dataset",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

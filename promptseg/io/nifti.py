@@ -50,8 +50,8 @@ def count_nifti_channels(path: Path) -> int:
 def read_nifti(path: Path, *, channels_last: bool = False) -> tuple[np.ndarray, Geometry]:
     """Read a volume.
 
-    NaN and infinite voxels are kept. `scl_slope` and `scl_inter` are applied as ITK
-    does: integers become float32, and a slope of 0 counts as 1.
+    NaN and infinite voxels are kept. `scl_slope` and `scl_inter` are applied as ITK does: integers
+    become float32, and a slope of 0 counts as 1.
 
     Args:
         path: a file for which `is_nifti` holds; of two files the header.
@@ -71,9 +71,8 @@ def read_nifti(path: Path, *, channels_last: bool = False) -> tuple[np.ndarray, 
     if header.interleaved:
         array = np.ascontiguousarray(np.moveaxis(array.reshape(*header.size[::-1], -1), -1, 0))
     else:
-        array = array.reshape(
-            -1, *geometry.shape
-        )  # components, or the fourth dimension, come first
+        # components, or the fourth dimension, come first
+        array = array.reshape(-1, *geometry.shape)
         array = _scaled(array, *_scale(header.fields))
     return array, geometry
 

@@ -138,7 +138,7 @@ class TrainingSettings:
         return self.initial_lr * 0.5 * (1 + math.cos(math.pi * left))
 
 
-_FORMER_NAMES = {  # to present names, in checkpoints of version 0.1.0
+_FORMER_NAMES = {  # of settings, in earlier checkpoints
     f"{name}_share": f"{name}_fraction"
     for name in ("zoom_out", "foreground", "rare_label", "auto_box")
 }

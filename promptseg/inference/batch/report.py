@@ -18,7 +18,7 @@ COLUMNS = ("case", "quality", "label", "reasons")  # of the review list
 _QUALITIES = ("predicted_iou", "prompt_consistency")
 _PROMPT_FIELDS = ("boxes", "points", "point_labels", "source", "score", "reason")
 _RESULT_FIELDS = {*_PROMPT_FIELDS, *_QUALITIES, "flags"}  # of a label, those that are read again
-_FORMER_NAMES = {"agreement": "prompt_consistency"}  # of fields, in reports of version 0.1.0
+_FORMER_NAMES = {"agreement": "prompt_consistency"}  # of fields, in earlier reports
 
 
 class Report:
