@@ -46,7 +46,7 @@ def _check_slice_distances(folder: Path, files: tuple[str, ...]) -> None:
     if np.ptp(distances) > _MOST_UNEVEN * np.median(distances):
         raise ValueError(
             f"{folder}: its {len(positions)} slices are {distances.min():.4g} to "
-            f"{distances.max():.4g} mm apart; a slice is missing or duplicate"
+            f"{distances.max():.4g} mm apart; a slice is missing or duplicated"
         )
 
 

@@ -82,13 +82,13 @@ def _archive(path: Path | str) -> Iterator[zipfile.ZipFile]:
 
 
 def _members(archive: zipfile.ZipFile, path: Path | str) -> dict[str, zipfile.ZipInfo]:
-    """The archive's entries by array name: plain names, none duplicate."""
+    """The archive's entries by array name: plain names without duplicates."""
     names = Counter(archive.namelist())
     for name, count in names.items():
         if not name.endswith(".npy") or set(name) & set("/\\:\0") or name.startswith("."):
             raise ValueError(f"{path}: expected arrays (NAME.npy) only, found {name!r} in it")
         if count > 1:
-            raise ValueError(f"{path}: {name!r} is duplicate: it is in the file {count} times")
+            raise ValueError(f"{path}: duplicate array {name!r}, found {count} times")
     return {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
 
 

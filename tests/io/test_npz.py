@@ -388,7 +388,7 @@ def test_a_duplicate_array_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("imgs.npy", b"x")
         archive.writestr("imgs.npy", b"y")
-    with pytest.raises(ValueError, match="'imgs.npy' is duplicate: it is in the file 2 times"):
+    with pytest.raises(ValueError, match="duplicate array 'imgs.npy', found 2 times"):
         read_npz(tmp_path / "a.npz", ["imgs"])
 
 
