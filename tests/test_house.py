@@ -79,7 +79,7 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def imports() -> dict[str, set[str]]:
-    """For each module those of the package that it imports, anywhere but for type checkers."""
+    """For each module those of the package that it imports, in functions and for types, too."""
     known = modules()
     found = {}
     for module, path in known.items():
@@ -87,7 +87,8 @@ def imports() -> dict[str, set[str]]:
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Import):
                 names |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{module}: relative imports are not followed here"
                 for alias in node.names:
                     inner = f"{node.module}.{alias.name}"
                     names.add(inner if inner in known else node.module)
