@@ -149,7 +149,8 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
         "--writers",
         metavar="N",
         type=count,
-        help="threads that write segmentations; 0 writes in turn (default: %(default)s)",
+        help="threads that write segmentations; 0 writes each case before the "
+        "next is predicted (default: %(default)s)",
     )
     parser.add_argument(
         "--dask",

@@ -39,8 +39,9 @@ class PredictionOptions:
         parts: number of commands that share the cases.
         part: index of this command among them, starting at 0; it segments every `parts`-th case.
         readers: number of threads that read and prompt the next cases while the network works; 0
-            does so in turn. As many more cases are held in memory.
-        writers: number of threads that write the last cases; otherwise as `readers`.
+            reads each case just before it is segmented. As many more cases are held in memory.
+        writers: number of threads that write finished cases; 0 writes each case before the next is
+            segmented. As many more cases are held in memory.
         dask: address of a Dask scheduler, `tcp://HOST:PORT`. Its workers segment the cases, each
             with a model of its own, and see the same folders; `readers` and `writers` are unused.
         imports: modules that register the user's own classes, for those workers to import.

@@ -47,9 +47,9 @@ def predict_files(
     """Segment every case of a folder and write the results into another.
 
     Writes `CASE.nii.gz` (the images' own ending), `prompts_used.json` (can be edited and given
-    back as `prompts`), `predict_report.json` and the model's `dataset.json`. A case that fails is
-    reported; the others are segmented. The segmentation of an earlier run is removed before its
-    case is predicted anew, so that it cannot be taken for a result of this run.
+    back as `prompts`), `predict_report.json` and, of a model folder, its `dataset.json`. A case
+    that fails is reported; the others are segmented. The segmentation of an earlier run is removed
+    before its case is predicted anew, so that it cannot be taken for a result of this run.
 
     Args:
         model: folder of a trained model or a zip file of it; or a predictor from
