@@ -31,7 +31,7 @@ def import_segvol(
     stride: Sequence[int] = PRESET.stride,
     overwrite: bool = False,
 ) -> PretrainedReport:
-    """Make a model folder of SegVol's weights, for `predict_files` and `Predictor`.
+    """Make a model folder of SegVol's weights, for `predict_files` and `load_predictor`.
 
     The folder is written beside its place and moved there when it is complete; if anything fails,
     an earlier import stays as it was.
