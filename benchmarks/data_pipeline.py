@@ -22,7 +22,7 @@ from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
-from promptseg.commands.parsing import share_cores
+from promptseg.commands.parsing import prepare_torch
 from promptseg.files import write_json
 from promptseg.folders import find_dataset_folder
 
@@ -110,7 +110,7 @@ def main() -> None:
         parser.error(
             "--processes must be 1 or more: without workers, nothing is prepared during a step"
         )
-    share_cores()  # as the commands do
+    prepare_torch()  # as the commands do
     for module in args.imports:
         importlib.import_module(module)
     figures = measure(args)

@@ -25,7 +25,7 @@ from commands import Runner, Stopped, load_results
 from fold import Training, import_flags, plan_if_missing
 from train_tables import dice
 
-from promptseg.commands.parsing import seconds, share_cores
+from promptseg.commands.parsing import prepare_torch, seconds
 from promptseg.files import read_json, write_json
 from promptseg.folders import Folders, find_dataset_folder, find_folders
 from promptseg.tables import markdown_table
@@ -282,7 +282,7 @@ def main() -> int:
 def _in_new_process(args: argparse.Namespace) -> int:
     import importlib
 
-    share_cores()  # as in the commands
+    prepare_torch()  # as in the commands
     for module in args.imports:
         importlib.import_module(module)
     from promptseg.training.trainers import TRAINERS

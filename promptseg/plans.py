@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +208,19 @@ def load_plans(path: Path) -> Plans:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such plans; `promptseg_plan -d ID` writes them")
     return Plans.from_json(read_json(path), path)
+
+
+def remove_other_plans(path: Path, plans: Plans) -> None:
+    """Remove plans that these will replace, unless they differ in nothing but automatic prompts.
+
+    A planning that is interrupted then leaves no plans, in place of former ones beside cases that
+    are preprocessed by others.
+    """
+    if not path.is_file():
+        return
+    try:
+        former = load_plans(path)
+    except ValueError:  # of another version, or damaged
+        former = None
+    if former is None or replace(former, auto_prompts={}) != replace(plans, auto_prompts={}):
+        path.unlink()

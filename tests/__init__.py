@@ -1,3 +1,3 @@
-from promptseg.commands.parsing import share_cores
+from promptseg.commands.parsing import prepare_torch
 
-share_cores()  # as the commands do it, and before torch is imported
+prepare_torch()  # as the commands do it, and before torch is imported

@@ -82,12 +82,15 @@ def options_from(args: argparse.Namespace, kind: type[Options], **others: Any) -
     return kind(**{**given, **others})
 
 
-def share_cores() -> None:
-    """Let threads that wait for one another sleep soon; to be called before torch starts them.
+def prepare_torch() -> None:
+    """Set what torch reads from the environment; to be called before it is imported.
 
-    Threads that spin slow training tenfold on a machine that others use as well. GNU's OpenMP is
-    told to spin for about 0.1 ms, which between short operations is faster than sleeping.
+    Threads that wait for one another are to sleep soon: spinning slows training tenfold on a
+    machine that others use as well. GNU's OpenMP is told to spin for about 0.1 ms, which between
+    short operations is faster than sleeping.
     """
+    # what Apple's GPUs lack runs on the CPU; torch reads this while it is imported
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -101,7 +104,7 @@ def run_command(
     """Parse, log to the terminal, call; expected errors become one message and exit code 1."""
     args = parser.parse_args(arguments)
     args.typed = list(sys.argv[1:] if arguments is None else arguments)
-    share_cores()
+    prepare_torch()
     with _logged_to_terminal():
         try:
             for module in getattr(args, "imports", []):

@@ -43,6 +43,7 @@ from promptseg.plans import (
     KEEPING_SPACING,
     Normalization,
     Plans,
+    remove_other_plans,
     save_plans,
 )
 from promptseg.preprocessing.dataset import PreprocessedDataset, remove_case
@@ -169,6 +170,7 @@ def _plan(
     save_fingerprint(folder, fingerprint)
     data_folder = folder / plans.data_identifier
     remove_other_cases(cases, data_folder)
+    remove_other_plans(folder / f"{plans_name}.json", plans)
     failed, fit_cases = _preprocess(cases, plans, data_folder, examination.fit_cases, workers)
     with ThreadPoolExecutor(1) as pool:  # the disk is idle while the workers fit
         copying = pool.submit(keep_ground_truth, cases, folder / "gt_segmentations")

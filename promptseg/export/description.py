@@ -62,6 +62,7 @@ def describe(
         "axes": ["z", "y", "x"],
         "preprocessing": _preprocessing(plans, resampling["image"]),
         "patch_size": plans.patch_size,
+        "window": plans.patch_size,  # former name, for programs that read it
         "stride": plans.stride,
         "labels": [
             {"index": index, "name": name, "value": value}

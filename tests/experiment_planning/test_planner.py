@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from promptseg.folders import Folders
 from promptseg.io import images
 from promptseg.io.dataset import RawCase
 from promptseg.io.images import read_segmentation
+from promptseg.plans import load_plans, remove_other_plans, save_plans
 from promptseg.preprocessing.dataset import PreprocessedDataset
+from tests.small_plans import small_plans
 from tests.synthetic import write_raw_dataset
 
 
@@ -48,6 +51,19 @@ def test_cases_of_an_earlier_planning_are_removed(folders, caplog):
     assert {path.name.split(".")[0] for path in data.iterdir()} == {"case_0", "case_0_seg"}
     assert sorted(path.name for path in truth.iterdir()) == ["case_0.nii.gz", "notes.txt"]
     assert "2 cases of an earlier planning are removed" in caplog.text
+
+
+def test_plans_that_others_will_replace_are_gone_before_the_first_case_changes(tmp_path):
+    path, plans = tmp_path / "P.json", small_plans(auto_prompts={"liver": {"strategy": "atlas"}})
+    save_plans(path, plans)
+    remove_other_plans(path, replace(plans, auto_prompts={}))  # not fitted yet, else the same
+    assert load_plans(path) == plans
+    remove_other_plans(path, replace(plans, spacing=(2.5, 1.0, 0.8)))
+    assert not path.exists()
+    path.write_text("{}")  # of another version
+    remove_other_plans(path, plans)
+    assert not path.exists()
+    remove_other_plans(path, plans)  # there are none
 
 
 def test_ground_truth_is_named_after_the_case(tmp_path):

@@ -200,7 +200,7 @@ def test_the_json_says_what_the_files_take_and_what_the_plans_say(exported, caps
     about = read_json(exported.folder / "export.json")
     assert about["format_version"] == 1 and about["axes"] == ["z", "y", "x"]
     assert about["model"]["fold"] == "0" and about["model"]["dataset"] == "Dataset001_Small"
-    assert about["patch_size"] == [8, 12, 16] and about["stride"] == [1, 2, 2]
+    assert about["patch_size"] == about["window"] == [8, 12, 16] and about["stride"] == [1, 2, 2]
     assert about["preprocessing"]["spacing_mm"] == [2.5, 1.0, 0.75]
     (channel,) = about["preprocessing"]["channels"]
     assert channel["normalization"] == {"kind": "window", "lower": -20.0, "upper": 180.0}
