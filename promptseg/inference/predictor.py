@@ -40,7 +40,12 @@ class Predictor:
         >>> predictor = load_predictor("results/.../ViTTrainer__PromptSegPlans__3d")
         >>> predictor.set_image(image, spacing=(3.0, 0.9, 0.9))
         >>> prediction = predictor.predict(boxes={"liver": [[10, 80, 60], [42, 200, 190]]})
+
+    Attributes:
+        decoder_class: what decodes queries about a preprocessed image.
     """
+
+    decoder_class = ImageDecoder
 
     def __init__(
         self,
@@ -213,16 +218,19 @@ class Predictor:
             raise RuntimeError("no image is set; call set_image first")
         return self._image
 
-    def _decoder(self, image: np.ndarray, spacing: Sequence[float]) -> ImageDecoder:
-        """Answers queries about a (c, z, y, x) raw image."""
-        lazy = LazyImage(
+    def _preprocessed(self, image: np.ndarray, spacing: Sequence[float]) -> LazyImage:
+        """A (c, z, y, x) raw image as the decoder takes it."""
+        return LazyImage(
             image,
             spacing,
             normalizations=self.plans.normalizations,
             target_spacing=spacing if self.plans.keeps_spacing else self.plans.spacing,
         )
-        return ImageDecoder(
-            lazy,
+
+    def _decoder(self, image: np.ndarray, spacing: Sequence[float]) -> ImageDecoder:
+        """Answers queries about a (c, z, y, x) raw image."""
+        return self.decoder_class(
+            self._preprocessed(image, spacing),
             self.networks,
             self.plans.patch_size,
             flips=self.flips,

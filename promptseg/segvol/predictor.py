@@ -33,6 +33,8 @@ class SegVolPredictor(Predictor):
     learned in training need a box or points.
     """
 
+    decoder_class = SegVolDecoder
+
     def __init__(
         self,
         networks: Sequence[SegVolNetwork],
@@ -46,15 +48,8 @@ class SegVolPredictor(Predictor):
         of_patch = len(self.networks) * len(self.flips)
         self.most_encodings = max(self.most_encodings, KEPT_ENCODINGS // of_patch)
 
-    def _decoder(self, image: np.ndarray, spacing: Sequence[float]) -> SegVolDecoder:
-        return SegVolDecoder(
-            SegVolImage(image, self.plans.normalizations[0]),
-            self.networks,
-            self.plans.patch_size,
-            flips=self.flips,
-            device=self.device,
-            most_encodings=self.most_encodings,
-        )
+    def _preprocessed(self, image: np.ndarray, spacing: Sequence[float]) -> SegVolImage:
+        return SegVolImage(image, self.plans.normalizations[0])
 
     @torch.inference_mode()
     def _segment(
