@@ -325,12 +325,12 @@ def docstring_example() -> str:
 
 def error_example() -> str:
     """The error for points outside an image."""
-    source, node = _source_of("promptseg/prompts/types.py", "make_prompts")
+    source, node = _source_of("promptseg/prompts/checks.py", "check_inside")
     raised = [n for n in ast.walk(node) if isinstance(n, ast.Raise)]
     (found,) = [
         text
         for n in raised
-        if "point prompts lie" in (text := ast.get_source_segment(source, n, padded=True))
+        if "lie outside" in (text := ast.get_source_segment(source, n, padded=True))
     ]
     return _fenced(textwrap.dedent(found))
 

@@ -10,7 +10,7 @@ from promptseg.io.challenge_npz import read_npz_prompts
 from promptseg.io.images import NPZ
 from promptseg.prompts.given import CasePrompts, case_from_json
 from promptseg.prompts.slicer import MARKUPS, read_markups
-from promptseg.prompts.types import read_prompts_json
+from promptseg.prompts.types import label_of_value, read_prompts_json, values_in_words
 from promptseg.words import some
 
 log = logging.getLogger(__name__)
@@ -143,15 +143,15 @@ def _read_case(
 
 
 def _read_case_npz(path: Path, where: str, labels: Mapping[str, int]) -> CasePrompts:
-    """Boxes and clicks of a challenge file; its label values are the model's."""
+    """Boxes and clicks of a challenge file; its label values are those of `label_of_value`."""
     by_value = read_npz_prompts(path)
     if not by_value:
         raise ValueError(f"{where}: has neither boxes nor clicks")
-    names = {value: name for name, value in labels.items()}
-    if unknown := [str(value) for value in by_value if value not in names]:
-        known = ", ".join(f"{value} ({name})" for value, name in sorted(names.items()))
+    names = {value: label_of_value(value, labels) for value in by_value}
+    if unknown := [str(value) for value, name in names.items() if name is None]:
         raise ValueError(
-            f"{where}: unknown label(s) {', '.join(unknown)}, by value; the model knows {known}"
+            f"{where}: unknown label(s) {', '.join(unknown)}, by value; the model knows "
+            f"{values_in_words(labels)}"
         )
     return case_from_json({names[value]: p for value, p in by_value.items()}, where=where)
 

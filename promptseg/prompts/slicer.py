@@ -67,12 +67,14 @@ def read_markups(
             except ValueError as error:
                 problems.append(str(error))
     given = {
-        label: GivenPrompts(
-            frame=WORLD,
-            boxes=np.reshape(boxes, (-1, 8, 3)),
-            points=np.reshape(points, (-1, 3)),
-            point_labels=np.array(kinds, int),
-            where=f"{', '.join(dict.fromkeys(paths))}: case {case_id!r}, label {label!r}",
+        label: (
+            GivenPrompts(
+                frame=WORLD,
+                boxes=np.reshape(boxes, (-1, 8, 3)),
+                points=np.reshape(points, (-1, 3)),
+                point_labels=np.array(kinds, int),
+                where=f"{', '.join(dict.fromkeys(paths))}: case {case_id!r}, label {label!r}",
+            ),
         )
         for label, (boxes, points, kinds, paths) in found.items()
     }

@@ -1,18 +1,25 @@
-"""Prompts of a label in a raw image: boxes and points, where they came from, and their file."""
+"""Prompts of a label in a raw image: boxes, points, lines and a mask, and their file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from promptseg.boxes import clip_box
 from promptseg.files import read_json, write_json
 from promptseg.preprocessing.resample import scale_coordinates
-from promptseg.words import short
+from promptseg.prompts.checks import (
+    check_inside,
+    check_lines,
+    check_mask,
+    check_numbers,
+    clipped_boxes,
+    flat_lasso,
+)
 
 PROMPTS_FORMAT = 1
 VOXEL = "voxel zyx"
@@ -22,19 +29,27 @@ FRAMES = (VOXEL, WORLD, WORLD_RAS)
 PROMPTS_HEADER = {"format_version": PROMPTS_FORMAT, "frame": VOXEL}
 # Written by promptseg_auto_prompt and by earlier versions; ignored when read.
 _BESIDE_THE_PROMPTS = {"axes", "strategy", "parameters", "report", "failed"}
-_FIELDS = ("boxes", "points", "point_labels", "source", "score", "reason")
+_LINES = ("scribbles", "scribble_labels", "lassos")  # in files only where there are any
+_FIELDS = ("boxes", "points", "point_labels", *_LINES, "source", "score", "reason")
+_UNNAMED = re.compile(r"object(\Z|[ _\-\d])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
     """The prompts of one label in one image.
 
-    With neither boxes nor points the label's name alone is the prompt.
+    With nothing of all this, the label's name alone is the prompt.
 
     Attributes:
-        boxes: (n, 2, 3) lower and upper corners in voxels, zyx, upper exclusive.
+        boxes: (n, 2, 3) lower and upper corners in voxels, zyx, upper exclusive. One that is one
+            voxel thick along an axis is drawn in that slice, and the object may continue beyond.
         points: (k, 3) voxel indices, zyx.
         point_labels: (k,) 1 foreground, 0 background.
+        scribbles: (k, 3) voxel indices, zyx, each: a line through them, or a single voxel.
+        scribble_labels: one per scribble, 1 foreground, 0 background.
+        lassos: (k, 3) vertices, zyx, each: a closed polygon around the object in one slice; along
+            that slice's axis they share one voxel index. The object may continue beyond.
+        mask: (z, y, x) bool on the raw image's grid, to be corrected; None for none.
         source: `user`, `file`, or the automatic strategy's name.
         score: box IoU that an automatic strategy expects, in [0, 1]; None when a person gave it.
         reason: a short code; `ok` when nothing is wrong.
@@ -43,31 +58,50 @@ class Prompts:
     boxes: np.ndarray
     points: np.ndarray
     point_labels: np.ndarray
+    scribbles: tuple[np.ndarray, ...] = ()
+    scribble_labels: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
+    lassos: tuple[np.ndarray, ...] = ()
+    mask: np.ndarray | None = None
     source: str = "user"
     score: float | None = None
     reason: str = "ok"
 
     @property
     def is_empty(self) -> bool:
-        return not len(self.boxes) and not len(self.points)
+        drawn = (self.boxes, self.points, self.scribbles, self.lassos)
+        return self.mask is None and not any(map(len, drawn))
 
     def scaled(self, from_shape: Sequence[int], to_shape: Sequence[int]) -> Prompts:
         """The same prompts on another grid over the same field of view.
 
-        A voxel i covers [i, i + 1); boxes scale with it and stay continuous, points go through
-        their voxel's centre.
+        A voxel i covers [i, i + 1); boxes scale with it and stay continuous, points, scribbles and
+        lassos go through their voxel's centre. The mask stays on the raw image's grid.
         """
+
+        def of_centres(positions: np.ndarray) -> np.ndarray:
+            return scale_coordinates(positions + 0.5, from_shape, to_shape) - 0.5
+
         return replace(
             self,
             boxes=scale_coordinates(self.boxes, from_shape, to_shape),
-            points=scale_coordinates(self.points + 0.5, from_shape, to_shape) - 0.5,
+            points=of_centres(self.points),
+            scribbles=tuple(map(of_centres, self.scribbles)),
+            lassos=tuple(map(of_centres, self.lassos)),
         )
 
     def to_json(self) -> dict[str, Any]:
+        """As in a prompts file, which has lines only where there are any, and no mask."""
+        lines: dict[str, Any] = {}
+        if self.scribbles:
+            lines["scribbles"] = [_readable(line) for line in self.scribbles]
+            lines["scribble_labels"] = self.scribble_labels.tolist()
+        if self.lassos:
+            lines["lassos"] = [_readable(line) for line in self.lassos]
         return {
             "boxes": _readable(self.boxes),
             "points": _readable(self.points),
             "point_labels": self.point_labels.tolist(),
+            **lines,
             "source": self.source,
             "score": self.score,
             "reason": self.reason,
@@ -79,6 +113,10 @@ def make_prompts(
     boxes: Sequence | np.ndarray | None = None,
     points: Sequence | np.ndarray | None = None,
     point_labels: Sequence[int] | None = None,
+    scribbles: Sequence | None = None,
+    scribble_labels: Sequence[int] | None = None,
+    lassos: Sequence | None = None,
+    mask: np.ndarray | None = None,
     shape: Sequence[int],
     where: str = "prompts",
     source: str = "user",
@@ -87,42 +125,96 @@ def make_prompts(
 ) -> Prompts:
     """Check prompts against the image they are for.
 
+    More parameters than usual: each is an independent keyword with a default.
+
     Args:
         boxes: (2, 3) or (n, 2, 3) half-open voxel boxes, zyx; clipped to the image.
         points: (3,) or (k, 3) voxel indices, zyx.
         point_labels: one per point, 1 foreground or 0 background; all foreground when not given.
+        scribbles: (k, 3) voxel indices, zyx, or a list of such lines.
+        scribble_labels: one per scribble, as those of points.
+        lassos: (k, 3) vertices of a polygon in one slice, voxel indices, zyx, or a list of such.
+        mask: (z, y, x) true and false, or 1 and 0; one without a voxel is as good as None.
         shape: voxels of the raw image, zyx.
         where: what the prompts belong to, for error messages.
         source, score, reason: as in `Prompts`.
 
     Raises:
-        ValueError: for wrong shapes, non-finite numbers, empty boxes, boxes or points outside the
-            image, or labels that are neither 0 nor 1.
+        ValueError: for wrong shapes, non-finite numbers, empty boxes, anything outside the image,
+            labels that are neither 0 nor 1, or a lasso that is not in one slice.
     """
-    shape_array = np.asarray(shape)
     box_array, point_array, kinds = check_numbers(boxes, points, point_labels, where)
-    clipped = clip_box(box_array, shape)
-    for given, box in zip(box_array, clipped, strict=True):
-        if not (box[0] < box[1]).all():
-            raise ValueError(
-                f"{where}: box {given.tolist()} lies outside the image of shape {tuple(shape)} "
-                f"(both zyx, voxels of the raw image); if it came as xyz, reverse each corner"
-            )
-    outside = ((point_array < -0.5) | (point_array > shape_array - 0.5)).any(axis=1)
-    if outside.any():
-        raise ValueError(
-            f"{where}: {outside.sum()} of {len(point_array)} point prompts lie outside the image, "
-            f"first {point_array[outside][0].tolist()} for shape {tuple(shape)} (both zyx, voxels "
-            f"of the raw image); if they came as xyz, reverse each point"
-        )
+    lines, line_kinds, polygons = check_lines(scribbles, scribble_labels, lassos, where)
+    check_inside(point_array, shape, where, "point prompts")
+    for number, line in enumerate(lines, 1):
+        check_inside(line, shape, where, f"positions of scribble {number}")
+    for number, line in enumerate(polygons, 1):
+        check_inside(line, shape, where, f"vertices of lasso {number}")
     return Prompts(
-        boxes=clipped,
+        boxes=clipped_boxes(box_array, shape, where),
         points=point_array,
         point_labels=kinds,
+        scribbles=lines,
+        scribble_labels=line_kinds,
+        lassos=tuple(
+            flat_lasso(line, shape, f"{where}: lasso {number}")
+            for number, line in enumerate(polygons, 1)
+        ),
+        mask=check_mask(mask, shape, where),
         source=source,
         score=score,
         reason=reason,
     )
+
+
+def joined(several: Sequence[Prompts]) -> Prompts:
+    """The prompts of one label, from several places, in one object; a voxel of any mask counts."""
+    if len(several) == 1:
+        return several[0]
+    masks = [prompts.mask for prompts in several if prompts.mask is not None]
+    reasons = [prompts.reason for prompts in several if prompts.reason != "ok"]
+    return Prompts(
+        boxes=np.concatenate([prompts.boxes for prompts in several]),
+        points=np.concatenate([prompts.points for prompts in several]),
+        point_labels=np.concatenate([prompts.point_labels for prompts in several]),
+        scribbles=sum((prompts.scribbles for prompts in several), ()),
+        scribble_labels=np.concatenate([prompts.scribble_labels for prompts in several]),
+        lassos=sum((prompts.lassos for prompts in several), ()),
+        mask=np.logical_or.reduce(masks) if masks else None,
+        source=", ".join(dict.fromkeys(prompts.source for prompts in several)),
+        reason=reasons[0] if reasons else "ok",
+    )
+
+
+def is_unnamed(label: str, known: Container[str]) -> bool:
+    """Whether a name stands for an object that is none of the known labels.
+
+    Such names are `object`, and those that continue with a blank, `_`, `-` or a digit, in upper
+    or lower case: `object 2`, `Object_tumour left`.
+    """
+    return bool(_UNNAMED.match(label)) and label not in known
+
+
+def label_of_value(value: int, labels: Mapping[str, int]) -> str | None:
+    """The name of a value in a label map: a label's, or `object N` for the Nth after the last.
+
+    None for the background, and for a value between the labels' that none of them has.
+    """
+    names = {value: name for name, value in labels.items()}
+    last = max(names, default=0)
+    return f"object {value - last}" if value > last else names.get(value)
+
+
+def values_in_words(labels: Mapping[str, int]) -> str:
+    """The labels for a message: `1 (liver), 2 (spleen)`."""
+    ordered = sorted((value, name) for name, value in labels.items())
+    return ", ".join(f"{value} ({name})" for value, name in ordered)
+
+
+def _readable(array: np.ndarray) -> list:
+    """Nested lists; whole numbers without a decimal point."""
+    whole = np.array_equal(array, np.rint(array))
+    return (array.astype(int) if whole else array).tolist()
 
 
 def read_prompts_json(path: Path | str, case_id: str | None = None) -> tuple[str, dict[str, Any]]:
@@ -170,7 +262,7 @@ def read_prompts_json(path: Path | str, case_id: str | None = None) -> tuple[str
 def check_case(labels: Any, frame: str, where: str) -> tuple[dict[str, dict], list[str]]:
     """One case's entry of a prompts file: the fields of `Prompts` by label, and every problem.
 
-    Boxes and points become arrays in `frame`; they are checked against the image later.
+    Boxes, points and lines become arrays in `frame`; they are checked against the image later.
     """
     if not isinstance(labels, dict) or not all(isinstance(p, dict) for p in labels.values()):
         expected = '{LABEL: {"boxes": [...], "points": [...], "point_labels": [...]}}'
@@ -187,7 +279,7 @@ def check_case(labels: Any, frame: str, where: str) -> tuple[dict[str, dict], li
 def read_prompts_file(path: Path | str) -> dict[str, dict[str, dict[str, Any]]]:
     """Read prompts.json in voxels: case identifier to label name to the fields of `Prompts`.
 
-    Whether boxes and points lie in the image is checked later, by `prompts_from_json`.
+    Whether all lies in the image is checked later, by `prompts_from_json`.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -220,6 +312,7 @@ def _check_fields(content: Mapping[str, Any], frame: str, where: str) -> dict[st
         raise ValueError(f"{where}: unknown {', '.join(unknown)}; known: {sorted(_FIELDS)}")
     given = (content.get("boxes"), content.get("points"), content.get("point_labels"))
     boxes, points, point_labels = check_numbers(*given, where, in_voxels=frame == VOXEL)
+    lines = check_lines(*(content.get(name) for name in _LINES), where)
     source, score = content.get("source", "file"), content.get("score")
     reason = content.get("reason", "ok")
     if not isinstance(source, str) or not isinstance(reason, str):
@@ -231,85 +324,8 @@ def _check_fields(content: Mapping[str, Any], frame: str, where: str) -> dict[st
         "boxes": boxes,
         "points": points,
         "point_labels": point_labels,
+        **dict(zip(_LINES, lines, strict=True)),
         "source": source,
         "score": score,
         "reason": reason,
     }
-
-
-def _readable(array: np.ndarray) -> list:
-    """Nested lists; whole numbers without a decimal point."""
-    whole = np.array_equal(array, np.rint(array))
-    return (array.astype(int) if whole else array).tolist()
-
-
-def check_numbers(
-    boxes: Any, points: Any, point_labels: Any, where: str, *, in_voxels: bool = True
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes, points and their labels as arrays, checked as far as possible without the image.
-
-    Args:
-        boxes: (2, 3) or (n, 2, 3) numbers in lists or an array; None for no box.
-        points: (3,) or (k, 3) numbers.
-        point_labels: one per point, 1 foreground or 0 background; all foreground when not given.
-        where: what they belong to, for error messages.
-        in_voxels: whether a box is half-open, lower and upper corner; else any two opposite ones.
-
-    Returns:
-        (n, 2, 3) boxes, (k, 3) points and (k,) labels.
-
-    Raises:
-        ValueError: for wrong shapes, values that are not finite numbers, empty boxes, or labels
-            other than 0 and 1.
-    """
-    box_array = _numbers(boxes, (2, 3), f"{where}: boxes")
-    point_array = _numbers(points, (3,), f"{where}: points")
-    for box in box_array:
-        if in_voxels and not (box[0] < box[1]).all():
-            raise ValueError(
-                f"{where}: box {box.tolist()} is empty; corners are lower and upper, zyx, "
-                f"the upper one exclusive"
-            )
-        if (box[0] == box[1]).any():
-            raise ValueError(
-                f"{where}: box {box.tolist()} is empty; give two opposite corners, x, y, z in mm"
-            )
-    return box_array, point_array, _kinds(point_labels, len(point_array), where)
-
-
-def _kinds(point_labels: Any, count: int, where: str) -> np.ndarray:
-    """(count,) ones and zeros."""
-    if point_labels is None:
-        return np.ones(count, int)
-    try:
-        kinds = np.asarray(point_labels)
-    except ValueError:  # lists of different lengths
-        kinds = np.asarray(None)
-    if kinds.shape != (count,) or not np.isin(kinds, (0, 1)).all():
-        raise ValueError(
-            f"{where}: {count} points need as many labels, each 1 (foreground) or 0 "
-            f"(background), found {short(point_labels)}"
-        )
-    return kinds.astype(int)
-
-
-def _numbers(values: Any, item_shape: tuple[int, ...], where: str) -> np.ndarray:
-    """`values` as (n, *item_shape) finite floats; None and empty lists give n = 0."""
-    empty = isinstance(values, (list, tuple, np.ndarray)) and not len(values)
-    if values is None or empty:
-        return np.zeros((0, *item_shape))
-    try:
-        array = np.asarray(values)
-    except (TypeError, ValueError) as error:  # lists of different lengths
-        raise ValueError(f"{where}: expected numbers, found {short(values)}") from error
-    if array.dtype.kind not in "iuf":  # also texts such as "3": a typo is likelier than a number
-        raise ValueError(f"{where}: expected numbers, found {short(values)}")
-    array = array.astype(float)
-    if array.shape == item_shape:
-        array = array[None]
-    if array.shape[1:] != item_shape:
-        wanted = ", ".join(map(str, ("n", *item_shape)))
-        raise ValueError(f"{where}: expected shape ({wanted}), found {array.shape}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{where}: must be finite, found {short(array.tolist())}")
-    return array

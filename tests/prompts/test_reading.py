@@ -142,6 +142,19 @@ def test_world_frames_are_put_onto_the_image(tmp_path, frame, turn):
         assert found.points.tolist() == [[3.25, 0, 5]] and found.point_labels.tolist() == [0]
 
 
+@pytest.mark.parametrize(("frame", "turn"), [("world mm", 1), ("world mm RAS", [-1, -1, 1])])
+def test_lines_in_world_frames_are_put_onto_the_image(tmp_path, frame, turn):
+    line = np.array([[0.25, 0, 1], [1, 4, 5], [3, 2, 0]])
+    lasso = np.array([[0.0, 2, 0], [3, 2, 1], [2, 2, 5]])  # in a slice along y
+    in_mm = [(voxel_to_world(positions, TURNED) * turn).tolist() for positions in (line, lasso)]
+    liver = {"scribbles": [in_mm[0]], "scribble_labels": [0], "lassos": in_mm[1]}
+    write_json(tmp_path / "a.json", one(frame, liver=liver))
+    found = read_case_prompts(tmp_path, ["a"], LABELS)["a"].on(TURNED)["liver"]
+    np.testing.assert_allclose(found.scribbles, [line], atol=1e-6)
+    assert found.scribble_labels.tolist() == [0] and found.lassos[0][:, 1].tolist() == [2, 2, 2]
+    np.testing.assert_allclose(found.lassos, [lasso], atol=1e-6)
+
+
 def test_a_world_box_that_reaches_out_of_the_image_is_clipped(tmp_path):
     write_json(tmp_path / "a.json", one("world mm", liver={"boxes": [[0, 20, 0], [99, 21, 99]]}))
     # x from 0 on reaches beyond y of the array (11 - 1 mm), 20 to 21 mm of y are x 0.5 to 2.5.
@@ -156,6 +169,15 @@ OUTSIDE = [
     ("world mm", {"boxes": [[3, 21, 40], [4, 22, 50]]}, "x 1.0 to 11.0, y 19.8 to 22.8, z 19.5"),
     ("voxel zyx", {"boxes": [[4, 0, 0], [5, 1, 1]]}, r"outside the image of shape \(4, 5, 6\)"),
     ("voxel zyx", {"points": [[0, 0, 7]]}, "1 of 1 point prompts lie outside"),
+    ("world mm", {"scribbles": [[[3, 21, 99]]]}, r"of a scribble \[3.0, 21.0, 99.0\]"),
+    ("world mm", {"lassos": [[[3, 21, 24], [4, 22, 24], [3, 22, 99]]]}, "vertex of a lasso .* l"),
+    (
+        "world mm",
+        {"lassos": [[[3, 21, 24], [4, 22, 27], [9, 20, 21]]]},
+        "lasso 1 reaches over z 1 ",
+    ),
+    ("voxel zyx", {"scribbles": [[[0, 0, 7]]]}, "1 of 1 positions of scribble 1 lie outside"),
+    ("voxel zyx", {"lassos": [[[0, 0, 0], [0, 0, 1], [0, 7, 7]]]}, "1 of 3 vertices of lasso 1 l"),
 ]
 
 
@@ -169,7 +191,7 @@ def test_what_lies_outside_the_image_is_refused_with_its_extent(tmp_path, frame,
 
 BAD = [
     ({"lung": {}}, "case 'a': unknown label(s) lung; the model knows liver, spleen, lesion"),
-    ({"liver": {"box": BOX}}, "case 'a', label 'liver': unknown box; known: ['boxes', 'p"),
+    ({"liver": {"box": BOX}}, "case 'a', label 'liver': unknown box; known: ['boxes', 'l"),
     ({"liver": [BOX]}, "case 'a': expected {LABEL: "),
     ([1, 2], "case 'a': expected {LABEL: "),
     (None, "case 'a': expected {LABEL: "),
@@ -185,10 +207,39 @@ BAD = [
     ({"liver": {"points": [[1, 2, 3]], "point_labels": [2]}}, "1 points need as many labels"),
     ({"liver": {"points": [[1, 2, 3]], "point_labels": [[1], [1, 0]]}}, "1 points need as many"),
     ({"liver": {"points": [[1, 2, 3]], "point_labels": "1"}}, "1 points need as many labels"),
+    ({"liver": {"scribbles": [[1, 2]]}}, "label 'liver': scribble 1: expected shape (n, 3), found"),
+    ({"liver": {"scribbles": "line"}}, "label 'liver': scribbles: expected lists of z, y, x, f"),
+    ({"liver": {"scribbles": [[[1, 2, "3"]]]}}, "label 'liver': scribble 1: expected numbers"),
+    ({"liver": {"scribbles": [[]]}}, "scribble 1 needs 1 position(s) or more, z, y, x each, found"),
+    ({"liver": {"scribbles": [[[1, 2, 3]]], "scribble_labels": []}}, "1 scribbles need as many"),
+    ({"liver": {"scribble_labels": [1]}}, "0 scribbles need as many labels, each 1"),
+    ({"liver": {"lassos": [[[1, 2, 3], [1, 4, 3]]]}}, "lasso 1 needs 3 position(s) or more"),
+    ({"liver": {"lassos": [[[1, 2, 3], [1, 4, None]]]}}, "label 'liver': lasso 1: expected num"),
+    ({"liver": {"mask": []}}, "label 'liver': unknown mask; known: ['boxes', 'l"),
     ({"liver": {"score": "high"}}, "score is a number from 0 to 1 or null, found 'high'"),
     ({"liver": {"score": 1e999}}, "score is a number from 0 to 1 or null, found inf"),
     ({"liver": {"source": 3}}, "source and reason are texts, found 3 and 'ok'"),
 ]
+
+
+def test_unnamed_objects_are_read_beside_the_labels_of_the_model(tmp_path):
+    names = ("liver", "object", "Object 2", "object_left tumour", "OBJECT-x", "object3")
+    write_json(tmp_path / "a.json", one(**dict.fromkeys(names, {"boxes": BOX})))
+    assert set(boxes_of(tmp_path, ["a"])["a"]) == set(names)
+    for name in ("objects", "my object", "objective", "obj"):
+        write_json(tmp_path / "a.json", one(**{name: {"boxes": BOX}}))
+        [problem] = read_case_prompts(tmp_path, ["a"], LABELS)["a"].problems
+        assert f"unknown label(s) {name}; the model knows liver, spleen, lesion" in problem
+
+
+def test_values_after_the_last_label_are_unnamed_objects_in_npz_files(tmp_path):
+    texts = {"2": "a spleen", "6": "something", "8": "something else"}
+    clicks = [{"fg": [[1, 2, number]], "bg": []} for number in range(3)]
+    np.savez(tmp_path / "a.npz", text_prompts=texts, clicks=np.array(clicks, dtype=object))
+    found = read_case_prompts(tmp_path, ["a"], LABELS)["a"].on(PLAIN)
+    assert {label: p.points.tolist() for label, p in found.items()} == {
+        "spleen": [[1, 2, 0]], "object 1": [[1, 2, 1]], "object 3": [[1, 2, 2]],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("as_folder", [False, True])

@@ -204,7 +204,7 @@ def test_the_most_specific_name_counts(tmp_path):
     other = {"label": "F-2", "description": "left kidney", "position": [4, 21.5, 27]}
     plain = {"label": "F-3", "position": [4, 21.5, 27]}
     given = case_of(tmp_path, fiducials(point, other, plain), rest="somewhere")
-    assert {label: len(g.points) for label, g in given.labels.items()} == {
+    assert {label: len(g.points) for label, [g] in given.labels.items()} == {
         "lesion": 1, "left_kidney": 1, "liver": 1,
     }  # fmt: skip
     assert list(case_of(tmp_path, roi(name=""), rest="lesion").labels) == ["lesion"]
