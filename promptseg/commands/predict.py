@@ -102,8 +102,16 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
     prompts.add_argument(
         "--prompts",
         type=Path,
-        help="boxes and points in voxels or mm: one JSON, or a folder with one JSON, .npz or 3D "
-        "Slicer .mrk.json per case",
+        help="boxes, points, scribbles and lassos: one JSON for all images, or a folder with files "
+        "for each (JSON, .npz, 3D Slicer's .mrk.json and .fcsv, napari's .csv, label maps of "
+        "scribbles), or one such file",
+    )
+    parser.add_argument(
+        "--background-value",
+        metavar="VALUE",
+        type=int,
+        help="value of background scribbles in label maps; with 0, voxels with the value after "
+        "the model's last label are not annotated (default: no value, and 0 is not annotated)",
     )
     parser.add_argument(
         "--perturbations",

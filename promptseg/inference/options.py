@@ -34,6 +34,7 @@ class PredictionOptions:
             `prompts`, or label names where that is None, too.
         prompts: file or folder of prompts, see `read_case_prompts`. Labels that a case does not
             list are not segmented; a case without an entry fails.
+        background_value: of label maps of scribbles among `prompts`, see `read_scribbles`.
         continue_prediction: keep existing segmentations, except those of cases that the earlier
             run's report calls failed.
         parts: number of commands that share the cases.
@@ -60,6 +61,7 @@ class PredictionOptions:
     save_probabilities: bool = False
     auto_prompt: str | None = None
     prompts: Path | str | None = None
+    background_value: int | None = None
     continue_prediction: bool = False
     parts: int = 1
     part: int = 0

@@ -118,7 +118,7 @@ def lasso_slice(lasso: np.ndarray) -> tuple[int, float] | None:
     All vertices share one voxel along the axis; of several such axes, it is the one along which
     they vary least.
     """
-    spread = np.ptp(lasso, axis=0)
+    spread = np.ptp(lasso, axis=0).astype(float)
     spread[np.ptp(np.rint(lasso), axis=0) > 0] = np.inf
     axis = int(spread.argmin())
     return None if np.isinf(spread[axis]) else (axis, float(lasso[:, axis].mean()))

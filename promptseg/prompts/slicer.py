@@ -1,13 +1,14 @@
-"""3D Slicer's markups (`.mrk.json`) to prompts: ROIs are boxes, control points are points.
+"""3D Slicer's markups (`.mrk.json`, `.fcsv`) to prompts: ROIs are boxes, control points are points.
 
 Source: the format as Slicer documents it, markups-schema-v1.0.3.json and "Markups json file
 format" in its developer guide. Read here: `type`, `name`, `coordinateSystem`, `coordinateUnits`,
 `center`, `size`, `orientation`, and of control points `label`, `description`, `position` and
-`positionStatus`.
+`positionStatus`. The older `.fcsv` has a point per line; its header names coordinates and columns.
 """
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,14 +18,20 @@ import numpy as np
 
 from promptseg.files import read_json
 from promptseg.prompts.given import CasePrompts, GivenPrompts
-from promptseg.prompts.types import WORLD
+from promptseg.prompts.types import WORLD, is_unnamed
 from promptseg.prompts.world import RAS, corners
 from promptseg.words import plain
 
 MARKUPS = ".mrk.json"
+FIDUCIALS = ".fcsv"
+_SYSTEMS = {"LPS": "LPS", "RAS": "RAS", "0": "RAS", "1": "LPS"}  # of .fcsv, new and old spelling
+_COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
+_PLACED = "2"  # in the column after those, which newer versions write without naming it
 _TO_LPS = {"LPS": np.ones(3), "RAS": RAS}
 _TO_MM = {"mm": 1.0, "um": 1e-3}
 _COUNTER = re.compile(r"[-_ ]?\d+$")  # Slicer numbers what it names: liver-1, liver_2
+_POINT_COUNTER = re.compile(r"-\d+$")  # the points of a list: object-1, object-2 of object
+_RENAME = f"rename it in 3D Slicer, or the file to CASE_LABEL{MARKUPS}"
 _WORD = r"(^|[-_ ])({})(?=$|[-_ ])"
 _NEGATIVE = re.compile(_WORD.format("neg|negative|background") + "|-$", re.IGNORECASE)
 _POSITIVE = re.compile(_WORD.format("pos|positive|foreground") + r"|\+$", re.IGNORECASE)
@@ -33,7 +40,7 @@ _POSITIVE = re.compile(_WORD.format("pos|positive|foreground") + r"|\+$", re.IGN
 def read_markups(
     files: Sequence[tuple[Path, str]], labels: Iterable[str], case_id: str
 ) -> CasePrompts:
-    """Read one case's markups files; problems are collected, not raised.
+    """Read one case's .mrk.json and .fcsv files; problems are collected, not raised.
 
     A box or a point belongs to the label that names it: the first of the control point's
     description and label, the markup's name, and the file's name that is a label's name. See
@@ -87,7 +94,8 @@ def label_named(text: str, labels: Iterable[str]) -> tuple[str | None, bool]:
     Case is ignored, and blank, `_` and `-` are the same. A name that is not a label's as it stands
     may end in a number (`liver-1`), and mark the background by a final `-` or by the word `neg`,
     `negative` or `background` (`liver-`, `liver negative`, `liver--1`); a final `+`, `pos`,
-    `positive` or `foreground` changes nothing. It may also consist of such a mark alone.
+    `positive` or `foreground` changes nothing. It may also consist of such a mark alone. The name
+    of an unnamed object keeps its number: `Object_2` is `object 2`.
 
     Returns:
         the label, or None if the text names none; True for the background.
@@ -103,10 +111,32 @@ def label_named(text: str, labels: Iterable[str]) -> tuple[str | None, bool]:
     for name in (bare, _COUNTER.sub("", bare)):
         if plain(name) in by_name:
             return by_name[plain(name)], negative
-    return None, negative
+    unnamed = plain(_POSITIVE.sub("", _NEGATIVE.sub("", text)).strip(" -_"))
+    return (unnamed if is_unnamed(unnamed, by_name) else None), negative
+
+
+def label_of(
+    texts: Sequence[str], labels: Sequence[str], where: str, hint: str
+) -> tuple[str, bool]:
+    """The label that the first of the texts names, and whether any of them says background.
+
+    Raises:
+        ValueError: if none names a label, with what to do in the words of `hint`.
+    """
+    named = [label_named(text, labels) for text in texts if text]
+    label = next((label for label, _ in named if label is not None), None)
+    if label is None:
+        tried = ", ".join(repr(text) for text in dict.fromkeys(texts) if text) or "nothing"
+        raise ValueError(
+            f"{where}: unknown label(s): found the names {tried}, expected one of "
+            f"{', '.join(labels)}, or object for none of these; {hint}"
+        )
+    return label, any(negative for _, negative in named)
 
 
 def _markups(path: Path) -> list[dict[str, Any]]:
+    if path.name.lower().endswith(FIDUCIALS):
+        return [_fiducials(path)]
     content = read_json(path)
     markups = content.get("markups") if isinstance(content, dict) else None
     if not isinstance(markups, list) or not all(isinstance(m, dict) for m in markups):
@@ -114,6 +144,46 @@ def _markups(path: Path) -> list[dict[str, Any]]:
     if not markups:
         raise ValueError(f"{path}: has no markup; draw a ROI or place points, and save it again")
     return markups
+
+
+def _fiducials(path: Path) -> dict[str, Any]:
+    """The points of an .fcsv file as `.mrk.json` has them."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not a text: {error}") from error
+    header = [line[1:].partition("=") for line in lines if line.startswith("#")]
+    said = {key.strip(): value.strip() for key, _, value in header}
+    system = said.get("CoordinateSystem")
+    if system not in _SYSTEMS:
+        raise ValueError(
+            f"{path}: expected a line # CoordinateSystem = LPS or RAS (or 1 or 0, as older "
+            f"versions write), found {system!r}; save the points from 3D Slicer again"
+        )
+    columns = [name.strip() for name in said.get("columns", _COLUMNS).split(",")]
+    if missing := [name for name in "xyz" if name not in columns]:
+        raise ValueError(f"{path}: expected columns {_COLUMNS}, found none for {missing}")
+    points = []
+    for row in csv.reader(line for line in lines if line.strip() and not line.startswith("#")):
+        point = dict(zip(columns, row, strict=False))
+        status = row[len(columns)] if len(row) > len(columns) else _PLACED
+        points.append(
+            {
+                "label": point.get("label", ""),
+                "description": point.get("desc", ""),
+                "position": [_number(point.get(axis, "")) for axis in "xyz"],
+                "positionStatus": "defined" if status == _PLACED else "undefined",
+            }
+        )
+    return {"type": "Fiducial", "coordinateSystem": _SYSTEMS[system], "controlPoints": points}
+
+
+def _number(text: str) -> float | str:
+    """The number that a text is, or the text, for the error."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _prompts_of(
@@ -133,7 +203,7 @@ def _prompts_of(
         raise ValueError(f"{where}: controlPoints must be a list of objects, found {points!r}")
     if kind == "ROI":
         texts = [name, *(t for point in points for t in _point_texts(point, where)), rest]
-        label, negative = _label_of(texts, labels, where)
+        label, negative = label_of(texts, labels, where, _RENAME)
         if negative:
             raise ValueError(f"{where}: a box cannot mark the background; use points for that")
         return [(label, _roi_corners(markup, where) * to_lps, None, 1)]
@@ -142,7 +212,8 @@ def _prompts_of(
         if point.get("positionStatus", "defined") != "defined":
             continue  # Slicer keeps a place in the list for a point that is not placed yet
         at = f"{where}, control point {number}"
-        label, negative = _label_of([*_point_texts(point, at), name, rest], labels, at)
+        texts = [*_point_texts(point, at), name, rest]
+        label, negative = label_of(texts, labels, at, _RENAME)
         position = _vector(point, "position", 3, at)
         found.append((label, None, position * to_lps, int(not negative)))
     if not found:
@@ -150,21 +221,12 @@ def _prompts_of(
     return found
 
 
-def _label_of(texts: Sequence[str], labels: Sequence[str], where: str) -> tuple[str, bool]:
-    """The label that the first of the texts names, and whether any of them says background."""
-    named = [label_named(text, labels) for text in texts if text]
-    label = next((label for label, _ in named if label is not None), None)
-    if label is None:
-        tried = ", ".join(repr(text) for text in dict.fromkeys(texts) if text) or "nothing"
-        raise ValueError(
-            f"{where}: unknown label(s): found the names {tried}, expected one of "
-            f"{', '.join(labels)}; rename it in 3D Slicer, or the file to CASE_LABEL{MARKUPS}"
-        )
-    return label, any(negative for _, negative in named)
-
-
 def _point_texts(point: dict[str, Any], where: str) -> list[str]:
-    return [_text(point, "description", where), _text(point, "label", where)]
+    """Description and label; of an unnamed object's the number of the point is left off."""
+    label = _text(point, "label", where)
+    of_list = _POINT_COUNTER.sub("", label)
+    is_object = is_unnamed(label_named(of_list, ())[0] or "", ())
+    return [_text(point, "description", where), of_list if is_object else label]
 
 
 def _roi_corners(markup: dict[str, Any], where: str) -> np.ndarray:

@@ -100,7 +100,8 @@ def test_a_folder_with_all_kinds_of_files(tmp_path, caplog):
     }  # fmt: skip
     assert found == expected
     assert "left out, as no image has this name: dataset.json" in caplog.text
-    assert "notes" not in caplog.text
+    assert "not read: notes.txt; expected CASE.json, CASE_LABEL.mrk.json or" in caplog.text
+    assert ".a.json" not in caplog.text
 
 
 @pytest.mark.parametrize("name", ["whatever.json", "x.mrk.json", "x_spleen.mrk.json", "y.npz"])
@@ -319,12 +320,24 @@ def test_files_that_fit_nothing_are_refused_as_a_whole(tmp_path, content, messag
 
 
 def test_nothing_there_is_said_with_what_is_there(tmp_path):
-    for name in ("none.json", "none.mrk.json", "none.npz", "none"):
+    for name in (
+        "none.json",
+        "none.mrk.json",
+        "none.fcsv",
+        "none.csv",
+        "none.mha",
+        "none.npz",
+        "none",
+    ):
         with pytest.raises(FileNotFoundError, match=f"{name}: no such file"):
             read_case_prompts(tmp_path / name, ["a"], LABELS)
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(FileNotFoundError, match=r"expected CASE.json, .* found notes.txt"):
         read_case_prompts(tmp_path, ["a"], LABELS)
+    with pytest.raises(
+        ValueError, match=r"notes.txt: is not a file of prompts; expected CASE.json"
+    ):
+        read_case_prompts(tmp_path / "notes.txt", ["a"], LABELS)
     for number in range(12):
         write_json(tmp_path / f"{number:02}.json", {})
     with pytest.raises(ValueError, match=r"has prompts for 00.json, .*, 09.json and 2 more, none"):
@@ -332,6 +345,54 @@ def test_nothing_there_is_said_with_what_is_there(tmp_path):
     write_json(tmp_path / "z.mrk.json", {"markups": [roi()]})
     with pytest.raises(ValueError, match="has prompts for z.mrk.json, none of which is among"):
         read_case_prompts(tmp_path / "z.mrk.json", ["a", "b"], LABELS)
+
+
+def test_all_that_is_drawn_for_a_case_adds_up(tmp_path):
+    in_mm = {"center": [4.0, 6.0, 6.0], "size": [3.0, 6.0, 9.0]}
+    write_json(tmp_path / "a.mrk.json", {"markups": [roi(**in_mm)]})
+    header = "# CoordinateSystem = LPS\n# columns = id,x,y,z,label\n"
+    (tmp_path / "a_liver.fcsv").write_text(f"{header}1,3,4,6,F-1\n")
+    (tmp_path / "a_liver negative.csv").write_text("index,axis-0,axis-1,axis-2\n0,5,6,7\n")
+    (tmp_path / "a_object.csv").write_text("index,axis-0,axis-1,axis-2\n0,1,1,1\n")
+    scribbles = np.zeros(PLAIN.shape, np.uint8)
+    scribbles[0, 0, :3], scribbles[5, 5, 5] = 1, 2
+    write_image(tmp_path / "a.nrrd", scribbles, PLAIN)
+    found = read_case_prompts(tmp_path, ["a", "b"], LABELS)["a"].on(PLAIN)
+    liver = found["liver"]
+    assert set(found) == {"liver", "spleen", "object"} and liver.source == "file"
+    assert liver.boxes.tolist() == [BOX]
+    assert liver.points.tolist() == [[2, 2, 3], [5, 6, 7]]
+    assert liver.point_labels.tolist() == [1, 0] and liver.scribble_labels.tolist() == [1, 0]
+    assert found["spleen"].scribbles[0].tolist() == [[5, 5, 5]]
+    assert found["object"].points.tolist() == [[1, 1, 1]]
+
+
+def test_images_beside_prompts_are_no_scribbles(tmp_path):
+    write_image(tmp_path / "a.nii.gz", np.full(PLAIN.shape, 999, np.int16), PLAIN)
+    write_json(tmp_path / "a_liver.mrk.json", {"markups": [roi(center=[4, 6, 6], size=[3, 6, 9])]})
+    images = [tmp_path / "." / "a.nii.gz"]
+    given = read_case_prompts(tmp_path, ["a"], LABELS, images=images)
+    assert given["a"].on(PLAIN)["liver"].boxes.tolist() == [BOX]
+    assert "the value 999 fills" in read_case_prompts(tmp_path, ["a"], LABELS)["a"].problems[0]
+
+
+def test_a_label_map_is_for_a_case_of_its_name(tmp_path):
+    scribbles = np.zeros(PLAIN.shape, np.uint8)
+    scribbles[2, 3, 4] = 2
+    for name in ("a.nii.gz", "b_0000.nii.gz", "c_liver.nii.gz"):
+        write_image(tmp_path / name, scribbles, PLAIN)
+    given = read_case_prompts(tmp_path, ["a", "b", "c"], LABELS)
+    assert list(given) == ["a"] and list(given["a"].labels) == ["spleen"]
+    alone = read_case_prompts(tmp_path / "c_liver.nii.gz", ["x"], LABELS)
+    assert list(alone["x"].labels) == ["spleen"]
+
+
+@pytest.mark.parametrize("value", [1, 5])
+def test_a_background_value_is_no_labels(tmp_path, value):
+    with pytest.raises(
+        ValueError, match=f"scribbles is {value}, which is the label 'l.*; expected"
+    ):
+        read_case_prompts(tmp_path, ["a"], LABELS, background_value=value)
 
 
 def test_the_evaluation_reads_as_strictly(tmp_path):

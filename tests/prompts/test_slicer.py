@@ -192,6 +192,13 @@ def test_several_files_of_a_case_add_up(tmp_path):
         ("grade 2 -", "grade 2", True),
         ("grade 3", None, False),
         ("negative margin", "negative margin", False),
+        ("Object", "object", False),
+        ("object_2", "object 2", False),
+        ("object-tumour left", "object tumour left", False),
+        ("object 2 negative", "object 2", True),
+        ("object-", "object", True),
+        ("neg object", "object", True),
+        ("objects", None, False),
     ],
 )
 def test_names_name_labels(text, label, negative):
@@ -303,3 +310,95 @@ def test_the_geometry_is_that_of_a_written_image(tmp_path):
     center, size = np.add(first, last) / 2, np.abs(np.subtract(last, first))
     given = case_of(tmp_path, roi(center=center.tolist(), size=size.tolist()))
     assert given.on(geometry)["liver"].boxes.tolist() == [[[30, 20, 10], [60, 50, 40]]]
+
+
+# Fiducials as .fcsv
+
+HEADER = """# Markups fiducial file version = 4.11
+# CoordinateSystem = {}
+# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID
+"""
+
+
+def fcsv(folder: Path, *rows: str, system: str = "LPS", rest: str = "", header: str = HEADER):
+    path = folder / "case.fcsv"
+    path.write_text(header.format(system) + "\n".join(rows) + "\n")
+    return read_markups([(path, rest)], LABELS, "case")
+
+
+@pytest.mark.parametrize(("system", "turn"), [("LPS", 1), ("1", 1), ("RAS", -1), ("0", -1)])
+def test_fcsv_points_lie_where_simpleitk_finds_them(tmp_path, system, turn):
+    oblique = np.linalg.qr(np.random.default_rng(5).normal(size=(3, 3)))[0]
+    oblique[:, 0] *= -1
+    for direction in (TURNED.direction, tuple(oblique.ravel())):
+        geometry = Geometry(
+            shape=(9, 10, 11), spacing=(3.0, 2.0, 0.5), origin=(10.0, 20.0, 30.0),
+            direction=direction,
+        )  # fmt: skip
+        voxels = np.array([[1.0, 2.5, 3], [8, 0, 9]])
+        image = itk_image(geometry)
+        lps = [image.TransformContinuousIndexToPhysicalPoint(v[::-1].tolist()) for v in voxels]
+        rows = [
+            f"vtkMRMLMarkupsFiducialNode_{n},{x * turn!r},{y * turn!r},{z!r},0,0,0,1,1,1,0,{text}"
+            for n, ((x, y, z), text) in enumerate(
+                zip(lps, ("liver-1,,vtkMRMLScalarVolumeNode1", '"liver, neg",liver-,'), strict=True)
+            )
+        ]
+        found = fcsv(tmp_path, *rows, system=system).on(geometry)["liver"]
+        np.testing.assert_allclose(found.points, voxels, atol=1e-5)
+        assert found.point_labels.tolist() == [1, 0]
+
+
+def test_fcsv_files_name_labels_as_markups_do(tmp_path):
+    rows = ["1,4,21,27,0,0,0,1,1,1,0,F-1,,", "2,8,20.5,27,0,0,0,1,1,1,0,F-2,lesion negative,"]
+    given = fcsv(tmp_path, *rows, rest="left kidney").on(TURNED)
+    assert {label: p.point_labels.tolist() for label, p in given.items()} == {
+        "left_kidney": [1], "lesion": [0],
+    }  # fmt: skip
+    rows = [f"{n},4,21,27,0,0,0,1,1,1,0,object-{n},,,2,0" for n in (1, 2)]
+    assert len(fcsv(tmp_path, *rows).on(TURNED)["object"].points) == 2
+    rows.append("3,0,0,0,0,0,0,1,1,1,0,object-3,,,0,0")  # listed, and not placed yet
+    assert len(fcsv(tmp_path, *rows).on(TURNED)["object"].points) == 2
+    short = fcsv(
+        tmp_path, "4,21,27,liver", header="# CoordinateSystem = {}\n# columns = x,y,z,label\n"
+    )
+    assert list(short.on(TURNED)) == ["liver"]
+    same = fcsv(tmp_path, "1,4,21,27,0,0,0,1,1,1,0,liver,,", header="# CoordinateSystem = {}\n")
+    np.testing.assert_array_equal(same.on(TURNED)["liver"].points, short.on(TURNED)["liver"].points)
+
+
+ROW = "1,4,21,27,0,0,0,1,1,1,0,liver,,"
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "message"),
+    [
+        ([ROW], {"system": "IJK"}, "a line # CoordinateSystem = LPS or RAS .*found 'IJK'; s"),
+        ([ROW], {"system": "2"}, r"or RAS \(or 1 or 0, as older versions write\), found '2'"),
+        ([ROW], {"header": "# columns = id,x,y,z\n"}, "expected a line .*, found None"),
+        ([ROW], {"header": HEADER.replace("x,y,z", "l,p,s")}, r"columns id,x.*\['x', 'y'"),
+        ([], {}, "Fiducial.*has no point that is placed"),
+        (["1,4,21"], {"rest": "liver"}, r"3 finite numbers, found \[4.0, 21.0, ''\]"),
+        (["1,4,abc,27"], {"rest": "liver"}, r"of 3 finite numbers, found \[4.0, 'abc', 2"),
+        (["1,4,nan,27"], {"rest": "liver"}, "control point 1: expected position of 3 finite num"),
+        (["1,4,21,27,0,0,0,1,1,1,0,F-1,,"], {}, "found the names 'F-1', expected one of live"),
+        ([ROW.replace("27", "99")], {}, r"label 'liver': point \[4.0, 21.0, 99.0\] lies outside"),
+    ],
+)  # fmt: skip
+def test_wrong_fcsv_files_are_named(tmp_path, rows, changes, message):
+    with pytest.raises(ValueError, match=rf"case\.fcsv.*{message}"):
+        fcsv(tmp_path, *rows, **changes).on(TURNED)
+
+
+def test_an_fcsv_file_that_is_none_is_named(tmp_path):
+    (tmp_path / "case.fcsv").write_bytes(b"\xff\xfe\x00")
+    [problem] = read_markups([(tmp_path / "case.fcsv", "")], LABELS, "case").problems
+    assert "case 'case'" in problem and "case.fcsv: is not a text" in problem
+
+
+def test_the_points_of_an_unnamed_list_are_one_object(tmp_path):
+    points = [{"label": f"object 2-{n}", "position": [4, 21.5, 27]} for n in (1, 2)]
+    given = case_of(tmp_path, fiducials(*points, name=""), roi(name="Object_left"))
+    assert {label: (len(g.points), len(g.boxes)) for label, [g] in given.labels.items()} == {
+        "object 2": (2, 0), "object left": (0, 1),
+    }  # fmt: skip

@@ -182,16 +182,22 @@ def _find_cases(
         log.info(note)
     from_file = None
     if options.prompts is not None:
-        case_ids = [case.case_id for case in cases]
-        from_file = _prompts_for_all(Path(options.prompts), case_ids, plans.labels)
+        from_file = _prompts_for_all(cases, options, plans.labels)
     return cases[options.part :: options.parts], problems, from_file
 
 
 def _prompts_for_all(
-    path: Path, case_ids: Sequence[str], labels: Mapping[str, int]
+    cases: Sequence[RawCase], options: PredictionOptions, labels: Mapping[str, int]
 ) -> dict[str, CasePrompts]:
     """`read_case_prompts`; a case without an entry gets a problem that says what to do."""
-    given = read_case_prompts(path, case_ids, labels)
+    path, case_ids = Path(options.prompts), [case.case_id for case in cases]
+    given = read_case_prompts(
+        path,
+        case_ids,
+        labels,
+        background_value=options.background_value,
+        images=[path for case in cases for path in case.images],
+    )
     have = some(given)
     for case_id in case_ids:
         if case_id not in given:

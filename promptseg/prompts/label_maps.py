@@ -1,0 +1,156 @@
+"""Label maps of a case as prompts: scribbles, and masks to correct."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from scipy.ndimage import find_objects, label
+
+from promptseg.boxes import value_boxes
+from promptseg.io.images import FILE_ENDINGS, Geometry, read_segmentation
+from promptseg.prompts.given import CasePrompts, GivenPrompts, check_same_grid
+from promptseg.prompts.types import VOXEL, label_of_value, values_in_words
+
+_TOUCHING = np.ones((3, 3, 3), int)
+_MOST = 0.5  # of the image: no scribble covers as much
+_STEPS = sorted(  # to the 26 neighbours, through faces first
+    (tuple(step) for step in (np.indices((3, 3, 3)).reshape(3, 27).T - 1).tolist() if any(step)),
+    key=lambda step: (sum(map(abs, step)), step),
+)
+
+
+def read_scribbles(
+    path: Path, labels: Mapping[str, int], case_id: str, background_value: int | None = None
+) -> CasePrompts:
+    """Read a label map in which a person has painted scribbles.
+
+    Each connected component of a value is a scribble. The scribbles of a label are background for
+    all other labels of the map, and so are those of `background_value`.
+
+    Args:
+        path: the label map, on the image's grid (this is checked by `GivenPrompts.on`).
+        labels: names and values that the model knows; see `label_of_value` for other values.
+        case_id: for errors.
+        background_value: of background scribbles. If it is None or not 0, voxels with 0 are not
+            annotated; if it is 0, those with the value after the last label are not, which is the
+            ignore label of nnU-Net.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file, if it cannot be read, has no scribble of a
+            label, values that are none, or a value that fills the image.
+    """
+    where = f"{path}: case {case_id!r}"
+    array, grid = read_segmentation(path)
+    empty = max(labels.values(), default=0) + 1 if background_value == 0 else 0
+    counts = dict(zip(*map(np.ndarray.tolist, np.unique(array, return_counts=True)), strict=True))
+    counts.pop(empty, None)
+    background_count = counts.pop(background_value, 0)
+    names = _names(counts, labels, where)
+    for value, count in {**counts, background_value: background_count}.items():
+        if count > _MOST * array.size:
+            raise ValueError(
+                f"{where}: the value {value} fills {count / array.size:.0%} of the image, so it is "
+                f"not a scribble; expected {empty} where nothing is annotated. If {value} means "
+                f"that and 0 means background, give the background value 0 (--background-value 0)"
+            )
+    if not names:
+        raise ValueError(
+            f"{where}: has no scribble of a label: found "
+            f"{'background only' if background_count else f'the value {empty} only'}, expected "
+            f"some of {values_in_words(labels)}"
+        )
+    lines = {value: _components(array, value) for value in names}
+    background = _components(array, background_value) if background_count else ()
+    given = {}
+    for value, name in names.items():
+        others = sum((lines[other] for other in lines if other != value), background)
+        given[name] = (
+            GivenPrompts(
+                frame=VOXEL,
+                scribbles=lines[value] + others,
+                scribble_labels=np.repeat([1, 0], [len(lines[value]), len(others)]),
+                where=f"{where}, label {name!r}",
+                grid=grid,
+            ),
+        )
+    return CasePrompts(labels=given)
+
+
+def mask_file(folder: Path, case_id: str) -> Path | None:
+    """The label map of a case among the masks to correct, or None.
+
+    Raises:
+        ValueError: if there are several.
+    """
+    files = [folder / f"{case_id}{ending}" for ending in FILE_ENDINGS]
+    found = [path for path in files if path.is_file()]
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ValueError(f"{folder}: case {case_id!r}: found {names}; keep one")
+    return found[0] if found else None
+
+
+def read_masks(
+    path: Path, labels: Mapping[str, int], of_image: Geometry, case_id: str
+) -> dict[str, np.ndarray]:
+    """The (z, y, x) bool mask to correct of each label that occurs in a label map.
+
+    Args:
+        path: the label map.
+        labels: names and values that the model knows; see `label_of_value` for other values.
+        of_image: the image's geometry, which must be the label map's.
+        case_id: for errors.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file, if it cannot be read, has another grid or
+            values that are none.
+    """
+    where = f"{path}: case {case_id!r}"
+    array, grid = read_segmentation(path)
+    check_same_grid(grid, of_image, where)
+    if array.min() < 0:
+        raise ValueError(f"{where}: expected values of labels, found {array.min()}")
+    names = _names(value_boxes(array), labels, where)
+    return {name: array == value for value, name in names.items()}
+
+
+def _names(values: Mapping[int, object], labels: Mapping[str, int], where: str) -> dict[int, str]:
+    """The name of each value, the background left out."""
+    names = {value: label_of_value(value, labels) for value in sorted(values) if value != 0}
+    if unknown := [str(value) for value, name in names.items() if name is None]:
+        raise ValueError(
+            f"{where}: unknown label(s) {', '.join(unknown)}, by value; the model knows "
+            f"{values_in_words(labels)}, and greater values are unnamed objects"
+        )
+    return names
+
+
+def _components(array: np.ndarray, value: int) -> tuple[np.ndarray, ...]:
+    """The connected components of a value, each as a walk through its voxels."""
+    numbers, _ = label(array == value, _TOUCHING)
+    return tuple(
+        _walk(np.argwhere(numbers[box] == number) + [s.start for s in box])
+        for number, box in enumerate(find_objects(numbers), 1)
+    )
+
+
+def _walk(voxels: np.ndarray) -> np.ndarray:
+    """(k, 3) positions from neighbour to neighbour through all voxels of a component.
+
+    A line through them covers the component and nothing else. At the end of a branch it returns
+    on the same voxels; it always starts at the first voxel and takes the first neighbour.
+    """
+    first, *rest = map(tuple, voxels.tolist())
+    remaining, walk, path = set(rest), [first], [first]
+    while remaining:
+        z, y, x = path[-1]
+        around = ((z + dz, y + dy, x + dx) for dz, dy, dx in _STEPS)
+        if neighbour := next((voxel for voxel in around if voxel in remaining), None):
+            remaining.remove(neighbour)
+            path.append(neighbour)
+        else:
+            path.pop()
+        walk.append(path[-1])
+    return np.array(walk, float)
