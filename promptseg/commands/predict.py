@@ -90,16 +90,16 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_prompts(parser: argparse.ArgumentParser) -> None:
-    prompts = parser.add_mutually_exclusive_group()
-    prompts.add_argument(
+    parser.add_argument(
         "--auto-prompt",
         nargs="?",
         const="plans",
         metavar="STRATEGY",
         help="propose boxes: with the strategies that the plans chose, or with one strategy for "
-        "all labels; coarse is the network's own box, hybrid the better of that and the plans'",
+        "all labels; coarse is the network's own box, hybrid the better of that and the plans'; "
+        "with --prompts, for the labels that those have nothing for",
     )
-    prompts.add_argument(
+    parser.add_argument(
         "--prompts",
         type=Path,
         help="boxes, points, scribbles and lassos: one JSON for all images, or a folder with files "

@@ -30,10 +30,10 @@ class PredictionOptions:
         n_perturbations: number of perturbed copies of each prompt whose masks are compared; 0
             for none.
         save_probabilities: also write `probabilities/CASE.npz`, see `read_probabilities`.
-        auto_prompt: `plans`, a strategy's name, `coarse` or `hybrid` (see `Proposer`); None uses
-            `prompts`, or label names where that is None, too.
-        prompts: file or folder of prompts, see `read_case_prompts`. Labels that a case does not
-            list are not segmented; a case without an entry fails.
+        auto_prompt: `plans`, a strategy's name, `coarse` or `hybrid` (see `Proposer`), for every
+            label that `prompts` have nothing for. With neither, label names are the prompts.
+        prompts: file or folder of prompts, see `read_case_prompts`. Without `auto_prompt`, labels
+            that a case does not list are not segmented, and a case without an entry fails.
         background_value: of label maps of scribbles among `prompts`, see `read_scribbles`.
         continue_prediction: keep existing segmentations, except those of cases that the earlier
             run's report calls failed.
@@ -49,7 +49,7 @@ class PredictionOptions:
         review_list: CSV file to write with all cases, those to review first at the top.
 
     Raises:
-        ValueError: for values out of range, and if both `auto_prompt` and `prompts` are given.
+        ValueError: for values out of range.
     """
 
     folds: Sequence[str] | None = None
@@ -76,8 +76,6 @@ class PredictionOptions:
         for name in ("n_perturbations", "readers", "writers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if self.auto_prompt and self.prompts:
-            raise ValueError("give either --auto-prompt or --prompts, not both")
         if self.parts < 1:
             raise ValueError(f"the work has 1 part or more, got {self.parts} (-num_parts)")
         if not 0 <= self.part < self.parts:

@@ -51,12 +51,15 @@ class ReadCase:
         geometry: of the image file, for the segmentation.
         labels: to segment.
         prompts: by label, in raw voxels; labels without an entry have none.
+        automatic: those of the labels that a person gave nothing for, where automatic prompts
+            were asked for.
     """
 
     image: PreparedImage
     geometry: Geometry
     labels: list[str]
     prompts: dict[str, Prompts]
+    automatic: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,20 +85,26 @@ class CaseSteps:
             FileNotFoundError, ValueError: naming the files or the prompts that are wrong.
         """
         prepared, geometry = self.predictor.prepare_files(case.images)
-        labels, prompts = list(self.predictor.plans.labels), {}
-        if self.from_file is not None:
-            prompts = prompts_of_case(self.from_file, case.case_id, geometry)
+        prompts = self._given(case.case_id, geometry)
+        labels, automatic = list(self.predictor.plans.labels), []
+        if strategy := self.options.auto_prompt:
+            automatic = [name for name in labels if name not in prompts or prompts[name].is_empty]
+            labels += [name for name in prompts if name not in labels]
+            prompts |= self.predictor.proposer.propose(prepared, automatic, strategy)
+        elif prompts or self.from_file is not None:
             labels = list(prompts)
-        elif strategy := self.options.auto_prompt:
-            prompts = self.predictor.proposer.propose(prepared, labels, strategy)
-        return ReadCase(image=prepared, geometry=geometry, labels=labels, prompts=prompts)
+        return ReadCase(
+            image=prepared, geometry=geometry, labels=labels, prompts=prompts, automatic=automatic
+        )
 
     def segment(self, case: RawCase, read: ReadCase) -> tuple[Prediction, Geometry]:
         """Segment a case; one at a time."""
         predictor, prompts = self.predictor, read.prompts
         predictor.set_prepared(read.image)
-        if strategy := self.options.auto_prompt:
-            own = predictor.proposer.ask_network(read.image, read.labels, strategy, prompts)
+        if read.automatic:
+            own = predictor.proposer.ask_network(
+                read.image, read.automatic, self.options.auto_prompt, prompts
+            )
             prompts = {**prompts, **own}
         return predictor.predict_prompts(prompts, labels=read.labels), read.geometry
 
@@ -122,21 +131,22 @@ class CaseSteps:
         """The three steps one after the other."""
         return self.write(case, self.segment(case, self.read(case)))
 
+    def _given(self, case_id: str, geometry: Geometry) -> dict[str, Prompts]:
+        """What a person gave for a case, by label, in voxels of its image.
 
-def prompts_of_case(
-    from_file: Mapping[str, CasePrompts], case_id: str, geometry: Geometry
-) -> dict[str, Prompts]:
-    """Prompts by label that were given for a case, in voxels of its image.
-
-    Raises:
-        ValueError: if there are none for this case, or if they are wrong.
-    """
-    if case_id not in from_file:
-        raise ValueError(
-            f"case {case_id!r}: no prompts were given for it, only for {some(from_file)}; "
-            f"give some, or leave the case out"
-        )
-    return from_file[case_id].on(geometry)
+        Raises:
+            ValueError: if it is wrong; or if prompts were given for other cases only and there
+                are no automatic ones.
+        """
+        if self.from_file is not None and case_id in self.from_file:
+            return self.from_file[case_id].on(geometry)
+        if self.from_file is not None and not self.options.auto_prompt:
+            raise ValueError(
+                f"case {case_id!r}: no prompts were given for it, only for "
+                f"{some(self.from_file)}; give some, add automatic prompts (--auto-prompt), or "
+                f"leave the case out"
+            )
+        return {}
 
 
 def target(case: RawCase, output: Path) -> Path:

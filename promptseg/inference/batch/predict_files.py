@@ -189,7 +189,7 @@ def _find_cases(
 def _prompts_for_all(
     cases: Sequence[RawCase], options: PredictionOptions, labels: Mapping[str, int]
 ) -> dict[str, CasePrompts]:
-    """`read_case_prompts`; a case without an entry gets a problem that says what to do."""
+    """`read_case_prompts`; a case without any prompts gets a problem that says what to do."""
     path, case_ids = Path(options.prompts), [case.case_id for case in cases]
     given = read_case_prompts(
         path,
@@ -199,13 +199,16 @@ def _prompts_for_all(
         images=[path for case in cases for path in case.images],
     )
     have = some(given)
-    for case_id in case_ids:
-        if case_id not in given:
-            problem = (
-                f"{path} has no prompts for case {case_id!r}, only for {have}; add some under this "
-                f"name, or take the image out of the folder"
-            )
-            given[case_id] = CasePrompts(labels={}, problems=(problem,))
+    missing = [case_id for case_id in case_ids if case_id not in given]
+    if options.auto_prompt and missing:
+        log.info("%s: automatic prompts alone for %s", path, some(missing))
+        return given
+    for case_id in missing:
+        problem = (
+            f"{path} has no prompts for case {case_id!r}, only for {have}; add some under this "
+            f"name, add automatic prompts (--auto-prompt), or take the image out of the folder"
+        )
+        given[case_id] = CasePrompts(labels={}, problems=(problem,))
     return given
 
 

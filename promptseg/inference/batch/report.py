@@ -17,6 +17,7 @@ STATUSES = ("done", "kept", "failed")
 COLUMNS = ("case", "quality", "label", "reasons")  # of the review list
 _QUALITIES = ("predicted_iou", "prompt_consistency")
 _PROMPT_FIELDS = ("boxes", "points", "point_labels", "source", "score", "reason")
+_LINE_FIELDS = ("scribbles", "scribble_labels", "lassos")  # where there are any
 _RESULT_FIELDS = {*_PROMPT_FIELDS, *_QUALITIES, "flags"}  # of a label, those that are read again
 _FORMER_NAMES = {"agreement": "prompt_consistency"}  # of fields, in earlier reports
 
@@ -63,7 +64,11 @@ class Report:
         entries = dict(sorted(self.entries.items()))
         used = {
             case_id: {
-                label: {name: result[name] for name in _PROMPT_FIELDS}
+                label: {
+                    name: result[name]
+                    for name in (*_PROMPT_FIELDS, *_LINE_FIELDS)
+                    if name in result
+                }
                 for label, result in entry["labels"].items()
             }
             for case_id, entry in entries.items()

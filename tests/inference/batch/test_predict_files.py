@@ -383,8 +383,6 @@ def test_a_folder_is_predicted_with_networks_that_are_loaded_already(
     loaded = load_predictor(model_folder, n_perturbations=2)
     found = predict_files(loaded, images, str(tmp_path / "out"), **options)
     assert found == expected and list(found["cases"]) == ["a", "c"]
-    with pytest.raises(ValueError, match="either --auto-prompt or --prompts, not both"):
-        predict_files(loaded, images, tmp_path / "out", auto_prompt="plans", prompts="p.json")
 
 
 def test_a_loaded_predictor_refuses_what_only_loading_can_do(images, tmp_path):
@@ -468,8 +466,8 @@ def test_errors_in_prompts_of_one_case_are_that_cases_failure(model_folder, imag
     assert "label 'liver': unknown colour" in errors["b"]
     file = tmp_path / "prompts.json"
     assert errors["c"] == (
-        f"{file} has no prompts for case 'c', only for a, b; add some under this name, or take the "
-        f"image out of the folder"
+        f"{file} has no prompts for case 'c', only for a, b; add some under this name, add "
+        f"automatic prompts (--auto-prompt), or take the image out of the folder"
     )
     some = read_case_prompts(file, ["a", "b"], small_plans().labels)
     report = predict_cases(predictor(), cases_of(images)[2:], tmp_path / "out", from_file=some)
@@ -480,8 +478,6 @@ def test_calls_that_cannot_work_at_all_are_refused_before_anything_is_written(
     model_folder, images, tmp_path
 ):
     output = tmp_path / "out"
-    with pytest.raises(ValueError, match="either --auto-prompt or --prompts, not both"):
-        predict_files(model_folder, images, output, auto_prompt="plans", prompts="p.json")
     with pytest.raises(
         ValueError, match="unknown automatic prompt 'intense'; registered: .*intens"
     ):
