@@ -135,8 +135,8 @@ class CaseSteps:
         """What a person gave for a case, by label, in voxels of its image.
 
         Raises:
-            ValueError: if it is wrong; or if prompts were given for other cases only and there
-                are no automatic ones.
+            ValueError: if it is wrong; or, without automatic prompts, if prompts were given for
+                other cases only.
         """
         if self.from_file is not None and case_id in self.from_file:
             return self.from_file[case_id].on(geometry)
