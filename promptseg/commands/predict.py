@@ -107,6 +107,13 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         "scribbles), or one such file",
     )
     parser.add_argument(
+        "--initial",
+        type=Path,
+        metavar="FOLDER",
+        help="masks to correct: a label map CASE.nii.gz per image, on its grid; --prompts may say "
+        "where to correct them",
+    )
+    parser.add_argument(
         "--background-value",
         metavar="VALUE",
         type=int,

@@ -34,6 +34,9 @@ class PredictionOptions:
             label that `prompts` have nothing for. With neither, label names are the prompts.
         prompts: file or folder of prompts, see `read_case_prompts`. Without `auto_prompt`, labels
             that a case does not list are not segmented, and a case without an entry fails.
+        initial: folder of masks to correct, a label map per case (`CASE.nii.gz`, on the image's
+            grid): its labels are segmented, each with its mask beside what `prompts` has for it.
+            A case without one is segmented without. Never written to.
         background_value: of label maps of scribbles among `prompts`, see `read_scribbles`.
         continue_prediction: keep existing segmentations, except those of cases that the earlier
             run's report calls failed.
@@ -61,6 +64,7 @@ class PredictionOptions:
     save_probabilities: bool = False
     auto_prompt: str | None = None
     prompts: Path | str | None = None
+    initial: Path | str | None = None
     background_value: int | None = None
     continue_prediction: bool = False
     parts: int = 1

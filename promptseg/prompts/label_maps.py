@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from promptseg.boxes import value_boxes
 from promptseg.io.images import FILE_ENDINGS, Geometry, read_segmentation
 from promptseg.prompts.given import CasePrompts, GivenPrompts, check_same_grid
 from promptseg.prompts.types import VOXEL, label_of_value, values_in_words
+from promptseg.words import some
 
 _TOUCHING = np.ones((3, 3, 3), int)
 _MOST = 0.5  # of the image: no scribble covers as much
@@ -90,6 +91,28 @@ def mask_file(folder: Path, case_id: str) -> Path | None:
         names = ", ".join(path.name for path in found)
         raise ValueError(f"{folder}: case {case_id!r}: found {names}; keep one")
     return found[0] if found else None
+
+
+def cases_with_masks(folder: Path, cases: Sequence[str]) -> set[str]:
+    """Those of the cases that a folder of masks to correct has a label map for, or several.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it has a label map for none of the cases.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder}: no such folder; expected one with masks to correct, a label map "
+            f"CASE.nii.gz for each image"
+        )
+    names = {path.name for path in folder.iterdir()}
+    found = {case for case in cases if any(f"{case}{ending}" in names for ending in FILE_ENDINGS)}
+    if not found:
+        raise ValueError(
+            f"{folder} has no mask to correct for any of the images: expected CASE.nii.gz for "
+            f"{some(cases)}, found {some(sorted(names))}"
+        )
+    return found
 
 
 def read_masks(

@@ -32,6 +32,7 @@ _BESIDE_THE_PROMPTS = {"axes", "strategy", "parameters", "report", "failed"}
 _LINES = ("scribbles", "scribble_labels", "lassos")  # in files only where there are any
 _FIELDS = ("boxes", "points", "point_labels", *_LINES, "source", "score", "reason")
 _UNNAMED = re.compile(r"object(\Z|[ _\-\d])", re.IGNORECASE)
+_NUMBERED = re.compile(r"object[ _\-]*(\d*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +194,12 @@ def is_unnamed(label: str, known: Container[str]) -> bool:
     or lower case: `object 2`, `Object_tumour left`.
     """
     return bool(_UNNAMED.match(label)) and label not in known
+
+
+def object_number(label: str) -> int | None:
+    """The number in the name of an unnamed object that has no other name; `object` is number 1."""
+    match = _NUMBERED.fullmatch(label)
+    return int(match[1] or 1) if match else None
 
 
 def label_of_value(value: int, labels: Mapping[str, int]) -> str | None:

@@ -18,6 +18,7 @@ from promptseg.prompts.types import (
     joined,
     label_of_value,
     make_prompts,
+    object_number,
     prompts_from_json,
     read_prompts_file,
     write_prompts_file,
@@ -299,3 +300,19 @@ def test_values_after_the_last_label_are_unnamed_objects():
         1: "liver", 5: "lesion", 6: "object 1", 7: "object 2",
     }  # fmt: skip
     assert label_of_value(3, {}) == "object 3" and label_of_value(-1, labels) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("object", 1), ("object 1", 1), ("Object_2", 2), ("object-12", 12), ("object3", 3),
+        ("object left", None), ("object 2 left", None), ("objects", None), ("object ", 1),
+    ],
+)  # fmt: skip
+def test_unnamed_objects_have_numbers(name, number):
+    assert object_number(name) == number
+
+
+@given(st.integers(6, 300))
+def test_the_name_of_a_value_has_its_number(value):
+    assert object_number(label_of_value(value, {"liver": 1, "lesion": 5})) == value - 5

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from promptseg.inference.decoder import PreparedImage
 from promptseg.inference.load import load_predictor
@@ -16,7 +18,8 @@ from promptseg.inference.results import Prediction, probabilities_file, write_pr
 from promptseg.io.dataset import RawCase
 from promptseg.io.images import SEGMENTATION_ENDINGS, Geometry, file_ending, write_image
 from promptseg.prompts.given import CasePrompts
-from promptseg.prompts.types import Prompts
+from promptseg.prompts.label_maps import mask_file, read_masks
+from promptseg.prompts.types import Prompts, joined, make_prompts, object_number
 from promptseg.words import some
 
 log = logging.getLogger(__name__)
@@ -120,9 +123,14 @@ class CaseSteps:
                 prediction.segmentation.shape,
             )
         write_image(file, prediction.segmentation, geometry)
+        initial = {}
+        if self.options.initial is not None:
+            corrected = mask_file(Path(self.options.initial), case.case_id)
+            initial = {"initial": None if corrected is None else str(corrected)}
         return {
             "status": "done",
             "images": [str(path) for path in case.images],
+            **initial,
             "prediction": str(file),
             "labels": {name: result.to_json() for name, result in prediction.labels.items()},
         }
@@ -138,15 +146,37 @@ class CaseSteps:
             ValueError: if it is wrong; or, without automatic prompts, if prompts were given for
                 other cases only.
         """
+        given, masks = {}, self._masks(case_id, geometry)
         if self.from_file is not None and case_id in self.from_file:
-            return self.from_file[case_id].on(geometry)
-        if self.from_file is not None and not self.options.auto_prompt:
+            given = self.from_file[case_id].on(geometry)
+        elif self.from_file is not None and not masks and not self.options.auto_prompt:
             raise ValueError(
                 f"case {case_id!r}: no prompts were given for it, only for "
                 f"{some(self.from_file)}; give some, add automatic prompts (--auto-prompt), or "
                 f"leave the case out"
             )
-        return {}
+        known = self.predictor.plans.labels
+        for name, mask in masks.items():
+            label = name if name in known else _same_object(name, set(given) - set(known))
+            own = make_prompts(mask=mask, shape=geometry.shape, source="file")
+            given[label] = joined([given[label], own]) if label in given else own
+        return given
+
+    def _masks(self, case_id: str, geometry: Geometry) -> dict[str, np.ndarray]:
+        """The masks to correct of a case by label; none where the folder has none."""
+        if self.options.initial is None:
+            return {}
+        folder = Path(self.options.initial)
+        if (file := mask_file(folder, case_id)) is None:
+            log.warning("case %s: no mask to correct in %s; predicted without", case_id, folder)
+            return {}
+        return read_masks(file, self.predictor.plans.labels, geometry, case_id)
+
+
+def _same_object(name: str, given: Iterable[str]) -> str:
+    """The one of the given unnamed objects that has the same number; else the name itself."""
+    number = object_number(name)
+    return next((label for label in sorted(given) if object_number(label) == number), name)
 
 
 def target(case: RawCase, output: Path) -> Path:

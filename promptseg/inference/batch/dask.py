@@ -46,10 +46,11 @@ class ClusterJob:
     @classmethod
     def of(cls, model: Path, output: Path, options: PredictionOptions) -> ClusterJob:
         """A new run."""
+        initial = None if options.initial is None else Path(options.initial).absolute()
         return cls(
             model=model.absolute(),
             output=output.absolute(),
-            options=options,
+            options=replace(options, initial=initial),
             run=uuid.uuid4().hex,
         )
 

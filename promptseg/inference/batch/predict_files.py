@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -27,6 +27,7 @@ from promptseg.io.dataset import RawCase, cases_in_folder
 from promptseg.plans import Normalization, Plans
 from promptseg.preprocessing.normalize import windows_in_words
 from promptseg.prompts.given import CasePrompts
+from promptseg.prompts.label_maps import cases_with_masks
 from promptseg.prompts.reading import read_case_prompts
 from promptseg.words import some
 
@@ -67,7 +68,7 @@ def predict_files(
     Raises:
         FileNotFoundError, ValueError: if the model, the inputs or the prompts file as a whole
             cannot be used, if an option is wrong or does not apply to a loaded predictor, if
-            `review_list` is a folder, or if a segmentation would overwrite an image.
+            `review_list` is a folder, or if an image or a mask to correct would be overwritten.
         ImportError, ConnectionError: if `dask` is given and Dask or the scheduler is missing.
     """
     options, output = replace(options or PredictionOptions(), **changes), Path(output)
@@ -180,14 +181,19 @@ def _find_cases(
     cases, notes, problems = cases_in_folder(inputs, len(plans.channel_names))
     for note in notes:
         log.info(note)
-    from_file = None
+    from_file, masked = None, set()
+    if options.initial is not None:
+        masked = cases_with_masks(Path(options.initial), [case.case_id for case in cases])
     if options.prompts is not None:
-        from_file = _prompts_for_all(cases, options, plans.labels)
+        from_file = _prompts_for_all(cases, options, plans.labels, masked)
     return cases[options.part :: options.parts], problems, from_file
 
 
 def _prompts_for_all(
-    cases: Sequence[RawCase], options: PredictionOptions, labels: Mapping[str, int]
+    cases: Sequence[RawCase],
+    options: PredictionOptions,
+    labels: Mapping[str, int],
+    masked: Collection[str],
 ) -> dict[str, CasePrompts]:
     """`read_case_prompts`; a case without any prompts gets a problem that says what to do."""
     path, case_ids = Path(options.prompts), [case.case_id for case in cases]
@@ -199,7 +205,7 @@ def _prompts_for_all(
         images=[path for case in cases for path in case.images],
     )
     have = some(given)
-    missing = [case_id for case_id in case_ids if case_id not in given]
+    missing = [case_id for case_id in case_ids if case_id not in given and case_id not in masked]
     if options.auto_prompt and missing:
         log.info("%s: automatic prompts alone for %s", path, some(missing))
         return given
@@ -239,9 +245,14 @@ def _predict(
         work: segments the remaining cases.
 
     Raises:
-        ValueError: if a segmentation would overwrite an image.
+        ValueError: if a segmentation would overwrite an image or a mask to correct.
     """
-    output = steps.output
+    output, initial = steps.output, steps.options.initial
+    if initial is not None and Path(initial).resolve() == output.resolve():
+        raise ValueError(
+            f"{output} has the masks to correct (--initial), which would be overwritten; choose "
+            f"another output folder"
+        )
     images = [path for case in cases for path in case.images]
     resolved = {path.resolve() for path in images}
     for case in cases:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from promptseg.files import write_json
-from promptseg.inference.batch.predict_files import predict_files
+from promptseg.inference.batch.dask import ClusterJob
+from promptseg.inference.batch.predict_files import predict_cases, predict_files
+from promptseg.inference.options import PredictionOptions
 from promptseg.inference.predictor import Predictor
+from promptseg.io.dataset import RawCase
 from promptseg.io.images import Geometry, write_image
 from promptseg.prompts.types import Prompts, read_prompts_file, write_prompts_file
 from tests.inference.fakes import LevelNetwork
@@ -122,3 +128,142 @@ def test_a_report_without_lines_is_as_it_always_was(images, tmp_path):
     used = read_prompts_file(tmp_path / "out" / "prompts_used.json")
     fields = ["boxes", "points", "point_labels", "source", "score", "reason"]
     assert list(used["a"]["liver"]) == fields
+
+
+# masks to correct
+
+
+@pytest.fixture
+def initial(tmp_path) -> Path:
+    """A mask of the case a: labels 1 and 5, and the first and the third value after these."""
+    array = np.zeros(SMALL, np.uint8)
+    array[1, 2:5, 3], array[2, :2, :4], array[3, 0, 0], array[4, 8, 10] = 1, 5, 6, 8
+    write_image(tmp_path / "masks" / "a.mha", array, GEOMETRY)
+    return tmp_path / "masks"
+
+
+def places(prompts: Prompts) -> list:
+    return np.argwhere(prompts.mask).tolist()
+
+
+def test_the_labels_of_a_mask_are_corrected(images, initial, tmp_path, caplog):
+    before = (initial / "a.mha").read_bytes()
+    with caplog.at_level(logging.WARNING):
+        report, asked = run(images, tmp_path, initial=initial)
+    assert report["failed"] == 0
+    assert list(asked["a"]) == ["liver", "lesion", "object 1", "object 3"]
+    assert places(asked["a"]["liver"]) == [[1, 2, 3], [1, 3, 3], [1, 4, 3]]
+    assert asked["a"]["lesion"].mask.sum() == 8 and asked["a"]["lesion"].source == "file"
+    assert places(asked["a"]["object 1"]) == [[3, 0, 0]]
+    assert places(asked["a"]["object 3"]) == [[4, 8, 10]]
+    assert asked["b"] == dict.fromkeys(LABELS)  # by their names, as without a mask
+    assert report["cases"]["a"]["initial"] == str(initial / "a.mha")
+    assert report["cases"]["b"]["initial"] is None
+    assert f"case b: no mask to correct in {initial}; predicted without" in caplog.text
+    assert "case a:" not in caplog.text
+    assert [path.name for path in initial.iterdir()] == ["a.mha"]
+    assert (initial / "a.mha").read_bytes() == before
+    assert "initial" not in run(images, tmp_path)[0]["cases"]["a"]
+
+
+@pytest.mark.parametrize("name", ["object", "object 1", "Object_1", "object1"])
+def test_prompts_say_where_a_mask_is_corrected(images, initial, tmp_path, name):
+    given = {"liver": {"points": [[1, 2, 4]]}, "spleen": {"boxes": [BOX]}, name: {"boxes": [BOX]}}
+    write_prompts_file(tmp_path / "prompts.json", {"a": given})
+    report, asked = run(images, tmp_path, initial=initial, prompts=tmp_path / "prompts.json")
+    assert list(asked["a"]) == ["liver", "spleen", name, "lesion", "object 3"]
+    liver, spleen, numbered = (asked["a"][label] for label in ("liver", "spleen", name))
+    assert liver.points.tolist() == [[1, 2, 4]] and liver.mask.sum() == 3
+    assert liver.source == "file" and spleen.mask is None
+    assert numbered.boxes.tolist() == [BOX] and places(numbered) == [[3, 0, 0]]
+    assert "has no prompts for case 'b', only for a" in report["cases"]["b"]["error"]
+
+
+def test_a_case_with_a_mask_needs_no_prompts(images, initial, tmp_path):
+    write_prompts_file(tmp_path / "prompts.json", {"b": {"liver": {"boxes": [BOX]}}})
+    report, asked = run(images, tmp_path, initial=initial, prompts=tmp_path / "prompts.json")
+    assert report["failed"] == 0
+    assert list(asked["a"]) == ["liver", "lesion", "object 1", "object 3"]
+    assert list(asked["b"]) == ["liver"]
+
+
+def test_automatic_prompts_are_for_the_labels_without_a_mask(images, initial, tmp_path):
+    _, asked = run(images, tmp_path, initial=initial, auto_prompt="intensity")
+    assert list(asked["a"]) == [*LABELS, "object 1", "object 3"] and list(asked["b"]) == LABELS
+    sources = {label: prompts.source for label, prompts in asked["a"].items()}
+    assert sources == {
+        **dict.fromkeys(["liver", "lesion", "object 1", "object 3"], "file"),
+        "spleen": asked["b"]["spleen"].source,
+    }
+    assert sources["spleen"] != "file"
+
+
+def test_a_mask_of_nothing_is_as_good_as_none(images, initial, tmp_path):
+    write_image(initial / "a.mha", np.zeros(SMALL, np.uint8), GEOMETRY)
+    _, asked = run(images, tmp_path, initial=initial)
+    assert asked["a"] == dict.fromkeys(LABELS)
+
+
+WRONG_MASKS = [
+    ({"spacing": (2.5, 1.0, 0.8)}, 1, "label map and its image differ: spacing"),
+    (
+        {"direction": (0, 1.0, 0, -1.0, 0, 0, 0, 0, 1.0)},
+        1,
+        "image differ: direction .*; expected one",
+    ),
+    ({"origin": (0.0, 9.0, 0.0)}, 1, "the label map and its image differ: origin"),
+    ({}, 3, "unknown label.s. 3, by value; the model knows 1 .liver., 2 .spleen., 5 .lesion."),
+    ({}, 0.5, "labels must be whole numbers, found 0.5"),
+]
+
+
+@pytest.mark.parametrize(("changes", "value", "message"), WRONG_MASKS)
+def test_a_wrong_mask_spoils_its_case_only(images, initial, tmp_path, changes, value, message):
+    geometry = Geometry(
+        **{"shape": SMALL, "spacing": SPACING, "direction": GEOMETRY.direction, **changes}
+    )
+    write_image(initial / "a.mha", np.full(SMALL, value, np.float32), geometry)
+    report, asked = run(images, tmp_path, initial=initial)
+    assert list(asked) == ["b"] and report["failed"] == 1
+    with pytest.raises(ValueError, match=rf"masks/a\.mha.*{message}"):
+        raise ValueError(report["cases"]["a"]["error"])
+
+
+def test_two_masks_of_a_case_are_refused(images, initial, tmp_path):
+    write_image(initial / "a.nii.gz", np.ones(SMALL, np.uint8), GEOMETRY)
+    report, _ = run(images, tmp_path, initial=initial)
+    assert "case 'a': found a.nii.gz, a.mha; keep one" in report["cases"]["a"]["error"]
+
+
+def test_masks_that_cannot_be_used_at_all_are_refused_before_anything_is_written(
+    images, initial, tmp_path
+):
+    model, output = Recording(), tmp_path / "out"
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere: no such folder; expected one with masks"
+    ):
+        predict_files(model, images, output, initial=tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"a\.mha: no such folder; expected one with masks"):
+        predict_files(model, images, output, initial=initial / "a.mha")
+    (initial / "a.mha").rename(initial / "z.mha")
+    message = r"no mask to correct for any of the images: expected CASE.* for a, b, found z.mha"
+    with pytest.raises(ValueError, match=message):
+        predict_files(model, images, output, initial=initial)
+    (initial / "z.mha").rename(initial / "a.mha")
+    before = (initial / "a.mha").read_bytes()
+    case = RawCase(case_id="a", images=(images / "a.nii.gz",), label=None)
+    for same in (initial, initial / ".." / "masks"):
+        message = r"masks has the masks to correct .*; choose another output folder"
+        with pytest.raises(ValueError, match=message):
+            predict_files(model, images, same, initial=initial)
+        with pytest.raises(ValueError, match=message):
+            predict_cases(model, [case], same, PredictionOptions(initial=initial))
+    assert not output.exists() and (initial / "a.mha").read_bytes() == before
+    assert [path.name for path in initial.iterdir()] == ["a.mha"]
+
+
+def test_workers_of_a_cluster_find_the_masks(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    job = ClusterJob.of(Path("model"), Path("out"), PredictionOptions(initial="masks"))
+    assert job.options.initial == tmp_path / "masks"
+    assert ClusterJob.of(Path("m"), Path("o"), PredictionOptions()).options == PredictionOptions()
