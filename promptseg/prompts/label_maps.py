@@ -16,6 +16,7 @@ from promptseg.words import some
 
 _TOUCHING = np.ones((3, 3, 3), int)
 _MOST = 0.5  # of the image: no scribble covers as much
+_LARGEST = 200_000  # voxels of a scribble
 _STEPS = sorted(  # to the 26 neighbours, through faces first
     (tuple(step) for step in (np.indices((3, 3, 3)).reshape(3, 27).T - 1).tolist() if any(step)),
     key=lambda step: (sum(map(abs, step)), step),
@@ -40,7 +41,7 @@ def read_scribbles(
 
     Raises:
         FileNotFoundError, ValueError: naming the file, if it cannot be read, has no scribble of a
-            label, values that are none, or a value that fills the image.
+            label, values that are none, or areas that are too large for scribbles.
     """
     where = f"{path}: case {case_id!r}"
     array, grid = read_segmentation(path)
@@ -62,8 +63,9 @@ def read_scribbles(
             f"{'background only' if background_count else f'the value {empty} only'}, expected "
             f"some of {values_in_words(labels)}"
         )
-    lines = {value: _components(array, value) for value in names}
-    background = _components(array, background_value) if background_count else ()
+    painted = [*names, *([background_value] if background_count else [])]
+    lines = {value: _components(array, value, where) for value in painted}
+    background = lines.pop(background_value, ())
     given = {}
     for value, name in names.items():
         others = sum((lines[other] for other in lines if other != value), background)
@@ -150,9 +152,16 @@ def _names(values: Mapping[int, object], labels: Mapping[str, int], where: str) 
     return names
 
 
-def _components(array: np.ndarray, value: int) -> tuple[np.ndarray, ...]:
+def _components(array: np.ndarray, value: int, where: str) -> tuple[np.ndarray, ...]:
     """The connected components of a value, each as a walk through its voxels."""
     numbers, _ = label(array == value, _TOUCHING)
+    sizes = np.bincount(numbers.ravel())[1:]
+    if len(sizes) and (largest := sizes.max()) > _LARGEST:
+        raise ValueError(
+            f"{where}: {largest} voxels with the value {value} touch each other, so they are not "
+            f"a scribble; expected lines of {_LARGEST} at most. Give masks that are to be "
+            f"corrected as such (--initial)"
+        )
     return tuple(
         _walk(np.argwhere(numbers[box] == number) + [s.start for s in box])
         for number, box in enumerate(find_objects(numbers), 1)

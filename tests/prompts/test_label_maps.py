@@ -147,6 +147,15 @@ def test_wrong_scribbles_are_named(tmp_path, array, geometry, background, messag
         read_scribbles(path, LABELS, "case", background)
 
 
+def test_a_segmentation_is_not_taken_for_scribbles(tmp_path):
+    array = np.zeros((60, 70, 120), np.uint8)
+    array[:51, :, :60] = 2  # 214200 voxels, less than half of the image
+    geometry = Geometry(shape=array.shape, spacing=(1.0, 1.0, 1.0))
+    message = r"case.nii.gz: case 'case': 214200 voxels with the value 2 touch .*\(--initial\)"
+    with pytest.raises(ValueError, match=message):
+        read_scribbles(save(tmp_path, array, geometry), LABELS, "case")
+
+
 OTHER_GRIDS = [
     (PLAIN, TURNED, r"shape \(7, 11, 13\) and \(4, 5, 6\) \(zyx, voxels\); expected one grid"),
     (PLAIN, Geometry(shape=SHAPE, spacing=(3.0, 2.0, 1.1)), r"spacing \(3, 2, 1\) and"),
