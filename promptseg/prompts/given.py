@@ -20,6 +20,7 @@ from promptseg.prompts.types import (
 )
 from promptseg.prompts.world import RAS, corners, extent_mm, world_to_boxes, world_to_voxel
 
+_LABELS_OF = {"points": "point_labels", "scribbles": "scribble_labels"}
 _DECIMALS = 6  # of a voxel: a round trip through mm changes less
 
 
@@ -158,6 +159,33 @@ def added(several: Iterable[CasePrompts]) -> CasePrompts:
         for label, given in case.labels.items():
             labels[label] = labels.get(label, ()) + given
     return CasePrompts(labels=labels, problems=problems)
+
+
+def gathered(
+    drawn: Iterable[tuple[str, str, np.ndarray, bool]], frame: str, where: str
+) -> dict[str, tuple[GivenPrompts, ...]]:
+    """The prompts by label of what one file holds.
+
+    Args:
+        drawn: of each thing the label, the field of `GivenPrompts` it belongs to, its positions
+            there, and whether it marks foreground.
+        frame: of the positions.
+        where: file and case, for error messages.
+    """
+    by_label: dict[str, dict[str, list]] = {}
+    for label, name, positions, is_foreground in drawn:
+        fields = by_label.setdefault(label, {})
+        fields.setdefault(name, []).append(positions)
+        if name in _LABELS_OF:
+            fields.setdefault(_LABELS_OF[name], []).append(int(is_foreground))
+    found = {}
+    for label, fields in by_label.items():
+        arrays = {
+            name: tuple(values) if name in ("scribbles", "lassos") else np.array(values)
+            for name, values in fields.items()
+        }
+        found[label] = (GivenPrompts(frame=frame, where=f"{where}, label {label!r}", **arrays),)
+    return found
 
 
 def check_same_grid(grid: Geometry, of_image: Geometry, where: str) -> None:

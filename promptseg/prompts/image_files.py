@@ -86,8 +86,8 @@ def auto_prompt_files(
     Args:
         inputs: an image file, a DICOM folder, or a folder of such files and folders; also .npz
             files of the CVPR 2025 BiomedSegFM challenge, whose images lie in [0, 255] already.
-        output: the JSON file to write; `promptseg_predict --prompts` reads it if the label is one
-            that its model knows.
+        output: the JSON file to write; `promptseg_predict --prompts` reads it, for a label that
+            its model knows or for an unnamed object (`is_unnamed`).
         options: strategy, parameters, modality and label; the defaults when not given.
         png: whether to draw each case's boxes into the folder `<output>_png`.
         processes: worker processes; 0 runs everything in this one, on large volumes in threads.

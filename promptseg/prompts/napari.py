@@ -11,12 +11,11 @@ import csv
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from promptseg.prompts.checks import lasso_slice
-from promptseg.prompts.given import CasePrompts, GivenPrompts
+from promptseg.prompts.given import CasePrompts, gathered
 from promptseg.prompts.slicer import label_of
 from promptseg.prompts.types import VOXEL
 from promptseg.words import some
@@ -49,8 +48,7 @@ def read_napari(path: Path, rest: str, labels: Sequence[str], case_id: str) -> C
         rows = _rows(path, where)
     except (OSError, ValueError) as error:
         return CasePrompts(labels={}, problems=(str(error),))
-    found: dict[str, dict[str, list]] = {}
-    problems = []
+    drawn, problems = [], []
     items = [[row] for row in rows]
     if "shape-type" in rows[0]:
         items = [list(of_shape) for _, of_shape in groupby(rows, lambda row: row["index"])]
@@ -59,31 +57,16 @@ def read_napari(path: Path, rest: str, labels: Sequence[str], case_id: str) -> C
         at = f"{where}, {what if what == 'point' else 'shape'} {number}"
         try:
             label, is_foreground = _label(item[0], rest, labels, at)
-            prompt = _prompt(what, np.array([_position(row, at) for row in item]), at)
-            if not is_foreground and prompt[0] in ("boxes", "lassos"):
+            name, positions = _prompt(what, np.array([_position(row, at) for row in item]), at)
+            if not is_foreground and name in ("boxes", "lassos"):
                 raise ValueError(
                     f"{at}: a {what} cannot mark the background; use points, lines or paths"
                 )
         except ValueError as error:
             problems.append(str(error))
-            continue
-        kind, array = prompt
-        of_label = found.setdefault(label, {})
-        of_label.setdefault(kind, []).append(array)
-        if kind in ("points", "scribbles"):
-            of_label.setdefault(f"{kind[:-1]}_labels", []).append(int(is_foreground))
-    given = {
-        label: (GivenPrompts(frame=VOXEL, where=f"{where}, label {label!r}", **_fields(of_label)),)
-        for label, of_label in found.items()
-    }
-    return CasePrompts(labels=given, problems=tuple(problems))
-
-
-def _fields(of_label: Mapping[str, list]) -> dict[str, Any]:
-    return {
-        name: tuple(values) if name in ("scribbles", "lassos") else np.array(values)
-        for name, values in of_label.items()
-    }
+        else:
+            drawn.append((label, name, positions, is_foreground))
+    return CasePrompts(labels=gathered(drawn, VOXEL, where), problems=tuple(problems))
 
 
 def _rows(path: Path, where: str) -> list[dict[str, str]]:

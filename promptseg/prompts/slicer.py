@@ -1,9 +1,10 @@
-"""3D Slicer's markups (`.mrk.json`, `.fcsv`) to prompts: ROIs are boxes, control points are points.
+"""3D Slicer's markups (`.mrk.json`, `.fcsv`) to prompts: ROIs are boxes, curves are lines.
 
 Source: the format as Slicer documents it, markups-schema-v1.0.3.json and "Markups json file
 format" in its developer guide. Read here: `type`, `name`, `coordinateSystem`, `coordinateUnits`,
 `center`, `size`, `orientation`, and of control points `label`, `description`, `position` and
-`positionStatus`. The older `.fcsv` has a point per line; its header names coordinates and columns.
+`positionStatus`; curves are taken to run straight between these. The older `.fcsv` has a point
+per line; its header names coordinates and columns.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from promptseg.files import read_json
-from promptseg.prompts.given import CasePrompts, GivenPrompts
+from promptseg.prompts.given import CasePrompts, added, gathered
 from promptseg.prompts.types import WORLD, is_unnamed
 from promptseg.prompts.world import RAS, corners
 from promptseg.words import plain
@@ -27,6 +28,7 @@ FIDUCIALS = ".fcsv"
 _SYSTEMS = {"LPS": "LPS", "RAS": "RAS", "0": "RAS", "1": "LPS"}  # of .fcsv, new and old spelling
 _COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
 _PLACED = "2"  # in the column after those, which newer versions write without naming it
+_LINES = {"Line": "scribbles", "Curve": "scribbles", "ClosedCurve": "lassos"}
 _TO_LPS = {"LPS": np.ones(3), "RAS": RAS}
 _TO_MM = {"mm": 1.0, "um": 1e-3}
 _COUNTER = re.compile(r"[-_ ]?\d+$")  # Slicer numbers what it names: liver-1, liver_2
@@ -42,7 +44,7 @@ def read_markups(
 ) -> CasePrompts:
     """Read one case's .mrk.json and .fcsv files; problems are collected, not raised.
 
-    A box or a point belongs to the label that names it: the first of the control point's
+    A box, a line or a point belongs to the label that names it: the first of the control point's
     description and label, the markup's name, and the file's name that is a label's name. See
     `label_named` for what else may stand in a name.
 
@@ -51,41 +53,22 @@ def read_markups(
         labels: names that the model knows.
         case_id: for errors.
     """
-    labels = list(labels)
-    found: dict[str, tuple[list, list, list, list]] = {}
-    problems = []
-    for path, rest in files:
+    return added(_read_file(path, rest, list(labels), case_id) for path, rest in files)
+
+
+def _read_file(path: Path, rest: str, labels: Sequence[str], case_id: str) -> CasePrompts:
+    where = f"{path}: case {case_id!r}"
+    try:
+        markups = _markups(path)
+    except (OSError, ValueError) as error:
+        return CasePrompts(labels={}, problems=(f"case {case_id!r}: {error}",))
+    drawn, problems = [], []
+    for number, markup in enumerate(markups, 1):
         try:
-            markups = _markups(path)
-        except (OSError, ValueError) as error:
-            problems.append(f"case {case_id!r}: {error}")
-            continue
-        for number, markup in enumerate(markups, 1):
-            where = f"{path}: case {case_id!r}, markup {number}"
-            try:
-                for label, box, point, kind in _prompts_of(markup, rest, labels, where):
-                    boxes, points, kinds, sources = found.setdefault(label, ([], [], [], []))
-                    if box is not None:
-                        boxes.append(box)
-                    if point is not None:
-                        points.append(point)
-                        kinds.append(kind)
-                    sources.append(str(path))
-            except ValueError as error:
-                problems.append(str(error))
-    given = {
-        label: (
-            GivenPrompts(
-                frame=WORLD,
-                boxes=np.reshape(boxes, (-1, 8, 3)),
-                points=np.reshape(points, (-1, 3)),
-                point_labels=np.array(kinds, int),
-                where=f"{', '.join(dict.fromkeys(paths))}: case {case_id!r}, label {label!r}",
-            ),
-        )
-        for label, (boxes, points, kinds, paths) in found.items()
-    }
-    return CasePrompts(labels=given, problems=tuple(problems))
+            drawn += _prompts_of(markup, rest, labels, f"{where}, markup {number}")
+        except ValueError as error:
+            problems.append(str(error))
+    return CasePrompts(labels=gathered(drawn, WORLD, where), problems=tuple(problems))
 
 
 def label_named(text: str, labels: Iterable[str]) -> tuple[str | None, bool]:
@@ -188,37 +171,46 @@ def _number(text: str) -> float | str:
 
 def _prompts_of(
     markup: dict[str, Any], rest: str, labels: Sequence[str], where: str
-) -> list[tuple[str, np.ndarray | None, np.ndarray | None, int]]:
-    """Label, (8, 3) corners or None, (3,) point or None, and 1 or 0, of what a markup holds."""
+) -> list[tuple[str, str, np.ndarray, bool]]:
+    """What a markup holds, as `gathered` takes it, in mm (LPS)."""
     kind, name = markup.get("type"), _text(markup, "name", where)
     where += f" ({kind} {name!r})" if name else f" ({kind})"
-    if kind not in ("ROI", "Fiducial"):
+    if kind not in ("Fiducial", "ROI", *_LINES):
         raise ValueError(
-            f"{where}: type {kind!r} is not a prompt; ROI (a box) and Fiducial (points) are, "
-            f"remove the others from the file"
+            f"{where}: type {kind!r} is not a prompt; ROI (a box), Fiducial (points), Line and "
+            f"Curve (scribbles) and ClosedCurve (a lasso) are, remove the others from the file"
         )
     to_lps = _to_lps_mm(markup, where)
     points = markup.get("controlPoints", [])
     if not isinstance(points, list) or not all(isinstance(p, dict) for p in points):
         raise ValueError(f"{where}: controlPoints must be a list of objects, found {points!r}")
-    if kind == "ROI":
-        texts = [name, *(t for point in points for t in _point_texts(point, where)), rest]
-        label, negative = label_of(texts, labels, where, _RENAME)
-        if negative:
-            raise ValueError(f"{where}: a box cannot mark the background; use points for that")
-        return [(label, _roi_corners(markup, where) * to_lps, None, 1)]
-    found = []
-    for number, point in enumerate(points, 1):
-        if point.get("positionStatus", "defined") != "defined":
-            continue  # Slicer keeps a place in the list for a point that is not placed yet
-        at = f"{where}, control point {number}"
-        texts = [*_point_texts(point, at), name, rest]
-        label, negative = label_of(texts, labels, at, _RENAME)
-        position = _vector(point, "position", 3, at)
-        found.append((label, None, position * to_lps, int(not negative)))
-    if not found:
+    placed = [  # Slicer keeps a place in the list for a point that is not placed yet
+        (f"{where}, control point {number}", point)
+        for number, point in enumerate(points, 1)
+        if point.get("positionStatus", "defined") == "defined"
+    ]
+    if kind != "ROI" and not placed:
         raise ValueError(f"{where}: has no point that is placed")
-    return found
+    if kind == "Fiducial":
+        found = []
+        for at, point in placed:
+            texts = [*_point_texts(point, at), name, rest]
+            label, negative = label_of(texts, labels, at, _RENAME)
+            found.append(
+                (label, "points", _vector(point, "position", 3, at) * to_lps, not negative)
+            )
+        return found
+    texts = [name, *(t for point in points for t in _point_texts(point, where)), rest]
+    label, negative = label_of(texts, labels, where, _RENAME)
+    if negative and kind in ("ROI", "ClosedCurve"):
+        what = "box" if kind == "ROI" else "lasso"
+        raise ValueError(f"{where}: a {what} cannot mark the background; use points for that")
+    if kind == "ROI":
+        return [(label, "boxes", _roi_corners(markup, where) * to_lps, True)]
+    line = np.array([_vector(point, "position", 3, at) * to_lps for at, point in placed])
+    if kind == "ClosedCurve" and len(line) < 3:
+        raise ValueError(f"{where}: a lasso needs 3 points or more, found {len(line)}")
+    return [(label, _LINES[kind], line, not negative)]
 
 
 def _point_texts(point: dict[str, Any], where: str) -> list[str]:

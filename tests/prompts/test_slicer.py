@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from promptseg.files import write_json
 from promptseg.io.images import Geometry
 from promptseg.prompts.slicer import label_named, read_markups
+from promptseg.prompts.world import voxel_to_world
 from tests.prompts.test_world import TURNED, itk_image
 
 LABELS = ("liver", "left_kidney", "lesion")
@@ -71,6 +72,13 @@ def roi(**changes) -> dict:
 
 def fiducials(*points: dict, **changes) -> dict:
     return {"type": "Fiducial", "name": "liver", "controlPoints": list(points), **changes}
+
+
+def curve(kind: str, count: int = 4, **changes) -> dict:
+    """A closed or open curve within a slice along the array's z, of `TURNED`."""
+    voxels = np.array([[1, 0, 0], [1, 4, 0.5], [1, 4, 5], [1, 1, 4.0]])[:count]
+    positions = voxel_to_world(voxels, TURNED).tolist()
+    return fiducials(*({"position": mm} for mm in positions), type=kind, **changes)
 
 
 def test_a_file_as_slicer_saves_it(tmp_path):
@@ -135,6 +143,23 @@ def test_points_lie_where_simpleitk_finds_them(tmp_path):
         points = [{"label": "F-1", "position": (np.array(p) * factor).tolist()} for p in positions]
         found = case_of(tmp_path, fiducials(*points, coordinateSystem=system)).on(TURNED)
         np.testing.assert_allclose(found["liver"].points, expected, atol=1e-6)
+
+
+def test_lines_are_scribbles_and_closed_curves_are_lassos(tmp_path):
+    ring = curve("ClosedCurve")
+    given = case_of(
+        tmp_path, ring, curve("Curve", name="liver negative"), curve("Line", count=2, name="lesion")
+    ).on(TURNED)
+    expected = [[1, 0, 0], [1, 4, 0.5], [1, 4, 5], [1, 1, 4]]
+    [lasso], [scribble] = given["liver"].lassos, given["liver"].scribbles
+    np.testing.assert_allclose(lasso, expected, atol=1e-6)
+    np.testing.assert_allclose(scribble, expected, atol=1e-6)
+    assert given["liver"].scribble_labels.tolist() == [0]
+    np.testing.assert_allclose(given["lesion"].scribbles, [expected[:2]], atol=1e-6)
+    assert given["lesion"].scribble_labels.tolist() == [1]
+    ring["controlPoints"][2]["position"][2] -= 9  # three slices away
+    with pytest.raises(ValueError, match=r"label 'liver': lasso 1 reaches over z 1 to 4, y 0 to 4"):
+        case_of(tmp_path, ring).on(Geometry(**{**vars(TURNED), "shape": (9, 5, 6)}))
 
 
 def test_micrometres_and_a_coded_unit_are_understood(tmp_path):
@@ -218,7 +243,11 @@ def test_the_most_specific_name_counts(tmp_path):
 
 
 BAD = [
-    (roi(type="Curve"), r" \(Curve 'liver'\): type 'Curve' is not a prompt; ROI"),
+    (roi(type="Plane"), r" \(Plane 'liver'\): type 'Plane' is not a prompt; ROI"),
+    (curve("ClosedCurve", name="liver-"), "a lasso cannot mark the background"),
+    (curve("ClosedCurve", count=2), "a lasso needs 3 points or more, found 2"),
+    (curve("Curve", count=0), r"\(Curve 'liver'\): has no point that is placed"),
+    (curve("Line", name="R"), "found the names 'R', expected one of liver, left_kidney, lesion"),
     (roi(type=None), "type None is not a prompt"),
     (roi(name=7), "expected name to be a text, found 7"),
     (roi(name="R"), "unknown label.*found the names 'R', expected one of liver, left_kidney, les"),
@@ -287,12 +316,12 @@ def test_files_that_are_no_markups_are_named(tmp_path, text, message):
 
 
 def test_every_problem_of_a_case_is_listed(tmp_path):
-    given = case_of(tmp_path, roi(name="R"), roi(type="Line"), roi(center=[500, 0, 0]))
+    given = case_of(tmp_path, roi(name="R"), roi(type="Angle"), roi(center=[500, 0, 0]))
     with pytest.raises(ValueError) as raised:
         given.on(TURNED)
     lines = str(raised.value).splitlines()
     assert len(lines) == 3
-    assert "'R'" in lines[0] and "'Line'" in lines[1]
+    assert "'R'" in lines[0] and "'Angle'" in lines[1]
     assert "label 'liver': box [[499.0, -0.5, -3.0], [501.0, 0.5, 3.0]] lies outside" in lines[2]
     assert "x 1.0 to 11.0, y 19.8 to 22.8, z 19.5 to 31.5 (mm, LPS)" in lines[2]
 
