@@ -61,6 +61,7 @@ class Plans:
         median_shape: voxels, zyx, of the training images at that spacing.
         patch_size: voxels, zyx, that the network sees at once.
         stride: voxels, zyx, of one token of the image embedding.
+        finest_stride: voxels, zyx, of one element of the finest feature map.
         batch_size: patches in one training step.
         labels: foreground names to values, ordered by value.
         auto_prompts: for each label the strategies that were tried, what they measured, and the
@@ -80,6 +81,7 @@ class Plans:
     median_shape: tuple[int, int, int]
     patch_size: tuple[int, int, int]
     stride: tuple[int, int, int]
+    finest_stride: tuple[int, int, int] = (1, 1, 1)
     batch_size: int
     labels: dict[str, int]
     auto_prompts: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -115,7 +117,7 @@ class Plans:
                 f"{PLANS_FORMAT}; run promptseg_plan again"
             )
         content = {_FORMER_NAMES.get(name, name): value for name, value in content.items()}
-        content = {"preset": "none", **content}
+        content = {"preset": "none", "finest_stride": [1, 1, 1], **content}
         names = {f.name for f in fields(cls)}
         if missing := sorted(names - set(content)):
             raise ValueError(f"{source}: missing {', '.join(missing)}; run promptseg_plan again")
@@ -191,6 +193,7 @@ _FORMS = {  # field: its check, and what to expect in words
     "median_shape": _THREE_COUNTS,
     "patch_size": _THREE_COUNTS,
     "stride": _THREE_COUNTS,
+    "finest_stride": _THREE_COUNTS,
     "batch_size": (_is_count, "a positive whole number"),
     "labels": (_are_labels, "names with different positive whole numbers"),
     "auto_prompts": _OBJECT,

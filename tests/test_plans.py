@@ -43,7 +43,10 @@ def test_plans_of_version_0_1_0_are_read_under_their_present_names():
     assert Plans.from_json(content) == PLANS
 
 
-@pytest.mark.parametrize("field", sorted(set(PLANS.to_json()) - {"format_version", "preset"}))
+LATER = {"format_version", "preset", "finest_stride"}  # of which earlier plans have none
+
+
+@pytest.mark.parametrize("field", sorted(set(PLANS.to_json()) - LATER))
 def test_a_missing_field_and_a_null_are_named(field):
     content = good()
     del content[field]
@@ -71,6 +74,8 @@ BAD = [
     ({"patch_size": [8, 12, True]}, "patch_size: expected 3 positive whole numbers"),
     ({"patch_size": [8, 13, 16]}, r"patch \(8, 13, 16\) is not a multiple of stride \(2, 4, 4\)"),
     ({"stride": [2, 0, 4]}, "stride: expected 3 positive whole numbers"),
+    ({"finest_stride": [1, 2]}, "finest_stride: expected 3 positive whole numbers"),
+    ({"finest_stride": [1, 0, 2]}, "finest_stride: expected 3 positive whole numbers"),
     ({"median_shape": "8x12x16"}, "median_shape: expected 3 positive whole numbers"),
     ({"batch_size": "2"}, "batch_size: expected a positive whole number, found '2'"),
     ({"batch_size": 0}, "batch_size: expected a positive whole number"),
@@ -111,6 +116,14 @@ def test_plans_from_before_there_were_presets_have_none():
     content = good()
     del content["preset"]
     assert Plans.from_json(content) == Plans.from_json(good())
+
+
+def test_plans_from_before_maps_could_be_coarser_have_a_map_of_all_voxels():
+    content = good()
+    del content["finest_stride"]
+    assert Plans.from_json(content).finest_stride == (1, 1, 1)
+    coarser = Plans.from_json({**content, "finest_stride": [1, 2, 2]})
+    assert coarser.finest_stride == (1, 2, 2) and coarser.stride == PLANS.stride
 
 
 @pytest.mark.parametrize("content", [None, [], "plans", 3])

@@ -29,8 +29,9 @@ from promptseg.experiment_planning.fingerprint import (
 from promptseg.experiment_planning.integrity import Problem, report
 from promptseg.experiment_planning.rules import (
     BUDGETS,
+    PatchPlan,
     choose_ct_window,
-    patch_size_and_stride,
+    plan_patch,
     target_spacing,
 )
 from promptseg.files import replacing, write_json
@@ -283,12 +284,15 @@ def make_plans(
             f"; preset {preset}: only for the record, every image keeps its own voxels"
         )
     if fixed := find_preset(preset):
-        patch_size, stride = fixed.patch_size, fixed.stride
-        patch_reason = f"preset {preset}: what the released weights were trained with"
-    else:
-        patch_size, stride, patch_reason = patch_size_and_stride(
-            median_shape, spacing, BUDGETS[size]
+        patch = PatchPlan(
+            patch_size=fixed.patch_size,
+            finest_stride=(1, 1, 1),
+            stride=fixed.stride,
+            batch_size=BUDGETS[size].batch_size,
+            reason=f"preset {preset}: what the released weights were trained with",
         )
+    else:
+        patch = plan_patch(median_shape, spacing, BUDGETS[size])
     return Plans(
         dataset_name=raw.name,
         plans_name=plans_name,
@@ -299,15 +303,16 @@ def make_plans(
         normalizations=normalizations,
         spacing=spacing,
         median_shape=median_shape,
-        patch_size=patch_size,
-        stride=stride,
-        batch_size=BUDGETS[size].batch_size,
+        patch_size=patch.patch_size,
+        stride=patch.stride,
+        finest_stride=patch.finest_stride,
+        batch_size=patch.batch_size,
         labels=raw.labels,
         reasons={
             "modality": "; ".join(fingerprint.modality_sources),
             "normalization": normalization_reason,
             "spacing": spacing_reason,
-            "patch_size": patch_reason,
+            "patch_size": patch.reason,
         },
     )
 

@@ -17,12 +17,12 @@ class Budget:
     """What one encoder size may cost.
 
     Attributes:
-        patch_voxels: maximum number of voxels in a patch.
+        elements: maximum number of elements of the finest feature map of a patch.
         tokens: maximum number of tokens in the image embedding.
         batch_size: number of patches in one training step.
     """
 
-    patch_voxels: int
+    elements: int
     tokens: int
     batch_size: int
 
@@ -30,9 +30,9 @@ class Budget:
 BUDGETS = {
     # `base` is the number of voxels and tokens of SegVol's 32x256x256 patch with 4x16x16 tokens;
     # `tiny` trains on two CPU cores in minutes.
-    "tiny": Budget(patch_voxels=48 * 64 * 64, tokens=512, batch_size=2),
-    "small": Budget(patch_voxels=96 * 96 * 96, tokens=1024, batch_size=2),
-    "base": Budget(patch_voxels=32 * 256 * 256, tokens=2048, batch_size=2),
+    "tiny": Budget(elements=320_000, tokens=512, batch_size=2),
+    "small": Budget(elements=96 * 96 * 96, tokens=1024, batch_size=2),
+    "base": Budget(elements=32 * 256 * 256, tokens=2048, batch_size=2),
 }
 
 ANISOTROPY = 3.0  # nnU-Net's threshold for calling a spacing anisotropic
@@ -66,46 +66,79 @@ def target_spacing(spacings: np.ndarray, shapes: np.ndarray) -> tuple[tuple[floa
     return tuple(float(s) for s in target), "median over the training images"
 
 
-def patch_size_and_stride(
-    median_shape: Sequence[int], spacing: Sequence[float], budget: Budget
-) -> tuple[Triple, Triple, str]:
-    """The block a network sees at once, and the voxels one token of its embedding stands for.
+@dataclass(frozen=True, kw_only=True)
+class PatchPlan:
+    """The block a network sees at once, and how finely.
 
-    The patch starts from the median image and shrinks along its physically longest axis until
-    it is within the voxel budget. The stride starts from one voxel and doubles, always along the
-    axes where a token is physically smallest, until the tokens are within their budget: the
-    finest near-isotropic stride that fits. The patch is then rounded to a multiple of it.
+    Attributes:
+        patch_size: voxels, zyx.
+        finest_stride: voxels of one element of the finest feature map, zyx.
+        stride: voxels of one token of the embedding, zyx.
+        batch_size: patches in one training step.
+        reason: in words.
+    """
+
+    patch_size: Triple
+    finest_stride: Triple
+    stride: Triple
+    batch_size: int
+    reason: str
+
+
+def plan_patch(median_shape: Sequence[int], spacing: Sequence[float], budget: Budget) -> PatchPlan:
+    """The patch, the strides of the finest and the coarsest map, and the batch.
+
+    The patch starts from the median image. Where that has more voxels than the budget has
+    elements, the finest map halves the resolution along the physically finest axes: to see where an
+    object lies in the body is worth more than the last half voxel of its border. The patch then
+    shrinks along its physically longest axis until it is within the budget. The stride of the
+    tokens starts from that of the finest map and doubles, always along the axes where a token is
+    physically smallest, until the tokens are within their budget. The patch is then rounded to a
+    multiple of it. A batch has as many patches as the budget holds, at most `batch_size`.
 
     Args:
         median_shape: voxels, zyx, at `spacing`.
         spacing: mm, zyx.
         budget: what the encoder size may cost.
-
-    Returns:
-        patch size and stride in voxels, zyx, and the reason.
     """
     spacing = np.asarray(spacing, float)
     patch_size = np.maximum(np.asarray(median_shape, int), 1)
-    while patch_size.prod() > budget.patch_voxels:
+    finest = np.ones(3, int)
+    if patch_size.prod() > budget.elements:
+        halved = (spacing < 2 * spacing.min()) & (patch_size >= 16)
+        finest = np.where(halved, 2, 1)
+    most = budget.elements * int(finest.prod())
+    while patch_size.prod() > most:
         axis = int(np.argmax(np.where(patch_size > 1, patch_size * spacing, 0)))
         patch_size[axis] = int(patch_size[axis] * 0.95)
-    stride = _finest_stride(patch_size, spacing, budget.tokens)
-    rounded = _round_to_multiple(patch_size, stride, budget.patch_voxels)
+    stride = _finest_stride(patch_size, spacing, finest, budget.tokens)
+    rounded = _round_to_multiple(patch_size, stride, most)
+    elements = int((rounded // finest).prod())
+    batch_size = int(np.clip(budget.elements // elements, 1, budget.batch_size))
     tokens = int((rounded // stride).prod())
     covers = "covers the median image" if (rounded >= median_shape).all() else "smaller than it"
     reason = (
-        f"median image {tuple(int(n) for n in median_shape)}, at most {budget.patch_voxels} "
-        f"voxels and {budget.tokens} tokens: {covers}, {tokens} tokens"
+        f"median image {tuple(int(n) for n in median_shape)}, at most {budget.elements} elements "
+        f"of the finest map and {budget.tokens} tokens: {covers}, {elements} elements, {tokens} "
+        f"tokens"
     )
-    return tuple(int(n) for n in rounded), tuple(int(n) for n in stride), reason
+    return PatchPlan(
+        patch_size=tuple(int(n) for n in rounded),
+        finest_stride=tuple(int(n) for n in finest),
+        stride=tuple(int(n) for n in stride),
+        batch_size=batch_size,
+        reason=reason,
+    )
 
 
-def _finest_stride(patch_size: np.ndarray, spacing: np.ndarray, max_tokens: int) -> np.ndarray:
+def _finest_stride(
+    patch_size: np.ndarray, spacing: np.ndarray, finest: np.ndarray, max_tokens: int
+) -> np.ndarray:
     """Double the physically finest axis, or those that are equally fine, until the tokens fit.
 
     An axis stops at a stride that leaves it two tokens; when none is left, so does the rule.
     """
-    stride = np.ones(3, int)
+    stride = finest.copy()
     while np.ceil(patch_size / stride).prod() > max_tokens:
         can_double = np.ceil(patch_size / (2 * stride)) >= 2
         if not can_double.any():

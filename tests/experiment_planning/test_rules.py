@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from promptseg.experiment_planning.rules import (
     BUDGETS,
     choose_ct_window,
-    patch_size_and_stride,
+    plan_patch,
     target_spacing,
 )
 from promptseg.networks.blocks import feature_strides
@@ -40,20 +40,59 @@ def test_the_10th_percentile_is_never_finer_than_the_other_axes():
     assert spacing == pytest.approx((0.8, 0.8, 0.7), abs=1e-4)
 
 
-def test_a_median_image_within_the_budget_is_the_window():
-    # 36x50x35 of 1 mm: 63000 of 196608 voxels. Strides 1, 2 leave too many tokens
+def test_a_median_image_within_the_budget_is_the_patch():
+    # 36x50x35 of 1 mm: 63000 of 320000 elements. Strides 1, 2 leave too many tokens
     # (18 * 25 * 18 = 8100), 4 gives 9 * 13 * 9 = 1053 > 512, 8 gives 5 * 7 * 5 = 175.
-    window, stride, reason = patch_size_and_stride((36, 50, 35), (1.0, 1.0, 1.0), BUDGETS["tiny"])
-    assert stride == (8, 8, 8) and window == (40, 56, 40)
-    assert "covers the median image, 175 tokens" in reason
+    # 40 * 56 * 40 = 89600 elements, of which the budget holds three patches; a batch has two.
+    plan = plan_patch((36, 50, 35), (1.0, 1.0, 1.0), BUDGETS["tiny"])
+    assert plan.stride == (8, 8, 8) and plan.patch_size == (40, 56, 40)
+    assert plan.finest_stride == (1, 1, 1) and plan.batch_size == 2
+    assert "covers the median image, 89600 elements, 175 tokens" in plan.reason
 
 
 def test_thick_slices_are_cut_less_finely():
     # Tokens of near the same size in mm: in plane 0.98 mm doubles to 1.96, then 3.92, before z.
-    window, stride, _ = patch_size_and_stride((60, 180, 180), (3.3, 0.98, 0.98), BUDGETS["base"])
-    token_mm = np.multiply(stride, (3.3, 0.98, 0.98))
-    assert stride[0] < stride[1] == stride[2] and token_mm.max() / token_mm.min() < 2
-    assert window[1] == window[2]
+    plan = plan_patch((60, 180, 180), (3.3, 0.98, 0.98), BUDGETS["base"])
+    token_mm = np.multiply(plan.stride, (3.3, 0.98, 0.98))
+    assert plan.stride[0] < plan.stride[1] == plan.stride[2]
+    assert token_mm.max() / token_mm.min() < 2
+    assert plan.patch_size[1] == plan.patch_size[2]
+
+
+def test_heart_slices_of_10_mm_keep_their_number_on_the_finest_map():
+    # 9x256x216 of 10x1.56x1.56 mm are 497664 voxels, more than 320000: in plane the finest map
+    # has half the resolution, and 9 * 128 * 108 elements fit. Tokens, the physically finest axes
+    # first: yx (1,4,4), yx (1,8,8) of 12.5 mm: 7776; z (2,8,8): 4320; yx (2,16,16): 1120; z
+    # (4,16,16): 3 * 16 * 14 = 672; yx (4,32,32): 3 * 8 * 7 = 168. The multiples of that are
+    # 12x256x224, 172032 elements, of which 320000 hold one.
+    plan = plan_patch((9, 256, 216), (10.0, 1.56, 1.56), BUDGETS["tiny"])
+    assert plan.finest_stride == (1, 2, 2) and plan.stride == (4, 32, 32)
+    assert plan.patch_size == (12, 256, 224) and plan.batch_size == 1
+    assert "covers the median image, 172032 elements, 168 tokens" in plan.reason
+    # `small` holds 884736 elements: all voxels, at the full resolution
+    assert plan_patch((9, 256, 216), (10.0, 1.56, 1.56), BUDGETS["small"]).finest_stride == (1,) * 3
+
+
+def test_a_large_volume_is_halved_along_all_axes_and_then_cut_along_the_longest():
+    # 77x224x224 of 1 mm: 3863552 voxels. The halved map holds 8 * 320000 = 2560000 of them. By
+    # steps of 5 %, y before x where both are longest: 212, 201, 190, and then 180:
+    # 77 * 180 * 190 = 2633400 is still too much, 77 * 180 * 180 = 2494800 is not.
+    # Tokens: 5 * 12 * 12 = 720 of stride 16, 3 * 6 * 6 = 108 of 32, whose multiples are
+    # 96x192x192, 48 * 96 * 96 = 442368 elements, within 1.5 times the budget.
+    plan = plan_patch((77, 224, 224), (1.0, 1.0, 1.0), BUDGETS["tiny"])
+    assert plan.finest_stride == (2, 2, 2) and plan.stride == (32, 32, 32)
+    assert plan.patch_size == (96, 192, 192) and plan.batch_size == 1
+    assert "smaller than it, 442368 elements, 108 tokens" in plan.reason
+
+
+def test_an_axis_of_few_voxels_is_not_halved():
+    # as fine as the others, but 15 voxels, which half as many elements would hardly show
+    plan = plan_patch((15, 300, 300), (1.0, 1.0, 1.0), BUDGETS["tiny"])
+    assert plan.finest_stride == (1, 2, 2)
+    assert plan_patch((16, 300, 300), (1.0, 1.0, 1.0), BUDGETS["tiny"]).finest_stride == (2,) * 3
+    # nor one of slices twice as thick as the pixels
+    thick = plan_patch((40, 200, 200), (2.0, 1.0, 1.0), BUDGETS["tiny"])
+    assert thick.finest_stride == (1, 2, 2)
 
 
 sizes = st.integers(1, 700)
@@ -66,28 +105,36 @@ lengths = st.floats(0.2, 12)
     st.tuples(lengths, lengths, lengths),
     st.sampled_from(list(BUDGETS)),
 )
-def test_windows_keep_to_their_budget_and_tokens_are_near_isotropic(shape, spacing, size):
+def test_patches_keep_to_their_budget_and_tokens_are_near_isotropic(shape, spacing, size):
     budget = BUDGETS[size]
-    window, stride, _ = patch_size_and_stride(shape, spacing, budget)
-    window, stride, spacing = np.array(window), np.array(stride), np.array(spacing)
+    plan = plan_patch(shape, spacing, budget)
+    patch_size, finest, stride, spacing = (
+        np.array(values) for values in (plan.patch_size, plan.finest_stride, plan.stride, spacing)
+    )
 
-    assert (window % stride == 0).all() and (window >= stride).all()
-    assert window.prod() <= 1.5 * budget.patch_voxels
-    assert (window // stride).prod() <= budget.tokens
-    assert (window < shape + stride).all()
-    feature_strides(stride.tolist())  # powers of two
-    # A stride above 1 was doubled when its token was within sqrt 2 of the smallest that could
-    # still grow, so it is at most 2 * sqrt 2 times as large as one that has room to.
-    has_room = window // stride >= 4
+    assert (patch_size % stride == 0).all() and (patch_size >= stride).all()
+    elements = (patch_size // finest).prod()
+    assert elements <= 1.5 * budget.elements
+    assert (patch_size // stride).prod() <= budget.tokens
+    assert (patch_size < shape + stride).all()
+    assert 1 <= plan.batch_size <= budget.batch_size
+    assert plan.batch_size == 1 or plan.batch_size * elements <= budget.elements
+    assert (finest == 1).all() or np.prod(shape) > budget.elements
+    feature_strides(stride.tolist(), finest.tolist(), spacing.tolist())  # powers of two
+    # A stride above that of the finest map was doubled when its token was the smallest that could
+    # still grow, so that it is about twice as large at most as one that has room to.
+    has_room, grown = patch_size // stride >= 4, stride > finest
     token_mm = stride * spacing
-    if has_room.any() and (stride > 1).any():
-        assert token_mm[stride > 1].max() <= 2.83 * token_mm[has_room].max()
+    if has_room.any() and grown.any():
+        assert token_mm[grown].max() <= 2.83 * token_mm[has_room].max()
 
 
 @pytest.mark.parametrize("spacing", [(999.0, 1.0, 1.0), (1.0, 1.0, 1.0), (5000.0, 0.3, 0.3)])
 def test_a_single_slice_of_any_thickness_keeps_its_depth(spacing):
-    window, stride, _ = patch_size_and_stride((1, 1024, 2048), spacing, BUDGETS["tiny"])
-    assert window[0] == stride[0] == 1 and window[1] * window[2] <= 1.5 * 48 * 64 * 64
+    budget = BUDGETS["tiny"]
+    plan = plan_patch((1, 1024, 2048), spacing, budget)
+    assert plan.patch_size[0] == plan.stride[0] == plan.finest_stride[0] == 1
+    assert np.prod(plan.patch_size) <= 1.5 * budget.elements * 4
 
 
 EDGES = np.arange(-1000, 2001, 5.0)  # HU
@@ -133,6 +180,6 @@ def test_without_labels_or_background_soft_tissue_is_the_default(histograms):
 def test_the_stride_is_the_finest_that_fits_step_by_step():
     # 3.27x5.47x5.47 mm, 64x33x34 voxels, 512 tokens. Doubled one after the other, the finest
     # first: z (2,1,1), yx (2,2,2), z, yx (4,4,4): 16*9*9 = 1296, z (8,4,4): 648, yx (8,8,8): 200.
-    window, stride, _ = patch_size_and_stride((64, 33, 34), (3.27, 5.47, 5.47), BUDGETS["tiny"])
-    assert stride == (8, 8, 8)
-    assert window == (64, 40, 40)
+    plan = plan_patch((64, 33, 34), (3.27, 5.47, 5.47), BUDGETS["tiny"])
+    assert plan.stride == (8, 8, 8)
+    assert plan.patch_size == (64, 40, 40)
