@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from promptseg.networks.encoders import fastvit, mobilenet, mobilenet_v3, residual, vit
+from promptseg.networks.encoders import fastvit, mobilenet, mobilenet_v3, residual, unet, vit
 
 
 @contextmanager
@@ -23,4 +23,5 @@ def shallow_networks() -> Iterator[None]:
         patch.setattr(mobilenet_v3, "STAGES", stages)
         stages = [replace(stage, channels=stage.channels // 4) for stage in residual.STAGES["tiny"]]
         patch.setitem(residual.STAGES, "tiny", stages)
+        patch.setitem(unet.WIDTHS, "tiny", unet.Widths(finest=4, most=16, blocks=1))
         yield

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from promptseg.export.graphs import (
     OUTPUTS,
-    PROMPTS,
     DecoderGraph,
     EncoderGraph,
     encoding_names,
+    prompt_names,
     prompt_tensors,
 )
-from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
+from promptseg.networks.prompt_encoder import NEW_OBJECT, PromptBatch, Query, batch_queries
 from promptseg.networks.promptable import PromptableNetwork
 from promptseg.plans import Plans
 
@@ -79,18 +79,23 @@ def largest_difference(
     differences = [_difference(a, b) for a, b in zip(found, encoded, strict=True)]
     for prompts in _prompts_of_every_kind(plans, rng):
         for image in range(len(images)):
-            expected = decoder([part[image : image + 1] for part in encoded], **_named(prompts))
+            expected = decoder(
+                [part[image : image + 1] for part in encoded], **_named(network, prompts, plans)
+            )
             inputs = {
                 name: part[image : image + 1] for name, part in zip(names, found, strict=True)
             }
-            inputs |= {name: tensor.numpy() for name, tensor in _named(prompts).items()}
+            inputs |= {
+                name: tensor.numpy() for name, tensor in _named(network, prompts, plans).items()
+            }
             answers = decode.run(list(OUTPUTS), inputs)
             differences += [_difference(a, b) for a, b in zip(answers, expected, strict=True)]
     return max(differences)
 
 
-def _named(prompts: PromptBatch) -> dict[str, Tensor]:
-    return dict(zip(PROMPTS, prompt_tensors(prompts), strict=True))
+def _named(network: PromptableNetwork, prompts: PromptBatch, plans: Plans) -> dict[str, Tensor]:
+    tensors = prompt_tensors(network, prompts, plans.patch_size)
+    return dict(zip(prompt_names(network), tensors, strict=True))
 
 
 def _difference(found: np.ndarray, expected: Tensor) -> float:
@@ -113,5 +118,7 @@ def _prompts_of_every_kind(plans: Plans, rng: np.random.Generator) -> Sequence[P
         Query(**points),
         Query(label=0, points=points["points"][:1], point_labels=[1]),
         Query(label=label, box=box, **points),
+        Query(label=NEW_OBJECT, region=rng.integers(-1, 2, patch_size)),
+        Query(label=0, previous=rng.normal(0, 4, patch_size), **points),
     ]
     return [*(batch_queries([query]) for query in kinds), batch_queries(kinds)]

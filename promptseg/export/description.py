@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import promptseg
-from promptseg.networks.prompt_encoder import NO_LABEL, NO_POINT
+from promptseg.networks.prompt_encoder import NEW_OBJECT, NO_LABEL, NO_POINT
 from promptseg.plans import Plans
 
 EXPORT_FORMAT = 1
@@ -31,7 +31,11 @@ _OWN_VOXELS = {
 _PROMPTS = {
     "frame": "voxels of the patch after preprocessing, z, y, x",
     "queries": "one mask each, all of the image whose encoding is given",
-    "labels": {"meaning": "index of the label", "none": NO_LABEL},
+    "labels": {
+        "meaning": "index of the label",
+        "none": NO_LABEL,
+        "an object that is none of the labels": NEW_OBJECT,
+    },
     "boxes": {
         "meaning": "lower and upper corner, continuous, half-open: voxel i covers [i, i + 1)",
         "none": "has_box false; the corners are then ignored, 0 for example",
@@ -40,6 +44,14 @@ _PROMPTS = {
         "meaning": "voxel indices; the centre of voxel i is i",
         "point_labels": {"foreground": 1, "background": 0, "padding": NO_POINT},
         "none": "(queries, 0, 3) and (queries, 0), or padding only",
+    },
+    "regions": {
+        "meaning": "of 2D boxes and lassos, on their slices: 1 inside, -1 outside, 0 elsewhere",
+        "none": "zeros",
+    },
+    "previous": {
+        "meaning": "logits of a mask to correct, such as an earlier answer",
+        "none": "has_previous false; zeros",
     },
 }
 

@@ -17,7 +17,16 @@ from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
 from promptseg.networks.promptable import PromptableNetwork
 from promptseg.plans import Plans
 
-PROMPTS = ("labels", "boxes", "has_box", "points", "point_labels")  # as in `PromptBatch`
+PROMPTS = (  # as in `PromptBatch`
+    "labels",
+    "boxes",
+    "has_box",
+    "points",
+    "point_labels",
+    "regions",
+    "previous",
+    "has_previous",
+)
 OUTPUTS = ("logits", "predicted_iou")
 
 
@@ -29,9 +38,10 @@ class EncoderGraph(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(b, c, z, y, x) in [0, 255] to the embedding and the maps of the pyramid."""
+        """(b, c, z, y, x) in [0, 255] to what an `Encoding` has of features, names, projected."""
         encoding = self.network.encode(image)
-        return encoding.embedding, *encoding.pyramid
+        parts = (encoding.features, encoding.names, encoding.projected)
+        return tuple(part for part in parts if part is not None)
 
 
 class DecoderGraph(nn.Module):
@@ -50,25 +60,47 @@ class DecoderGraph(nn.Module):
         has_box: Tensor,
         points: Tensor,
         point_labels: Tensor,
+        regions: Tensor | None = None,
+        previous: Tensor | None = None,
+        has_previous: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(n, z, y, x) mask logits and (n,) predicted IoU logits; see `PromptBatch`."""
-        embedding, *pyramid = encoded
-        return self.network.decode(
-            Encoding(patch_size=self.patch_size, embedding=embedding, pyramid=pyramid),
-            PromptBatch(
-                image_index=torch.zeros_like(labels),
-                labels=labels,
-                boxes=boxes,
-                has_box=has_box,
-                points=points,
-                point_labels=point_labels,
-            ),
+        """(n, z, y, x) mask logits and (n,) predicted IoU logits; see `PromptBatch`.
+
+        More parameters than usual: each is an input of the graph.
+        """
+        features, *others = encoded
+        names, projected = others or (None, None)
+        encoding = Encoding(
+            patch_size=self.patch_size, features=features, names=names, projected=projected
         )
+        prompts = PromptBatch(
+            image_index=torch.zeros_like(labels),
+            labels=labels,
+            boxes=boxes,
+            has_box=has_box,
+            points=points,
+            point_labels=point_labels,
+            regions=regions,
+            previous=previous,
+            has_previous=torch.zeros_like(has_box) if has_previous is None else has_previous,
+        )
+        if names is None:
+            return self.network.decode(encoding, prompts)
+        return self.network.decode(encoding, prompts, whole=True)
 
 
-def prompt_tensors(prompts: PromptBatch) -> tuple[Tensor, ...]:
-    """The decoder's inputs for the prompts, in their order."""
-    return tuple(getattr(prompts, name) for name in PROMPTS)
+def prompt_names(network: nn.Module) -> tuple[str, ...]:
+    """Names of the decoder's inputs for the prompts; not every network takes maps of voxels."""
+    return PROMPTS if isinstance(network, PromptableNetwork) else PROMPTS[:5]
+
+
+def prompt_tensors(
+    network: nn.Module, prompts: PromptBatch, patch_size: Sequence[int]
+) -> tuple[Tensor, ...]:
+    """The decoder's inputs for the prompts, in their order; maps without content are zeros."""
+    zeros = torch.zeros(len(prompts), *patch_size)
+    given = (getattr(prompts, name) for name in prompt_names(network))
+    return tuple(zeros if tensor is None else tensor for tensor in given)
 
 
 @torch.no_grad()
@@ -108,13 +140,17 @@ def write_decoder(
     # The exporter treats sizes 0 and 1 as constants, so this has three queries and two points.
     example = batch_queries([Query(points=[[0, 0, 0]] * 2, point_labels=[0, 1])] * 3)
     one, two = {0: "queries"}, {0: "queries", 1: "points"}
+    names = prompt_names(network)
     _write(
         DecoderGraph(network.eval(), plans.patch_size),
-        (tuple(encoded), *prompt_tensors(example)),
+        (tuple(encoded), *prompt_tensors(network, example, plans.patch_size)),
         path,
-        input_names=[*encoding_names(len(encoded)), *PROMPTS],
+        input_names=[*encoding_names(len(encoded)), *names],
         output_names=list(OUTPUTS),
-        dynamic_shapes=(tuple({} for _ in encoded), one, one, one, two, two),
+        dynamic_shapes=(
+            tuple({} for _ in encoded),
+            *(two if "point" in name else one for name in names),
+        ),
     )
 
 
@@ -123,7 +159,7 @@ def encoding_names(count: int) -> list[str]:
 
     Not `embedding`: the exporter names inner values after operators, and lets names clash.
     """
-    return ["image_embedding", *(f"image_pyramid_{level}" for level in range(count - 1))]
+    return ["image_features", "image_names", "image_projected"][:count]
 
 
 def _write(graph: nn.Module, example: tuple, path: Path, **names_and_shapes: Any) -> None:

@@ -1,43 +1,83 @@
-"""Convolutional pieces that encoders and the decoder share."""
+"""Convolutional pieces that encoders and the decoder share, and the strides of feature maps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
+Triple = tuple[int, int, int]
+ISOTROPIC = 2.0  # axes whose elements differ by less in mm are treated alike, as in nnU-Net
 
-def feature_strides(stride: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Strides of the feature maps from voxels to tokens, finest first.
 
-    From one map to the next finer, the axes with the largest stride are halved: (2, 8, 8) gives
-    (1, 1, 1), (2, 2, 2), (2, 4, 4), (2, 8, 8).
+def feature_strides(
+    stride: Sequence[int],
+    finest: Sequence[int] = (1, 1, 1),
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+) -> list[Triple]:
+    """Strides of the feature maps from the finest map to the tokens, finest first.
+
+    From one map to the next coarser, those axes are doubled that are still short of `stride` and
+    physically finest, or less than twice as coarse: with isotropic voxels (2, 8, 8) gives
+    (1, 1, 1), (2, 2, 2), (2, 4, 4), (2, 8, 8), with slices of ten times the pixels (1, 1, 1),
+    (1, 2, 2), (1, 4, 4), (2, 8, 8).
 
     Args:
         stride: voxels of one token, zyx, powers of two.
+        finest: voxels of one element of the finest map, zyx, powers of two.
+        spacing: mm, zyx.
 
     Raises:
-        ValueError: if an axis is not a power of two.
+        ValueError: if an axis is not a power of two, or coarser in the finest map than a token.
     """
-    if any(s < 1 or s & (s - 1) for s in stride):
-        raise ValueError(f"strides must be powers of two, got {tuple(stride)} (zyx)")
-    strides = [tuple(int(s) for s in stride)]
-    while max(strides[0]) > 1:
-        largest = max(strides[0])
-        strides.insert(0, tuple(s // 2 if s == largest else s for s in strides[0]))
+    for given in (stride, finest):
+        if any(s < 1 or s & (s - 1) for s in given):
+            raise ValueError(f"strides must be powers of two, got {tuple(given)} (zyx)")
+    if any(f > s for f, s in zip(finest, stride, strict=True)):
+        raise ValueError(
+            f"the finest map's stride {tuple(finest)} is larger than that of the tokens, "
+            f"{tuple(stride)} (zyx)"
+        )
+    strides = [tuple(int(f) for f in finest)]
+    while strides[-1] != tuple(stride):
+        short = [s < t for s, t in zip(strides[-1], stride, strict=True)]
+        size = np.where(short, np.multiply(strides[-1], spacing), np.inf)
+        doubled = size < ISOTROPIC * size.min()
+        strides.append(tuple(int(s) for s in np.where(doubled, 2, 1) * strides[-1]))
     return strides
+
+
+def kernel_size(stride: Sequence[int], spacing: Sequence[float]) -> Triple:
+    """The convolution that suits a map of this stride: 3 along each axis, 1 across thick slices.
+
+    Args:
+        stride: voxels of one element of the map, zyx.
+        spacing: mm, zyx, of a voxel.
+
+    Source:
+        nnU-Net (Isensee et al. 2021, Supplementary Note 2): an axis is convolved once its
+        elements are less than twice as long as the shortest side.
+    """
+    size = np.multiply(stride, spacing)
+    return tuple(3 if s < ISOTROPIC * size.min() else 1 for s in size)
 
 
 class ChannelNorm(nn.LayerNorm):
     """Layer normalization over the channels of each voxel.
 
-    Unlike instance normalization, nothing is averaged over the patch, so that on coarse grids of
-    a few tokens a change in one place does not change all others.
+    Unlike instance normalization, nothing is averaged over the patch, so that a change in one
+    place does not change all others.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, c, z, y, x) maps; without copies where memory is channels last."""
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        x = x.movedim(1, -1)
+        if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+            with torch.autocast("cpu", enabled=False):  # which would copy to float32 and back
+                return super().forward(x).movedim(-1, 1)
+        return super().forward(x).movedim(-1, 1)
 
 
 def layer_scale_init(normalization: nn.LayerNorm, scale: float = 0.1) -> nn.LayerNorm:
@@ -53,20 +93,54 @@ def layer_scale_init(normalization: nn.LayerNorm, scale: float = 0.1) -> nn.Laye
 
 
 class ConvBlock(nn.Module):
-    """Convolution, instance normalization, leaky ReLU; the stride may differ between axes."""
+    """Convolution, instance normalization, leaky ReLU.
+
+    Args:
+        channels_in, channels_out: of the maps.
+        stride: may differ between axes; an axis with a stride is convolved by at least 3.
+        kernel: odd sizes, zyx.
+    """
 
     def __init__(
-        self, channels_in: int, channels_out: int, stride: Sequence[int] = (1, 1, 1)
+        self,
+        channels_in: int,
+        channels_out: int,
+        stride: Sequence[int] = (1, 1, 1),
+        kernel: Sequence[int] = (3, 3, 3),
     ) -> None:
         super().__init__()
-        self.convolution = nn.Conv3d(
-            channels_in, channels_out, 3, stride=tuple(stride), padding=1, bias=False
-        )
+        self.convolution = convolution(channels_in, channels_out, stride, kernel)
         self.normalization = nn.InstanceNorm3d(channels_out, affine=True)
         self.activation = nn.LeakyReLU(0.01, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.activation(self.normalization(self.convolution(x)))
+
+
+class Convolution(nn.Conv3d):
+    """A convolution that is computed in float32 where bfloat16 goes wrong.
+
+    On a CPU, the gradient of a weight of three slices is made of uninitialized memory where the
+    maps have two: torch 2.13 with oneDNN, AVX512-BF16.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        few = x.device.type == "cpu" and x.shape[2] < self.kernel_size[0]
+        if few and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.to(self.weight.dtype))
+        return super().forward(x)
+
+
+def convolution(
+    channels_in: int, channels_out: int, stride: Sequence[int], kernel: Sequence[int]
+) -> Convolution:
+    """A convolution without a bias whose output is the input by the stride, rounded up."""
+    kernel = tuple(max(k, 3) if s > 1 else k for k, s in zip(kernel, stride, strict=True))
+    padding = tuple(k // 2 for k in kernel)
+    return Convolution(
+        channels_in, channels_out, kernel, stride=tuple(stride), padding=padding, bias=False
+    )
 
 
 class ConvStem(nn.Module):

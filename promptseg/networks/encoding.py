@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,10 +13,24 @@ class Encoding:
 
     Attributes:
         patch_size: voxels, zyx.
-        embedding: (b, c, z', y', x') on the coarse grid.
-        pyramid: feature maps up to full resolution, finest first.
+        features: (b, c, z', y', x'), the finest map.
+        names: (b, 1 + labels, z', y', x') log-probabilities of background and of every
+            label; None for a network that treats a label's name like any other prompt.
+        projected: (b, c', z', y', x'), the features as the prompt head takes them; None as above.
     """
 
     patch_size: tuple[int, int, int]
-    embedding: Tensor
-    pyramid: Sequence[Tensor]
+    features: Tensor
+    names: Tensor | None = None
+    projected: Tensor | None = None
+
+    def of_each_image(self) -> list[Encoding]:
+        """The encodings of single images, whose first axis is kept."""
+        parts = [
+            [None] * len(self.features) if tensor is None else tensor.split(1)
+            for tensor in (self.features, self.names, self.projected)
+        ]
+        return [
+            Encoding(patch_size=self.patch_size, features=f, names=n, projected=p)
+            for f, n, p in zip(*parts, strict=True)
+        ]

@@ -1,30 +1,32 @@
-"""Prompts to embeddings: labels, box corners and points as tokens, boxes as maps too."""
+"""Prompts of queries as tensors, and as maps over a patch: clicks, boxes and regions."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 NO_POINT = -1  # point label of padding
-NO_LABEL = -1  # label index of a query without a label
+NO_LABEL = -1  # label index of a query without a label, which may mean any or none
+NEW_OBJECT = -2  # label index of an object that is none of the labels
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Query:
-    """One mask to predict in one image of a batch, from any of a label, a box and points.
+    """One mask to predict in one image of a batch, from any prompts.
 
     Attributes:
         image: index of the image in the batch.
-        label: index of the label in the plans, starting at 0, or `NO_LABEL`.
+        label: index of the label in the plans, starting at 0, `NO_LABEL` or `NEW_OBJECT`.
         box: (2, 3) half-open, continuous voxel coordinates of the patch, zyx, or None.
-        points: (k, 3) voxel indices in the patch, zyx.
+        points: (k, 3) voxel indices in the patch, zyx; a scribble is a row of them.
         point_labels: (k,) 1 foreground, 0 background.
+        region: (z, y, x) of 1 inside, -1 outside and 0 elsewhere, of 2D boxes and lassos, which
+            concern the slice that they are drawn on; None without any.
+        previous: (z, y, x) logits of a mask to correct; None without one.
     """
 
     image: int = 0
@@ -32,6 +34,14 @@ class Query:
     box: np.ndarray | None = None
     points: np.ndarray | Sequence = ()
     point_labels: np.ndarray | Sequence = ()
+    region: np.ndarray | None = None
+    previous: np.ndarray | None = None
+
+    @property
+    def is_name(self) -> bool:
+        """Whether the label's name, or nothing, is the only prompt."""
+        empty = self.box is None and self.region is None and self.previous is None
+        return empty and not len(self.points)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +50,14 @@ class PromptBatch:
 
     Attributes:
         image_index: (n,) index of each query's image in the batch.
-        labels: (n,) label index, or `NO_LABEL`.
+        labels: (n,) label index, `NO_LABEL` or `NEW_OBJECT`.
         boxes: (n, 2, 3) corners in voxels, zyx; zeros where `has_box` is False.
         has_box: (n,) bool.
         points: (n, k, 3) voxel indices, zyx.
         point_labels: (n, k) 1, 0, or `NO_POINT` for padding.
+        regions: (n, z, y, x), zeros where a query has none; None if no query has one.
+        previous: (n, z, y, x) logits, zeros where a query has none; None if no query has any.
+        has_previous: (n,) bool.
     """
 
     image_index: Tensor
@@ -53,16 +66,62 @@ class PromptBatch:
     has_box: Tensor
     points: Tensor
     point_labels: Tensor
+    regions: Tensor | None = None
+    previous: Tensor | None = None
+    has_previous: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, some: slice) -> PromptBatch:
+    def __getitem__(self, some: slice | Tensor) -> PromptBatch:
         """Some of the queries."""
-        return PromptBatch(**{f.name: getattr(self, f.name)[some] for f in fields(self)})
+        return self._each(lambda tensor: tensor[some])
 
     def to(self, device: torch.device | str) -> PromptBatch:
-        return PromptBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return self._each(lambda tensor: tensor.to(device))
+
+    def in_image(self, index: int) -> PromptBatch:
+        """The same queries about the image of another index."""
+        return replace(self, image_index=torch.full_like(self.image_index, index))
+
+    def corrected(
+        self, previous: Tensor, points: Sequence[np.ndarray], kinds: Sequence[np.ndarray]
+    ) -> PromptBatch:
+        """The same queries with the mask to correct and further points.
+
+        Args:
+            previous: (n, z, y, x) logits.
+            points: for each query (k, 3) voxel indices, zyx.
+            kinds: for each query (k,) 1 foreground, 0 background.
+        """
+        added = batch_queries(
+            [Query(points=p, point_labels=k) for p, k in zip(points, kinds, strict=True)]
+        ).to(self.points.device)
+        return replace(
+            self,
+            points=torch.cat([self.points, added.points], dim=1),
+            point_labels=torch.cat([self.point_labels, added.point_labels], dim=1),
+            previous=previous.detach(),
+            has_previous=torch.ones_like(self.has_previous),
+        )
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> PromptBatch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return PromptBatch(**{n: None if v is None else change(v) for n, v in values.items()})
+
+    @property
+    def label_given(self) -> Tensor:
+        """(n,) bool."""
+        return self.labels >= 0
+
+    @property
+    def is_prompted(self) -> Tensor:
+        """(n,) bool, whether a query has more than a label's name."""
+        has_points = (self.point_labels != NO_POINT).any(dim=1)
+        prompted = self.has_box | has_points | self.has_previous
+        if self.regions is not None:
+            prompted = prompted | (self.regions != 0).flatten(1).any(dim=1)
+        return prompted
 
 
 def batch_queries(queries: Sequence[Query]) -> PromptBatch:
@@ -83,106 +142,86 @@ def batch_queries(queries: Sequence[Query]) -> PromptBatch:
         has_box=torch.from_numpy(has_box),
         points=torch.from_numpy(points),
         point_labels=torch.from_numpy(point_labels).long(),
+        regions=_stacked([q.region for q in queries]),
+        previous=_stacked([q.previous for q in queries]),
+        has_previous=torch.tensor([q.previous is not None for q in queries], dtype=torch.bool),
     )
 
 
-class FourierPositions(nn.Module):
-    """Random Fourier features of relative positions.
+def _stacked(maps: Sequence[np.ndarray | None]) -> Tensor | None:
+    """(n, z, y, x) float32, zeros for None; None if all are."""
+    given = [m for m in maps if m is not None]
+    if not given:
+        return None
+    nothing = np.zeros(np.shape(given[0]), np.float32)
+    return torch.from_numpy(
+        np.stack([nothing if m is None else np.asarray(m, np.float32) for m in maps])
+    )
 
-    Source:
-        Tancik et al. 2020, arXiv:2006.10739; as SAM's prompt encoder, for three axes.
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The elements of a map over a patch, or over a part of it.
+
+    Attributes:
+        shape: elements, zyx.
+        stride: voxels of one element, zyx.
+        spacing: length of a voxel, zyx, in units of the shortest side.
+        first: the part's first element in the patch, zyx.
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.register_buffer("frequencies", torch.randn(3, channels // 2))
+    shape: tuple[int, int, int]
+    stride: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    first: tuple[int, int, int] = (0, 0, 0)
 
-    def forward(self, positions: Tensor) -> Tensor:
-        """(..., 3) positions, 0 to 1 along each axis, to (..., channels)."""
-        # No matrix product: autocast would round the angles to 8 bits.
-        directions = (2 * positions.float() - 1).unsqueeze(-1) * self.frequencies.float()
-        angles = 2 * math.pi * directions.sum(dim=-2)
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-    def grid(self, shape: Sequence[int]) -> Tensor:
-        """(channels, z, y, x) encodings of the cell centres of a grid."""
-        device = self.frequencies.device
-        centres = [(torch.arange(n, device=device) + 0.5) / n for n in shape]
-        positions = torch.stack(torch.meshgrid(*centres, indexing="ij"), dim=-1)
-        return self(positions).permute(3, 0, 1, 2)
+    def edges(self, axis: int, device: torch.device) -> Tensor:
+        """(elements,) lower edges along an axis, in voxels of the patch."""
+        first, stride = self.first[axis], self.stride[axis]
+        return (torch.arange(self.shape[axis], device=device) + first) * float(stride)
 
 
-class PromptEncoder(nn.Module):
-    """Encodes each query as `3 + k` tokens and one map on the grid of the image embedding.
+def click_maps(points: Tensor, point_labels: Tensor, grid: Grid, widths: Sequence[float]) -> Tensor:
+    """Gaussian bumps at the points, equally wide in mm along all axes.
 
-    The tokens are the label, the two corners of the box, and the k points; a learned "none"
-    embedding stands for a label or box that a query does not have. The map holds for each grid
-    cell the fraction of it inside the box. Coordinates are relative to the patch, each axis by its
-    own length.
-
-    Differs from SAM and SegVol: a label token in place of a text embedding (SegVol), the region
-    map in place of a mask prompt, and "none" tokens for absent boxes.
-    """
-
-    def __init__(self, channels: int, label_count: int) -> None:
-        super().__init__()
-        self.positions = FourierPositions(channels)
-        self.label_tokens = nn.Embedding(label_count + 1, channels)  # the last: no label
-        self.corners = nn.Embedding(2, channels)
-        self.no_box = nn.Embedding(2, channels)
-        self.point_kinds = nn.Embedding(2, channels)  # background, foreground
-        self.region = nn.Embedding(3, channels)  # outside the box, inside it, no box
-        for embedding in (self.corners, self.no_box, self.point_kinds, self.region):
-            nn.init.normal_(embedding.weight, std=0.1)
-
-    def forward(
-        self, prompts: PromptBatch, patch_size: Sequence[int], grid: Sequence[int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Embed prompts.
-
-        Args:
-            prompts: n queries.
-            patch_size: voxels, zyx, of the patch that the coordinates refer to.
-            grid: shape, zyx, of the image embedding.
-
-        Returns:
-            (n, 3 + k, channels) tokens, padded to the most points; (n, 3 + k) bool, False for
-            the padding; and (n, channels, *grid) region maps.
-        """
-        size = prompts.boxes.new_tensor(list(patch_size))
-        last = self.label_tokens.num_embeddings - 1
-        label_index = prompts.labels.where(prompts.labels != NO_LABEL, last)
-        corners = self.positions(prompts.boxes / size) + self.corners.weight
-        corners = torch.where(prompts.has_box[:, None, None], corners, self.no_box.weight)
-        tokens = [self.label_tokens(label_index)[:, None], corners]
-        if prompts.points.shape[1]:
-            located = self.positions((prompts.points + 0.5) / size)
-            tokens.append(located + self.point_kinds(prompts.point_labels.clamp(min=0)))
-        token_mask = F.pad(prompts.point_labels != NO_POINT, (3, 0), value=True)
-        return torch.cat(tokens, dim=1), token_mask, self._regions(prompts, size, grid)
-
-    def _regions(self, prompts: PromptBatch, size: Tensor, grid: Sequence[int]) -> Tensor:
-        fraction = fraction_of_cells_in_boxes(prompts.boxes / size, grid)[:, None]
-        outside, inside, none = (w[:, None, None, None] for w in self.region.weight)
-        region = outside + fraction * (inside - outside)
-        return torch.where(prompts.has_box[:, None, None, None, None], region, none)
-
-
-def fraction_of_cells_in_boxes(boxes: Tensor, grid: Sequence[int]) -> Tensor:
-    """Fraction of each grid cell that lies in a box.
+    Bumps add up, to at most 1. Along an axis whose elements are long the standard deviation is
+    at least half an element, so that a click on thick slices does not fall between them.
 
     Args:
-        boxes: (n, 2, 3) lower and upper corners in relative coordinates, zyx.
-        grid: cells, zyx.
+        points: (n, k, 3) voxel indices in the patch, zyx.
+        point_labels: (n, k) 1, 0 or `NO_POINT`.
+        grid: of the maps.
+        widths: standard deviations, in units of the shortest side of a voxel.
 
     Returns:
-        (n, *grid) fractions of the cells' volumes in [0, 1].
+        (n, 2 * widths, z, y, x): for each width, foreground and background.
     """
+    kinds = torch.stack([point_labels == 1, point_labels == 0], dim=1).float()  # (n, 2, k)
+    maps = []
+    for width in widths:
+        z, y, x = (
+            _bumps_along(points[:, :, axis], grid, axis, width).to(kinds) for axis in range(3)
+        )
+        plane = torch.einsum("nck,nkz,nky->nczyk", kinds, z, y)
+        maps.append(torch.einsum("nczyk,nkx->nczyx", plane, x).clamp(max=1))
+    return torch.cat(maps, dim=1)
+
+
+def _bumps_along(positions: Tensor, grid: Grid, axis: int, width: float) -> Tensor:
+    """(n, k, elements) values along one axis of a bump at each of (n, k) positions."""
+    stride, length = grid.stride[axis], grid.spacing[axis]
+    centres = grid.edges(axis, positions.device) + stride / 2
+    distances = (centres - (positions.unsqueeze(-1) + 0.5)) * length
+    return torch.exp(-0.5 * (distances / max(width, 0.5 * stride * length)) ** 2)
+
+
+def box_maps(boxes: Tensor, grid: Grid) -> Tensor:
+    """(n, z, y, x) fractions, 0 to 1, of each element that lies in (n, 2, 3) boxes in voxels."""
     fractions = []
-    for axis, cells in enumerate(grid):
-        lower = torch.arange(cells, device=boxes.device)
-        from_, to = boxes[:, 0, axis, None] * cells, boxes[:, 1, axis, None] * cells
-        overlap = torch.minimum(lower + 1, to) - torch.maximum(lower.to(boxes), from_)
-        fractions.append(overlap.clamp(0, 1))
+    for axis in range(3):
+        lower = grid.edges(axis, boxes.device)
+        from_, to = boxes[:, 0, axis, None], boxes[:, 1, axis, None]
+        overlap = torch.minimum(lower + grid.stride[axis], to) - torch.maximum(lower, from_)
+        fractions.append((overlap / grid.stride[axis]).clamp(0, 1))
     z, y, x = fractions
     return z[:, :, None, None] * y[:, None, :, None] * x[:, None, None, :]

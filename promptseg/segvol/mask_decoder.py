@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from promptseg.networks.mask_decoder import mlp
-from promptseg.networks.two_way import TwoWayBlock, TwoWayTransformer
+from promptseg.segvol.two_way import TwoWayBlock, TwoWayTransformer
 
 
 class FirstBlock(TwoWayBlock):
@@ -115,3 +114,14 @@ class SegVolMaskDecoder(nn.Module):
             similar = self.text_response(text)[:, None]
             weights = weights + (similar if has_text is None else similar * has_text[:, None, None])
         return torch.einsum("nmc,nczyx->nmzyx", weights, upscaled), self.iou_head(hidden[:, 0])
+
+
+def mlp(channels_in: int, hidden: int, channels_out: int) -> nn.Sequential:
+    """Three linear maps with ReLUs in between."""
+    return nn.Sequential(
+        nn.Linear(channels_in, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, channels_out),
+    )

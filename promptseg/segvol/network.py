@@ -99,7 +99,7 @@ class SegVolNetwork(nn.Module):
                 f"cut or resize it to that size"
             )
         embedding = self.image_encoder(image.float() / 255)
-        return Encoding(patch_size=self.patch_size, embedding=embedding, pyramid=())
+        return Encoding(patch_size=self.patch_size, features=embedding)
 
     def decode(self, encoding: Encoding, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
         """Decode n queries about encoded images.
@@ -111,7 +111,7 @@ class SegVolNetwork(nn.Module):
         text, has_text = self.label_text(prompts.labels)
         tokens, token_mask = self.prompt_encoder.embed(prompts, text, has_text)
         logits, iou = self.mask_decoder(
-            encoding.embedding.index_select(0, prompts.image_index),
+            encoding.features.index_select(0, prompts.image_index),
             self.prompt_encoder.dense_positions(),
             tokens,
             self.prompt_encoder.dense(),

@@ -12,7 +12,9 @@ import torch
 from promptseg.inference.decoder import OPEN_VOXELS
 from promptseg.inference.label_map import Collector, raw_slabs
 from promptseg.inference.predictor import Predictor
+from promptseg.inference.queries import FlatBox, flat_axis
 from promptseg.inference.results import Prediction
+from promptseg.inference.session import Session
 from promptseg.inference.sliding_window import Blend, groups_of_at_most, open_voxels
 from promptseg.networks.prompt_encoder import Query
 from promptseg.plans import Plans
@@ -51,16 +53,54 @@ class SegVolPredictor(Predictor):
     def _preprocessed(self, image: np.ndarray, spacing: Sequence[float]) -> SegVolImage:
         return SegVolImage(image, self.plans.normalizations[0])
 
+    def predict_prompts(
+        self,
+        prompts: Mapping[str, Prompts],
+        *,
+        labels: Sequence[str],
+        auto_prompt: str | None = None,
+    ) -> Prediction:
+        """As `Predictor.predict_prompts`; 3D boxes, points and scribbles are the only prompts.
+
+        Raises:
+            ValueError: also for masks to correct, lassos and boxes that are drawn on a slice.
+        """
+        shape = self._current_image().raw_shape
+        for label, of_label in prompts.items():
+            flat = any(flat_axis(box, shape) is not None for box in of_label.boxes)
+            given = {
+                "a mask to correct": of_label.mask is not None,
+                "a lasso": len(of_label.lassos) > 0,
+                "a box on a single slice": flat,
+            }
+            if found := [what for what, is_given in given.items() if is_given]:
+                raise ValueError(
+                    f"label {label!r}: SegVol's weights cannot use {' or '.join(found)}; give 3D "
+                    f"boxes, points or scribbles, or use a model without the preset segvol"
+                )
+        return super().predict_prompts(prompts, labels=labels, auto_prompt=auto_prompt)
+
+    def new_object(self, label: str | None = None) -> Session:
+        """Refused: SegVol's answers do not start from a mask that further prompts could correct.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "SegVol's weights cannot correct a mask, so there are no sessions with them; give all "
+            "prompts at once to predict, or use a model without the preset segvol"
+        )
+
     @torch.inference_mode()
     def _segment(
         self, wanted: Mapping[str, Prompts], queries: Mapping[str, list[Query]]
     ) -> Prediction:
-        image, values = self._current_image(), self.plans.labels
+        image, values = self._current_image(), self._values(list(wanted))
         decoder: SegVolDecoder = image.decoder
         learned, corner = self._learned_labels(), decoder.image.foreground[0]
         names, asked, reasons = [], [], {}
         for label, of_label in queries.items():
-            in_crop = [_moved(query, -corner) for query in of_label]
+            in_crop = [_moved(query, -corner) for query in _solid(of_label)]
             if wanted[label].is_empty:
                 usable, reason = in_crop if label in learned else [], "no_box"
             else:
@@ -118,6 +158,14 @@ class SegVolPredictor(Predictor):
         learned = torch.stack([network.label_text.learned.cpu() for network in self.networks])
         pairs = zip(self.plans.labels, learned.all(dim=0).tolist(), strict=True)
         return {label for label, is_learned in pairs if is_learned}
+
+
+def _solid(queries: Sequence[Query]) -> list[Query]:
+    """Queries with thin boxes, which automatic prompts can have, as boxes like any other."""
+    drawn = getattr(queries[0], "drawn", ())
+    boxes = [query.box for query in queries if query.box is not None]
+    boxes += [item.box for item in drawn if isinstance(item, FlatBox)]
+    return [replace(queries[0], box=box, drawn=()) for box in boxes] or list(queries)
 
 
 def _moved(query: Query, offset: np.ndarray) -> Query:

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from promptseg.networks.prompt_encoder import (
-    NO_LABEL,
-    NO_POINT,
-    FourierPositions,
-    PromptBatch,
-)
+from promptseg.networks.prompt_encoder import NO_LABEL, NO_POINT, PromptBatch
+
+
+class FourierPositions(nn.Module):
+    """Random Fourier features of relative positions.
+
+    Source:
+        Tancik et al. 2020, arXiv:2006.10739; as SAM's prompt encoder, for three axes.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(3, channels // 2))
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """(..., 3) positions, 0 to 1 along each axis, to (..., channels)."""
+        # No matrix product: autocast would round the angles to 8 bits.
+        directions = (2 * positions.float() - 1).unsqueeze(-1) * self.frequencies.float()
+        angles = 2 * math.pi * directions.sum(dim=-2)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+    def grid(self, shape: Sequence[int]) -> Tensor:
+        """(channels, z, y, x) encodings of the cell centres of a grid."""
+        device = self.frequencies.device
+        centres = [(torch.arange(n, device=device) + 0.5) / n for n in shape]
+        positions = torch.stack(torch.meshgrid(*centres, indexing="ij"), dim=-1)
+        return self(positions).permute(3, 0, 1, 2)
 
 
 class SegVolPromptEncoder(nn.Module):

@@ -124,8 +124,9 @@ def test_every_other_encoder_gives_its_maps(name, tmp_path):
     found = onnxruntime.InferenceSession(path).run(None, {"image": images})
     with torch.inference_mode():
         encoding = network.encode(torch.from_numpy(images))
-    for part, expected in zip(found, [encoding.embedding, *encoding.pyramid], strict=True):
-        assert_near(part, expected.numpy())
+    expected = (encoding.features, encoding.names, encoding.projected)
+    for part, of_network in zip(found, expected, strict=True):
+        assert_near(part, of_network.numpy())
 
 
 @pytest.mark.parametrize("name", ["vit", "segvol"], scope="module")
@@ -176,6 +177,9 @@ def test_padding_points_change_nothing_wherever_they_stand(exported, capsys):
                 "has_box": np.array([False]),
                 "points": padded,
                 "point_labels": padded_kinds,
+                "regions": np.zeros((1, *PATCH_SIZE), np.float32),
+                "previous": np.full((1, *PATCH_SIZE), 3, np.float32),  # without has_previous
+                "has_previous": np.array([False]),
             },
         )[0]
         assert_near(logits, expected, 1e-5)
@@ -217,7 +221,11 @@ def test_the_json_says_what_the_files_take_and_what_the_plans_say(exported, caps
             assert [(v["name"], v["shape"]) for v in said] == [(v.name, v.shape) for v in there]
     shapes = {v["name"]: v["shape"] for v in about["decoder"]["inputs"]}
     assert shapes["points"] == ["queries", "points", 3]
-    assert shapes["image_embedding"] == [1, 192, 8, 6, 8]
+    assert shapes["image_features"] == [1, 16, 8, 12, 16]
+    assert shapes["image_names"] == [1, 4, 8, 12, 16]  # background and three labels
+    assert shapes["image_projected"] == [1, 16, 8, 6, 8]
+    assert shapes["regions"] == shapes["previous"] == ["queries", 8, 12, 16]
+    assert shapes["has_previous"] == ["queries"]
     assert about["decoder"]["outputs"][0]["shape"] == ["queries", 8, 12, 16]
 
 
@@ -229,7 +237,7 @@ def test_files_of_other_weights_are_noticed(exported, capsys):
     other = build_network(exported.plans, "vit")  # as shallow: the fixture still holds
     other.load_state_dict(exported.network.state_dict())
     with torch.no_grad():
-        other.mask_decoder.iou_token += 0.1
+        other.quality_head.rate[-1].bias += 0.1
     message = r"encoder.onnx and decoder.onnx answer differently .* allowed 1e-03; .*not kept"
     with pytest.raises(RuntimeError, match=message):
         check(other, exported.plans, *paths)

@@ -7,7 +7,7 @@ import torch
 
 from promptseg.networks.encoders import ENCODERS
 from promptseg.networks.encoders.vit import ViT
-from promptseg.networks.prompt_encoder import FourierPositions, Query, batch_queries
+from promptseg.networks.prompt_encoder import Query, batch_queries
 from promptseg.networks.promptable import PromptableNetwork, build_network
 from promptseg.training.losses import PromptLoss
 from tests.shallow import shallow_networks
@@ -61,21 +61,11 @@ def test_autocast_is_near_float32_forward_and_backward(network, images, dtype):
 
     assert logits.dtype == iou.dtype == loss.dtype == torch.float32
     assert (logits - exact).abs().max() < TOLERANCES[dtype] * exact.abs().max()
-    assert (iou - exact_iou).abs().max() < TOLERANCES[dtype]
+    assert (iou.sigmoid() - exact_iou.sigmoid()).abs().max() < TOLERANCES[dtype]
     torch.testing.assert_close(loss, exact_loss, rtol=0.02, atol=0)
     with_gradients = [p.grad for p in network.parameters() if p.grad is not None]
     assert len(with_gradients) > 10
     assert all(gradient.isfinite().all() for gradient in with_gradients)
-
-
-def test_autocast_leaves_positions_exact():
-    torch.manual_seed(0)
-    positions, places = FourierPositions(64), torch.rand(50, 3)
-    with torch.autocast("cpu", torch.bfloat16):
-        rough = positions(places)
-    angles = 2 * torch.pi * (2 * places.double() - 1) @ positions.frequencies.double()
-    exact = torch.cat([angles.sin(), angles.cos()], dim=-1)
-    torch.testing.assert_close(rough.double(), exact, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -83,13 +73,18 @@ def test_encoding_and_decoding_one_image_are_one_graph_each(network, images):
     network.eval()
     encode = torch.compile(network.encode, backend="eager", fullgraph=True)
     encoding, expected = encode(images[:1]), network.encode(images[:1])
-    torch.testing.assert_close(encoding.embedding, expected.embedding)
-    torch.testing.assert_close(list(encoding.pyramid), list(expected.pyramid))
-    if not isinstance(network, PromptableNetwork) or type(network.image_encoder) is ViT:
+    torch.testing.assert_close(encoding.features, expected.features)
+    whole = {}
+    if isinstance(network, PromptableNetwork):
+        torch.testing.assert_close(encoding.names, expected.names)
+        torch.testing.assert_close(encoding.projected, expected.projected)
+        whole = {"whole": True}  # regions depend on values
+    if not whole or type(network.image_encoder) is ViT:
         # of the other encoders the decoder is the same, but for widths
         decode = torch.compile(network.decode, backend="eager", fullgraph=True)
         prompts = batch_queries([Query(label=1, box=[[1, 2, 3], [3, 7, 9]]), QUERIES[3]])
-        torch.testing.assert_close(decode(encoding, prompts), network.decode(expected, prompts))
+        answers = network.decode(expected, prompts, **whole)
+        torch.testing.assert_close(decode(encoding, prompts, **whole), answers)
     torch.compiler.reset()
 
 

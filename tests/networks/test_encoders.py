@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from promptseg.networks.blocks import feature_strides
 from promptseg.networks.encoders import ENCODERS, ImageEmbedding, ImageEncoder
 from promptseg.networks.encoders.base import SIZES
 from promptseg.networks.prompt_encoder import Query, batch_queries
@@ -57,7 +56,7 @@ def check_shapes(encoder, images, stride):
     grid = tuple(w // s for w, s in zip(patch_size, stride, strict=True))
     assert encoded.embedding.shape == (len(images), encoder.channels, *grid)
     assert tuple(f.shape[1] for f in encoded.features) == encoder.feature_channels
-    strides = feature_strides(stride)[: len(encoded.features)]
+    strides = encoder.strides[: len(encoded.features)]
     for feature, of_map in zip(encoded.features, strides, strict=True):
         assert tuple(feature.shape[2:]) == tuple(
             w // s for w, s in zip(patch_size, of_map, strict=True)

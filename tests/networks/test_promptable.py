@@ -1,4 +1,4 @@
-"""Prompts to answers: region shares, and queries that must not know of one another."""
+"""Prompts to answers: their maps, queries that do not know of one another, and local effects."""
 
 from __future__ import annotations
 
@@ -11,20 +11,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from promptseg.networks.encoders import ImageEmbedding, ImageEncoder
-from promptseg.networks.mask_decoder import MaskDecoder
+from promptseg.networks.encoders import ENCODERS, ImageEmbedding, ImageEncoder
+from promptseg.networks.mask_decoder import SURE
 from promptseg.networks.prompt_encoder import (
-    FourierPositions,
-    PromptEncoder,
+    NEW_OBJECT,
+    Grid,
     Query,
     batch_queries,
-    fraction_of_cells_in_boxes,
+    box_maps,
+    click_maps,
 )
-from promptseg.networks.promptable import PromptableNetwork, build_network, decode_in_parts
+from promptseg.networks.promptable import (
+    PromptableNetwork,
+    build_network,
+    decided,
+    decode_in_parts,
+)
 from tests.small_plans import small_plans
 
 PATCH_SIZE = (8, 12, 16)
 BOX = [[1, 2.5, 3], [5, 9.5, 12]]
+RNG = np.random.default_rng(5)
+REGION = np.zeros(PATCH_SIZE)
+REGION[3], REGION[3, 2:9, 4:11] = -1, 1
+PREVIOUS = RNG.normal(-3, 1, PATCH_SIZE)
+PREVIOUS[2:6, 3:9, 4:12] += 6
 
 
 def points(count: int, seed: int) -> dict:
@@ -38,13 +49,22 @@ QUERIES = [
     Query(label=0, image=1, **points(1, 1)),
     Query(**points(3, 2)),
     Query(label=2, box=[[0, 0, 0], PATCH_SIZE], **points(6, 3)),
+    Query(label=NEW_OBJECT, region=REGION),
+    Query(label=1, previous=PREVIOUS, **points(2, 4)),
 ]
+
+
+def awake(network: PromptableNetwork) -> PromptableNetwork:
+    """With random weights where training begins at zero, so that prompts change something."""
+    for layer in (network.prompt_head.on_voxels[-1], network.prompt_head.film):
+        nn.init.normal_(layer.weight, std=0.5)
+    return network
 
 
 @pytest.fixture(scope="module")
 def network() -> PromptableNetwork:
     torch.manual_seed(0)
-    return build_network(small_plans(), "vit").eval()
+    return awake(build_network(small_plans(), "unet")).eval()
 
 
 @pytest.fixture(scope="module")
@@ -65,30 +85,58 @@ fine_corners = st.tuples(*(st.integers(-2, n * FINE + 2) for n in GRID))
 
 @settings(deadline=None, max_examples=60)
 @given(fine_corners, fine_corners)
-def test_the_share_of_a_cell_in_a_box_is_the_share_of_its_sub_cells(a, b):
-    # Corners on a grid five times as fine, so counting sub-cells is exact.
+def test_the_fraction_of_an_element_in_a_box_is_that_of_its_voxels(a, b):
     box = np.sort([a, b], axis=0)
     fine = np.zeros([n * FINE for n in GRID])
     (z0, y0, x0), (z1, y1, x1) = np.clip(box, 0, None)
     fine[z0:z1, y0:y1, x0:x1] = 1
     counted = fine.reshape(2, FINE, 3, FINE, 4, FINE).mean(axis=(1, 3, 5))
 
-    relative = torch.tensor(box / (np.array(GRID) * FINE), dtype=torch.float32)[None]
+    grid = Grid(shape=GRID, stride=(FINE, FINE, FINE), spacing=(1.0, 1.0, 1.0))
+    found = box_maps(torch.tensor(box, dtype=torch.float32)[None], grid)
 
-    np.testing.assert_allclose(fraction_of_cells_in_boxes(relative, GRID)[0], counted, atol=1e-5)
+    np.testing.assert_allclose(found[0], counted, atol=1e-5)
 
 
-def test_fourier_positions_of_a_grid_are_those_of_its_cell_centres():
-    positions = FourierPositions(8)
-    grid = positions.grid((2, 3, 5))
-    assert grid.shape == (8, 2, 3, 5)
-    centre = torch.tensor([0.75, 0.5, 0.1])  # cells 1 of 2, 1 of 3 and 0 of 5
-    torch.testing.assert_close(grid[:, 1, 1, 0], positions(centre))
+def test_clicks_are_bumps_of_the_same_width_in_mm_along_all_axes():
+    grid = Grid(shape=(5, 9, 9), stride=(1, 1, 1), spacing=(2.0, 1.0, 1.0))
+    clicked = torch.tensor([[[2.0, 4, 4], [0, 0, 0], [9, 9, 9]]])
+    maps = click_maps(clicked, torch.tensor([[1, 0, -1]]), grid, [2.0])
+    assert maps.shape == (1, 2, 5, 9, 9)
+    foreground, background = maps[0]
+    assert foreground[2, 4, 4] == 1 and background[0, 0, 0] == 1
+    torch.testing.assert_close(foreground[3, 4, 4], foreground[2, 6, 4])  # 2 mm away
+    torch.testing.assert_close(foreground[2, 4, 6], torch.tensor(np.exp(-0.5), dtype=torch.float32))
+
+
+def test_a_map_of_a_part_is_that_part_of_the_map():
+    whole = Grid(shape=(4, 6, 8), stride=(1, 2, 2), spacing=(1.0, 1.0, 1.0))
+    part = replace(whole, shape=(2, 3, 5), first=(1, 2, 3))
+    clicked, kinds = torch.tensor([[[1.0, 5, 9], [3, 8, 2]]]), torch.tensor([[1, 0]])
+    here = (..., slice(1, 3), slice(2, 5), slice(3, 8))
+    for make in (
+        lambda grid: click_maps(clicked, kinds, grid, [1.5, 6.0]),
+        lambda grid: box_maps(torch.tensor([BOX]), grid),
+    ):
+        torch.testing.assert_close(make(part), make(whole)[here])
+
+
+def test_clicks_on_thick_slices_do_not_fall_between_coarse_elements():
+    # Half an element, 2 voxels, is the least width. The centre of the voxel (1, 2, 3) is 0.5, 0.5
+    # and 1.5 voxels from that of its element of 4x4x4, which is at 2: 2.75 square voxels.
+    grid = Grid(shape=(4, 4, 4), stride=(4, 4, 4), spacing=(1.0, 1.0, 1.0))
+    maps = click_maps(torch.tensor([[[1.0, 2, 3]]]), torch.tensor([[1]]), grid, [0.5])
+    assert float(maps[0, 0, 0, 0, 0]) == pytest.approx(np.exp(-0.5 * 2.75 / 2**2))
+    # Slices of 5 pixels: a click anywhere in a slice is at most half a slice from its centre.
+    thick = Grid(shape=(4, 6, 6), stride=(1, 1, 1), spacing=(5.0, 1.0, 1.0))
+    between = torch.tensor([[[z, 2.0, 3.0]] for z in np.linspace(0, 3, 13)])
+    maps = click_maps(between, torch.ones(13, 1), thick, [1.0])
+    assert maps[:, 0].amax(dim=(1, 2, 3)).min() > 0.6
 
 
 def test_one_query_at_a_time_is_answered_as_all_in_one_batch(network, encoding):
     logits, iou = answers(network, encoding, QUERIES)
-    assert logits.shape == (5, *PATCH_SIZE) and iou.shape == (5,)
+    assert logits.shape == (7, *PATCH_SIZE) and iou.shape == (7,)
     for i, query in enumerate(QUERIES):
         alone, its_iou = answers(network, encoding, [query])
         torch.testing.assert_close(alone[0], logits[i], atol=1e-5, rtol=1e-5)
@@ -97,7 +145,7 @@ def test_one_query_at_a_time_is_answered_as_all_in_one_batch(network, encoding):
 
 def test_the_order_of_queries_and_of_a_querys_points_does_not_matter(network, encoding):
     logits, _ = answers(network, encoding, QUERIES)
-    order = [3, 0, 4, 2, 1]
+    order = [3, 0, 6, 4, 2, 1, 5]
     permuted, _ = answers(network, encoding, [QUERIES[i] for i in order])
     torch.testing.assert_close(permuted, logits[order], atol=1e-5, rtol=1e-5)
 
@@ -114,6 +162,9 @@ def test_every_part_of_a_query_changes_the_answer(network, encoding):
         replace(query, image=1),
         replace(query, label=1),
         replace(query, label=-1),
+        replace(query, label=NEW_OBJECT),
+        replace(query, region=REGION),
+        replace(query, previous=PREVIOUS),
         replace(query, box=None),
         replace(query, box=[[1, 2.5, 3], [5, 9.5, 13]]),
         replace(query, points=(), point_labels=()),
@@ -121,34 +172,101 @@ def test_every_part_of_a_query_changes_the_answer(network, encoding):
         replace(query, point_labels=[0]),
     ]
     logits, _ = answers(network, encoding, variants)
-    different = torch.pdist(logits.flatten(1)) > 1e-2
+    different = torch.pdist(logits.flatten(1)) > 1e-3
     assert different.all()
 
 
-def test_gradients_reach_every_parameter_of_the_network():
+@pytest.mark.parametrize("name", list(ENCODERS))
+def test_gradients_reach_every_parameter_of_the_network(name):
     torch.manual_seed(0)
-    network = build_network(small_plans(), "vit").train()
-    queries = [*QUERIES, Query(label=0, points=[[1, 1, 1], [2, 2, 2]], point_labels=[0, 1])]
+    network = awake(build_network(small_plans(), name)).train()
+    with torch.no_grad():
+        network.name_head.classes.bias[1] += 4  # so that not all masks are empty
+    queries = [*QUERIES, Query(points=[[1, 1, 1], [2, 2, 2]], point_labels=[0, 1])]
     logits, iou = network(torch.rand(2, 1, *PATCH_SIZE) * 255, batch_queries(queries))
     (logits.square().mean() + iou.square().mean()).backward()
-    # The bias of the keys adds the same to all scores of a softmax: its gradient is 0 in theory.
+    # The bias of an attention's keys adds the same to all scores of a softmax.
     without = [
         name
         for name, p in network.named_parameters()
-        if not name.endswith("k_proj.bias") and (p.grad is None or not p.grad.any())
+        if not name.endswith("in_proj_bias") and (p.grad is None or not p.grad.any())
     ]
     assert without == []
 
 
-def test_padding_is_not_learnt_from():
-    torch.manual_seed(0)
-    encoder = PromptEncoder(8, 1)
+def test_points_are_padded_and_what_no_query_has_is_no_map():
     batch = batch_queries([Query(label=0), Query(label=0, points=[[0, 0, 0]], point_labels=[1])])
-    tokens, token_mask, _ = encoder(batch, (4, 4, 4), (2, 2, 2))
-    assert tokens.shape == (2, 4, 8)
-    assert token_mask.tolist() == [[True, True, True, False], [True] * 4]
     assert batch.point_labels.tolist() == [[-1], [1]]
     assert batch.has_box.tolist() == [False, False]
+    assert batch.is_prompted.tolist() == [False, True]
+    assert batch.regions is None and batch.previous is None
+    both = batch_queries([Query(region=REGION), Query(previous=PREVIOUS)])
+    assert both.is_prompted.tolist() == [True, True]
+    assert both.has_previous.tolist() == [False, True]
+    assert not both.previous[0].any() and not both.regions[1].any()
+
+
+def test_a_name_alone_is_the_class_against_all_others(network, encoding):
+    logits, _ = answers(network, encoding, [Query(label=1, image=1)])
+    probabilities = encoding.names[1].exp()
+    expected = torch.logit(probabilities[2].double(), eps=1e-4)
+    torch.testing.assert_close(logits[0].double(), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(probabilities.sum(0), torch.ones(PATCH_SIZE))
+
+
+def test_untrained_prompts_change_nothing_about_what_names_say():
+    network = build_network(small_plans(), "unet").eval()
+    image = torch.rand(1, 1, *PATCH_SIZE) * 255
+    click = {"points": [[2, 3, 4]], "point_labels": [0]}
+    queries = [Query(label=1), Query(label=1, **click), Query(label=1, previous=PREVIOUS, **click)]
+    with torch.inference_mode():
+        (named, clicked, corrected), _ = network(image, batch_queries(queries))
+    torch.testing.assert_close(clicked, named)
+    torch.testing.assert_close(corrected, named)
+
+
+def test_a_prompt_changes_nothing_far_away():
+    """What it changes on a large patch, in its region, is what it would change in the whole."""
+    torch.manual_seed(0)
+    plans = small_plans(patch_size=(16, 48, 64), spacing=(1.0, 1.0, 1.0))
+    network = awake(build_network(plans, "unet")).eval()
+    previous = np.full(plans.patch_size, -5.0)
+    previous[4:9, 4:9, 4:9] = 5
+    click = {"points": [[6, 10, 8]], "point_labels": [1]}
+    queries = [
+        Query(label=0, previous=previous),
+        Query(label=0, previous=previous, **click),
+        Query(label=0, box=[[2, 3, 4], [9, 12, 13]]),
+    ]
+    with torch.inference_mode():
+        encoding = network.encode(torch.rand(1, 1, *plans.patch_size) * 255)
+        (before, after, boxed), _ = network.decode(encoding, batch_queries(queries))
+        whole, _ = network.decode(encoding, batch_queries(queries), whole=True)
+    changed = (before != after).nonzero()
+    assert len(changed) and changed.max() < 32
+    assert (boxed[:, 20:, :] == -SURE).all() and (boxed[:, :, 20:] == -SURE).all()
+    inside = (slice(3, 9), slice(5, 10), slice(5, 10))  # further from the region's border
+    torch.testing.assert_close(whole[1][inside], after[inside], rtol=1e-4, atol=1e-4)
+    assert ((whole[2] == -SURE) == (boxed == -SURE)).all()
+
+
+@pytest.mark.parametrize("unet", ["unet", "vit"])
+def test_one_graph_without_regions_answers_alike(unet):
+    torch.manual_seed(0)
+    network = awake(build_network(small_plans(), unet)).eval()
+    with torch.inference_mode():
+        encoding = network.encode(torch.rand(2, 1, *PATCH_SIZE) * 255)
+        one_by_one, iou = network.decode(encoding, batch_queries(QUERIES))
+        together, its_iou = network.decode(encoding, batch_queries(QUERIES), whole=True)
+    # a region's border differs: beyond it there are zeros in place of the rest of the patch
+    assert ((together - one_by_one).abs() < 1e-4).float().mean() > 0.8
+    assert (together - one_by_one).abs().max() < 2
+
+
+def test_what_is_likely_becomes_nearly_certain():
+    # none 1/4, 1/2 and 1/4: their cubes are as 1, 8 and 1
+    weights = decided(torch.tensor([[0.5, 0.25], [0.0, 0.0], [0.5, 0.5]]))
+    torch.testing.assert_close(weights, torch.tensor([[0.8, 0.1], [0.0, 0.0], [0.5, 0.5]]))
 
 
 def test_bfloat16_autocast_runs_and_is_near_float32(network):
@@ -161,21 +279,22 @@ def test_bfloat16_autocast_runs_and_is_near_float32(network):
 
 
 class Plain(ImageEncoder):
-    """An encoder with no high-resolution features."""
+    """An encoder with no finer features."""
 
-    def __init__(self, *, channels_in, patch_size, stride, size) -> None:
-        super().__init__(channels_in=channels_in, patch_size=patch_size, stride=stride, size=size)
+    def build(self, channels_in, patch_size, size) -> None:
         self.channels, self.feature_channels = 16, ()
-        self.patches = nn.Conv3d(channels_in, 16, stride, stride)
+        self.patches = nn.Conv3d(channels_in, 16, self.strides[-1], self.strides[-1])
 
     def forward(self, image):
         return ImageEmbedding(embedding=self.patches(image), features=[])
 
 
 def test_answers_have_the_patches_resolution_without_features_too():
-    encoder = Plain(channels_in=1, patch_size=PATCH_SIZE, stride=(2, 4, 4), size="tiny")
-    network = PromptableNetwork(encoder, PromptEncoder(16, 1), MaskDecoder(16, ()))
-    logits, _ = network(
+    stride = (2, 4, 4)
+    encoder = Plain(
+        channels_in=1, patch_size=PATCH_SIZE, stride=stride, size="tiny", finest_stride=stride
+    )
+    logits, _ = PromptableNetwork(encoder, 1)(
         torch.rand(1, 1, *PATCH_SIZE), batch_queries([Query(label=0), Query(box=BOX)])
     )
     assert logits.shape == (2, *PATCH_SIZE)

@@ -8,6 +8,7 @@ import torch
 from promptseg.networks.prompt_encoder import Query, batch_queries
 from promptseg.networks.promptable import build_network, decode_in_parts
 from promptseg.segvol.network import SegVolNetwork, SegVolSizes
+from promptseg.segvol.prompt_encoder import FourierPositions
 from tests.small_plans import small_plans
 
 PLANS = small_plans(preset="segvol")  # 8x12x16 voxels, stride 2x4x4: a grid of 4x3x4
@@ -86,11 +87,11 @@ def test_other_patches_are_refused(network, shape):
 @torch.inference_mode()
 def test_intensities_are_divided_by_255(network, image):
     encoding = network.encode(image)
-    assert encoding.patch_size == (8, 12, 16) and encoding.pyramid == ()
-    torch.testing.assert_close(encoding.embedding, network.image_encoder(image / 255))
+    assert encoding.patch_size == (8, 12, 16) and encoding.names is None
+    torch.testing.assert_close(encoding.features, network.image_encoder(image / 255))
     whole = image.to(torch.uint8)
     torch.testing.assert_close(
-        network.encode(whole).embedding, network.encode(whole.float()).embedding
+        network.encode(whole).features, network.encode(whole.float()).features
     )
 
 
@@ -150,8 +151,8 @@ def test_gradients_reach_all_that_an_answer_depends_on(image):
 
 def test_moving_the_image_moves_the_answer(network, image):
     with torch.inference_mode():
-        embedding = network.encode(image).embedding
-        moved = network.encode(image.roll(8, dims=4)).embedding
+        embedding = network.encode(image).features
+        moved = network.encode(image.roll(8, dims=4)).features
     assert embedding.std(dim=(2, 3, 4)).min() > 0.01
     assert (embedding - moved).abs().max() > 0.1
 
@@ -178,3 +179,21 @@ def test_channels_last_memory_changes_nothing(network, image):
     other.to(memory_format=torch.channels_last_3d)
     logits, _ = other(image, batch_queries(QUERIES))
     torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_fourier_positions_of_a_grid_are_those_of_its_cell_centres():
+    positions = FourierPositions(8)
+    grid = positions.grid((2, 3, 5))
+    assert grid.shape == (8, 2, 3, 5)
+    centre = torch.tensor([0.75, 0.5, 0.1])  # cells 1 of 2, 1 of 3 and 0 of 5
+    torch.testing.assert_close(grid[:, 1, 1, 0], positions(centre))
+
+
+def test_autocast_leaves_positions_exact():
+    torch.manual_seed(0)
+    positions, places = FourierPositions(64), torch.rand(50, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = positions(places)
+    angles = 2 * torch.pi * (2 * places.double() - 1) @ positions.frequencies.double()
+    exact = torch.cat([angles.sin(), angles.cos()], dim=-1)
+    torch.testing.assert_close(rough.double(), exact, rtol=0, atol=1e-5)

@@ -10,6 +10,7 @@ from torch import nn
 from promptseg.inference.predictor import Predictor
 from promptseg.networks.prompt_encoder import NO_LABEL, NO_POINT
 from promptseg.preprocessing.normalize import foreground_clipping
+from promptseg.prompts.types import make_prompts
 from promptseg.segvol.predictor import SegVolPredictor
 from tests.segvol.literal import NO_POINTS, literal_segvol
 from tests.small_plans import small_plans
@@ -196,7 +197,7 @@ def test_nothing_found_is_an_empty_answer():
     raw = volume((13, 40, 33))
     raw[5, 20, 16] = 3000  # alone bright, and not in the box
     model.set_image(raw, SPACING)
-    prediction = model.predict(boxes={"liver": [[0, 3, 2], [1, 5, 4]]})
+    prediction = model.predict(boxes={"liver": [[0, 3, 2], [2, 5, 4]]})
     assert not prediction.segmentation.any()
     assert prediction.labels["liver"].flags == ("empty",)
 
@@ -361,3 +362,75 @@ def test_many_queries_about_a_tall_region_take_one_pass_and_answer_as_each_does_
     lower, region = together.probabilities.region("lesion")
     here = tuple(slice(a, a + n) for a, n in zip(lower, region.shape, strict=True))
     np.testing.assert_array_equal(region, best[here])
+
+
+NO_MASK = np.zeros((13, 40, 33), bool)
+SOME_MASK = np.ones((13, 40, 33), bool)
+UNUSABLE = [
+    ({"masks": {"liver": SOME_MASK}}, "label 'liver': SegVol's weights cannot use a mask to corr"),
+    ({"lassos": {"liver": [[3, 1, 1], [3, 1, 9], [3, 9, 1]]}}, "cannot use a lasso; give 3D box"),
+    ({"boxes": {"spleen": [[3, 1, 1], [4, 9, 9]]}}, "label 'spleen': .*a box on a single slice"),
+    (
+        {"boxes": {"liver": [[3, 1, 1], [8, 9, 9]]}, "masks": {"object": SOME_MASK}},
+        "label 'object': .* a mask to correct; .*without the preset segvol",
+    ),
+]
+
+
+@pytest.mark.parametrize(("prompts", "message"), UNUSABLE)
+def test_masks_and_what_is_drawn_on_slices_are_refused(prompts, message):
+    network = BrightNetwork()
+    model = predictor(network)
+    model.set_image(volume((13, 40, 33)), SPACING)
+    with pytest.raises(ValueError, match=message):
+        model.predict(**prompts)
+    assert not network.images
+    model.predict(masks={"liver": NO_MASK})  # none: the name alone, which was not learned
+
+
+def test_there_are_no_sessions():
+    model = predictor()
+    model.set_image(volume((13, 40, 33)), SPACING)
+    for label in ("liver", None):
+        with pytest.raises(ValueError, match="cannot correct a mask, so there are no sessions"):
+            model.new_object(label)
+
+
+def test_scribbles_are_points():
+    shape = (13, 40, 33)
+    raw, box = volume(shape), box_of(shape)
+    line = [[6, 12, 12], [6, 12, 20]]
+    points = [[6, 12, x] for x in (12, 14, 16, 18, 20)]  # every second voxel
+    expected = literal_segvol(
+        raw, PATCH_SIZE, answer, box=box, points=(np.array(points), np.ones(5, int))
+    )
+    network = BrightNetwork()
+    model = predictor(network)
+    model.set_image(raw, SPACING)
+    found = model.predict(boxes={"lesion": box}, scribbles={"lesion": line})
+    assert len(network.asked[0][2]) == 5 and found.labels["lesion"].voxels > 20
+    sure = np.abs(expected) > 1e-3
+    np.testing.assert_array_equal((found.segmentation == 5)[sure], (expected > 0)[sure])
+
+
+def test_objects_without_a_name_are_found_by_their_box():
+    shape = (13, 40, 33)
+    raw, box = volume(shape), box_of(shape)
+    expected = literal_segvol(raw, PATCH_SIZE, answer, box=box)
+    network = BrightNetwork()
+    model = predictor(network)
+    model.set_image(raw, SPACING)
+    found = model.predict(boxes={"object 2": box})
+    sure = np.abs(expected) > 1e-3
+    np.testing.assert_array_equal((found.segmentation == 7)[sure], (expected > 0)[sure])
+    assert {label for label, _, _ in network.asked} == {NO_LABEL}
+
+
+def test_a_thin_box_of_an_automatic_prompt_is_a_box(monkeypatch):
+    model = predictor()
+    model.set_image(volume((13, 40, 33)), SPACING)
+    thin = make_prompts(boxes=[[4, 8, 9], [5, 22, 23]], shape=(13, 40, 33), source="atlas")
+    monkeypatch.setattr(model.proposer, "propose", lambda *rest: {"liver": thin})
+    model.predict(labels=["liver"], auto_prompt="plans")
+    _, box, points = model.networks[0].asked[0]
+    assert box is not None and not len(points)

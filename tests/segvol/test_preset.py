@@ -104,7 +104,14 @@ def test_plans_of_the_preset_train_and_predict(folders):
     (source / "Small_3d").symlink_to(source / "PromptSegPlans_3d")
 
     model = train(
-        3, folders, plans_name="Small", fold="0", epochs=1, iterations_per_epoch=4, processes=0
+        3,
+        folders,
+        trainer="ViTTrainer",
+        plans_name="Small",
+        fold="0",
+        epochs=1,
+        iterations_per_epoch=4,
+        processes=0,
     )
 
     report = read_json(model / "fold_0" / "validation" / "predict_report.json")

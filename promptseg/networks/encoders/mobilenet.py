@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from promptseg.networks.blocks import ChannelNorm, layer_scale_init
+from promptseg.networks.blocks import ChannelNorm, Convolution, layer_scale_init
 from promptseg.networks.encoders.base import ENCODERS, known_size
 from promptseg.networks.encoders.staged import StagedEncoder
 
@@ -33,7 +33,7 @@ class DepthwiseSeparable(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, stride: Sequence[int]) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv3d(
+            Convolution(
                 channels_in,
                 channels_in,
                 3,

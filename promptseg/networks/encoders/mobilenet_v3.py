@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from promptseg.networks.blocks import ChannelNorm, layer_scale_init
+from promptseg.networks.blocks import ChannelNorm, Convolution, layer_scale_init
 from promptseg.networks.encoders.base import ENCODERS, known_size
 from promptseg.networks.encoders.staged import StagedEncoder
 
@@ -73,7 +73,7 @@ class InvertedResidual(nn.Module):
         if block.expanded != channels_in:
             layers += [*_normalized(nn.Conv3d(channels_in, block.expanded, 1, bias=False))]
             layers += [rectifier(inplace=True)]
-        depthwise = nn.Conv3d(
+        depthwise = Convolution(
             block.expanded,
             block.expanded,
             3,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from promptseg.networks.blocks import ChannelNorm, layer_scale_init
+from promptseg.networks.blocks import ChannelNorm, convolution, layer_scale_init
 from promptseg.networks.encoders.base import ENCODERS, known_size
 from promptseg.networks.encoders.staged import StagedEncoder
 
@@ -28,17 +28,39 @@ STAGES = {
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3x3 convolutions beside a shortcut, which is projected where the shape changes."""
+    """Two convolutions beside a shortcut, which is projected where the shape changes.
 
-    def __init__(self, channels_in: int, channels_out: int, stride: Sequence[int]) -> None:
+    Args:
+        channels_in, channels_out: of the maps.
+        stride: of the first convolution.
+        kernel: of both, zyx.
+        instance: normalize each channel over the patch, in place of the channels of each voxel;
+            the residual branch then starts at full scale.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        stride: Sequence[int],
+        kernel: Sequence[int] = (3, 3, 3),
+        *,
+        instance: bool = False,
+    ) -> None:
         super().__init__()
+
+        def norm() -> nn.Module:
+            if instance:
+                return nn.InstanceNorm3d(channels_out, affine=True)
+            return ChannelNorm(channels_out)
+
         self.first = nn.Sequential(
-            nn.Conv3d(channels_in, channels_out, 3, stride=tuple(stride), padding=1, bias=False),
-            ChannelNorm(channels_out),
+            convolution(channels_in, channels_out, stride, kernel),
+            norm(),
             nn.LeakyReLU(0.01, inplace=True),
         )
-        self.second = nn.Conv3d(channels_out, channels_out, 3, padding=1, bias=False)
-        self.normalization = layer_scale_init(ChannelNorm(channels_out))
+        self.second = convolution(channels_out, channels_out, (1, 1, 1), kernel)
+        self.normalization = norm() if instance else layer_scale_init(norm())
         self.shortcut: nn.Module = nn.Identity()
         if channels_in != channels_out or max(stride) > 1:
             pooled = nn.AvgPool3d(tuple(stride)) if max(stride) > 1 else nn.Identity()

@@ -1,4 +1,4 @@
-"""Convolutional encoders: a stem at full resolution, then stages of blocks at coarser strides."""
+"""Convolutional encoders: a stem at the finest stride, then stages of blocks at coarser ones."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from promptseg.networks.blocks import ChannelNorm, ConvStem, feature_strides
+from promptseg.networks.blocks import ChannelNorm, ConvStem
 from promptseg.networks.encoders.base import ImageEmbedding, ImageEncoder
 
 
 class StagedEncoder(ImageEncoder):
-    """One stage of blocks per resolution below the voxels; the coarsest has the remaining stages.
+    """One stage of blocks per map below the finest; the coarsest has the remaining stages.
 
     An encoder thus keeps its published stages whatever the plans' stride: with stride (8, 8, 8)
     five stages run at strides 2, 4, 8, 8 and 8, with (32, 32, 32) at 2, 4, 8, 16 and 32; beyond
@@ -23,18 +23,15 @@ class StagedEncoder(ImageEncoder):
     Subclasses define what a stage is and how it is built.
     """
 
-    stem_channels = 12  # at full resolution, where a channel costs most
+    stem_channels = 12  # at the finest resolution, where a channel costs most
     embedding_channels = 256
 
-    def __init__(
-        self, *, channels_in: int, patch_size: Sequence[int], stride: Sequence[int], size: str
-    ) -> None:
-        super().__init__(channels_in=channels_in, patch_size=patch_size, stride=stride, size=size)
-        strides = feature_strides(stride)
+    def build(self, channels_in: int, patch_size: Sequence[int], size: str) -> None:
+        strides = self.strides
         self.stem = ConvStem(channels_in, [self.stem_channels], strides[:1])
         self.levels = nn.ModuleList()
         widths, width, previous = [self.stem_channels], self.stem_channels, strides[0]
-        levels = strides[1:] or strides  # with a stride of one voxel all stages run on voxels
+        levels = strides[1:] or strides  # where there is one map only, all stages run on it
         for level, of_level in zip(levels, _spread(self.stages(size), len(levels)), strict=True):
             step = [s // p for s, p in zip(level, previous, strict=True)]
             blocks = []

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from promptseg.networks.blocks import ConvStem, feature_strides
+from promptseg.networks.blocks import ConvStem
 from promptseg.networks.encoders.base import ENCODERS, ImageEmbedding, ImageEncoder, known_size
 
 
@@ -71,19 +71,16 @@ class ViT(ImageEncoder):
         Dosovitskiy et al. 2021, arXiv:2010.11929; stem: Xiao et al. 2021, arXiv:2106.14881.
     """
 
-    def __init__(
-        self, *, channels_in: int, patch_size: Sequence[int], stride: Sequence[int], size: str
-    ) -> None:
-        super().__init__(channels_in=channels_in, patch_size=patch_size, stride=stride, size=size)
+    def build(self, channels_in: int, patch_size: Sequence[int], size: str) -> None:
         widths = self.widths(size)
-        strides = feature_strides(stride)
         stem_channels = [
-            min(widths.stem_channels * 2**level, widths.channels) for level in range(len(strides))
+            min(widths.stem_channels * 2**level, widths.channels)
+            for level in range(len(self.strides))
         ]
-        grid = [w // s for w, s in zip(patch_size, stride, strict=True)]
+        grid = [w // s for w, s in zip(patch_size, self.strides[-1], strict=True)]
         self.channels = widths.channels
         self.feature_channels = tuple(stem_channels[:-1])
-        self.stem = ConvStem(channels_in, stem_channels, strides)
+        self.stem = ConvStem(channels_in, stem_channels, self.strides)
         self.to_tokens = nn.Conv3d(stem_channels[-1], widths.channels, 1)
         self.positions = nn.Parameter(torch.randn(1, widths.channels, *grid) * 0.02)
         self.blocks = transformer_blocks(widths)
