@@ -36,6 +36,21 @@ def jitter_box(
     return clip_nonempty(box + rng.uniform(-fraction, fraction, (2, 3)) * side, shape)
 
 
+def loosen_box(
+    box: np.ndarray, shape: tuple[int, int, int], rng: np.random.Generator, most: float = 0.25
+) -> np.ndarray:
+    """Move each face of a box outwards, by up to a fraction of its side, as people do in haste.
+
+    Args:
+        box: (2, 3) as in `jitter_box`.
+        shape: image shape in voxels, zyx; the result is clipped to it.
+        rng: source of the noise.
+        most: bound of the uniform distances, as a fraction of the side.
+    """
+    side = box[1] - box[0]
+    return clip_nonempty(box + rng.uniform(0, most, (2, 3)) * side * [[-1], [1]], shape)
+
+
 def sample_points(
     mask: np.ndarray, foreground: int, background: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -65,12 +80,15 @@ def sample_points(
     return np.concatenate(points), np.concatenate(labels)
 
 
-def error_click(mask: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, int] | None:
+def error_click(
+    mask: np.ndarray, target: np.ndarray, rng: np.random.Generator | None = None
+) -> tuple[np.ndarray, int] | None:
     """Click where a person would who corrects a mask: deep inside its largest error.
 
     Args:
         mask: (z, y, x) bool.
         target: (z, y, x) bool, what the mask should be.
+        rng: takes a component at random, the likelier the larger it is, in place of the largest.
 
     Returns:
         (3,) voxel indices, zyx, and 1 where the mask lacks the voxel or 0 where it should not have
@@ -84,12 +102,54 @@ def error_click(mask: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, int] 
         where the challenge draws, and components are never reduced in resolution.
     """
     error = mask != target
-    if not error.any():
+    box = mask_box(error)
+    if box is None:
         return None
-    components = cc3d.connected_components(error, connectivity=26)
-    sizes = np.bincount(components.ravel())
-    largest = components == 1 + int(np.argmax(sizes[1:]))
-    box = mask_box(largest)
-    depth = distance_transform_edt(np.pad(largest[box_slices(box)], 1))[1:-1, 1:-1, 1:-1]
-    point = np.array(np.unravel_index(np.argmax(depth), depth.shape)) + box[0]
+    component, corner = _component(error[box_slices(box)], rng), box[0]
+    depth = distance_transform_edt(np.pad(component, 1))[1:-1, 1:-1, 1:-1]
+    point = np.array(np.unravel_index(np.argmax(depth), depth.shape)) + corner.astype(int)
     return point, int(target[tuple(point)])
+
+
+def error_scribble(
+    mask: np.ndarray, target: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, int] | None:
+    """A stroke through an error, on one slice: from end to end along its longer side, unsteadily.
+
+    Args:
+        mask: (z, y, x) bool.
+        target: (z, y, x) bool, what the mask should be.
+        rng: source of randomness.
+
+    Returns:
+        (k, 3) voxel indices inside the error, zyx, and 1 or 0 as in `error_click`; None for a
+        mask without error.
+    """
+    error = mask != target
+    error &= target == (rng.random() < error[target].sum() / max(error.sum(), 1))
+    box = mask_box(error)
+    if box is None:
+        return None
+    component, corner = _component(error[box_slices(box)], rng), box[0].astype(int)
+    number = int(np.argmax(component.sum(axis=(1, 2))))
+    voxels = np.argwhere(component[number])
+    along = int(np.argmax(np.ptp(voxels, axis=0)))
+    steps = np.unique(voxels[:, along])
+    steps = steps[:: max(1, len(steps) // 24)]
+    across = [rng.choice(voxels[voxels[:, along] == step][:, 1 - along]) for step in steps]
+    middle = np.convolve(np.pad(across, 2, mode="edge"), np.full(5, 0.2), mode="valid")
+    points = np.empty((len(steps), 3), int)
+    points[:, 0], points[:, 1 + along], points[:, 2 - along] = number, steps, middle.round()
+    points = points[component[tuple(points.T)]]
+    if not len(points):
+        points = np.concatenate([[number], voxels[len(voxels) // 2]])[None]
+    points = points + corner
+    return points, int(target[tuple(points[0])])
+
+
+def _component(error: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+    """The largest 26-connected component of a mask, or a random one."""
+    components = cc3d.connected_components(error, connectivity=26)
+    sizes = np.bincount(components.ravel())[1:]
+    number = np.argmax(sizes) if rng is None else rng.choice(len(sizes), p=sizes / sizes.sum())
+    return components == 1 + int(number)

@@ -37,36 +37,51 @@ class Batch:
         image: (b, c, z, y, x) float32 in [0, 255].
         segmentation: (b, z, y, x) int16.
         prompts: n queries.
-        values: (n,) label value that each query asks for.
+        targets: (n, z, y, x) bool, the voxels that each query asks for.
+        seed: of what is drawn while the step is under way.
+        first_query: number of the first query, if others of the step are in other processes.
     """
 
     image: Tensor
     segmentation: Tensor
     prompts: PromptBatch
-    values: Tensor
+    targets: Tensor
+    seed: tuple[int, ...] = (0,)
+    first_query: int = 0
 
-    def targets(self) -> Tensor:
-        """(n, z, y, x) bool: the voxels that each query asks for."""
-        return self.segmentation[self.prompts.image_index] == self.values[:, None, None, None]
+    def generators(self) -> list[np.random.Generator]:
+        """The source of randomness of each query, the same in whichever process it is."""
+        numbers = range(self.first_query, self.first_query + len(self.prompts))
+        return [np.random.default_rng([*self.seed, number]) for number in numbers]
 
     def to(self, device: str | torch.device) -> Batch:
         return Batch(
             image=self.image.to(device),
             segmentation=self.segmentation.to(device),
             prompts=self.prompts.to(device),
-            values=self.values.to(device),
+            targets=self.targets.to(device),
+            seed=self.seed,
+            first_query=self.first_query,
         )
 
 
-def make_batch(samples: Sequence[Sample], queries: Sequence[Query], values: Sequence[int]) -> Batch:
-    """Stack samples and pack their queries."""
+def make_batch(
+    samples: Sequence[Sample],
+    queries: Sequence[Query],
+    targets: Sequence[np.ndarray],
+    seed: tuple[int, ...] = (0,),
+    first_query: int = 0,
+) -> Batch:
+    """Stack samples and pack their queries, each with its (z, y, x) bool mask."""
     images = np.stack([sample.image for sample in samples]).astype(np.float32, copy=False)
     segmentations = np.stack([sample.segmentation for sample in samples]).astype(np.int16)
     return Batch(
         image=torch.from_numpy(images),
         segmentation=torch.from_numpy(segmentations),
         prompts=batch_queries(queries),
-        values=torch.tensor(values, dtype=torch.int16),
+        targets=torch.from_numpy(np.stack(targets)),
+        seed=seed,
+        first_query=first_query,
     )
 
 
@@ -108,7 +123,7 @@ class TrainingSteps(Dataset):
                 self.cases_with[value].append(case_id)
 
     def __getitem__(self, step: int) -> Batch:
-        samples, queries, values = [], [], []
+        samples, queries, targets = [], [], []
         for index, image in enumerate(self.images):
             number = step * self.plans.batch_size + image
             rng = np.random.default_rng([self.settings.seed, 3, number])
@@ -116,12 +131,24 @@ class TrainingSteps(Dataset):
             if self.settings.augment:
                 sample = self._augmented(sample, rng)
             drawn = training_queries(
-                sample, index, self.plans.labels, self.settings, rng, scheduled
+                sample,
+                index,
+                self.plans.labels,
+                self.settings,
+                rng,
+                scheduled=scheduled,
+                count=self._objects(image),
             )
             samples.append(sample)
             queries += [query for query, _ in drawn]
-            values += [value for _, value in drawn]
-        return make_batch(samples, queries, values)
+            targets += [target for _, target in drawn]
+        before = sum(self._objects(image) for image in range(self.images[0]))
+        return make_batch(samples, queries, targets, (self.settings.seed, 4, step), before)
+
+    def _objects(self, image: int) -> int:
+        """Number of objects that are prompted in an image of the batch."""
+        each = self.settings.objects_per_step / self.plans.batch_size
+        return max(round((image + 1) * each) - round(image * each), 1)
 
     def _sample(self, number: int, rng: np.random.Generator) -> tuple[Sample, int | None]:
         """A patch, and the label value that it was placed on; None where it was on none."""

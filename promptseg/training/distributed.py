@@ -90,23 +90,34 @@ def own_images(batch_size: int) -> range:
     return range(rank * batch_size // count, (rank + 1) * batch_size // count)
 
 
-def part_of_mean_loss(loss: Tensor, queries: int) -> tuple[Tensor, float]:
-    """This process's part of the mean loss over the queries of all, and that mean.
+def sum_of_all(values: Tensor) -> Tensor:
+    """The sums of each value over all processes; gradients flow into this process's own part.
 
-    Args:
-        loss: mean loss over this process's queries.
-        queries: number of these queries.
+    A loss that is computed from such sums is the same in every process, and its gradient is what
+    `sum_gradients` makes of the parts. Every process must call this as often as the others.
     """
     if process_count() == 1:
-        return loss, float(loss.detach())
-    (every,) = _sums([queries])
-    part = loss * (queries / every)
-    (mean,) = _sums([float(part.detach())])
-    return part, mean
+        return values
+    own = values.detach()
+    every = torch.tensor(_sums(own.flatten().tolist()), dtype=torch.float64).view(own.shape)
+    return values + (every.to(own) - own)
+
+
+def mean_of_all(mean: Tensor, count: int) -> Tensor:
+    """The mean over all processes' samples of a mean over this one's.
+
+    Args:
+        mean: mean of one number over this process's samples.
+        count: number of these samples; may be 0 if `mean` is then 0.
+    """
+    if process_count() == 1:
+        return mean
+    total, every = sum_of_all(torch.stack([mean * count, mean.new_tensor(count)]))
+    return total / every.clamp(min=1)
 
 
 def sum_gradients(network: nn.Module) -> None:
-    """Add up the gradients of all processes, each of its `part_of_mean_loss`.
+    """Add up the gradients of all processes, each of its part of `sum_of_all`.
 
     A gradient that no process has stays None, so that the optimizer leaves the weight unchanged.
     """

@@ -30,6 +30,8 @@ COLUMNS = (
     "val_dice_label",
     "val_dice_box",
     "val_dice_auto",
+    "val_dice_object",
+    "val_dice_clicks",
 )
 
 Row = Mapping[str, Any]
@@ -108,7 +110,7 @@ def draw_progress(path: Path, rows: Sequence[dict[str, Any]], title: str) -> Non
     epochs = [row["epoch"] + 1 for row in rows]
 
     def column(name: str) -> list[float]:
-        return [float("nan") if row[name] is None else row[name] for row in rows]
+        return [float("nan") if row.get(name) is None else row[name] for row in rows]
 
     figure = Figure(figsize=(8, 9), layout="constrained")
     FigureCanvasAgg(figure)
@@ -123,6 +125,8 @@ def draw_progress(path: Path, rows: Sequence[dict[str, Any]], title: str) -> Non
         ("val_dice_label", "label name alone"),
         ("val_dice_box", "ground-truth box, jittered"),
         ("val_dice_auto", "the plans' automatic prompt"),
+        ("val_dice_object", "the box without the name"),
+        ("val_dice_clicks", "the name and three clicks"),
     ):
         dice.plot(epochs, column(name), label=label, **dots)
     dice.set_ylabel("Dice on fixed validation patches")

@@ -1,11 +1,16 @@
-"""Dice and focal loss on logits, and the error of the predicted IoU."""
+"""Dice and focal loss on logits, of names and of queries, and the error of the predicted IoU."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from monai.losses import DiceLoss, FocalLoss
 from torch import Tensor, nn
+
+from promptseg.networks.prompt_encoder import NO_POINT, PromptBatch
+from promptseg.training.distributed import mean_of_all, sum_of_all
 
 
 class PromptLoss(nn.Module):
@@ -37,6 +42,122 @@ class PromptLoss(nn.Module):
         quality = F.mse_loss(iou_logits.float().sigmoid(), hard_iou(logits[:, 0], target))
         loss = dice * self.dice(logits, expected) + focal * self.focal(logits, expected)
         return loss + iou * quality
+
+
+class NameLoss(nn.Module):
+    """`dice_weight * Dice + focal_weight * focal` of all labels against each other.
+
+    Args:
+        values: of the labels, by name.
+        dice_weight, focal_weight, focal_gamma: as in `PromptLoss`.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, int],
+        dice_weight: float,
+        focal_weight: float,
+        focal_gamma: float,
+    ) -> None:
+        super().__init__()
+        self.weights, self.gamma = (dice_weight, focal_weight), focal_gamma
+        index = torch.zeros(max(values.values()) + 1, dtype=torch.long)
+        for number, value in enumerate(values.values(), 1):
+            index[value] = number
+        self.register_buffer("index", index)
+
+    def forward(self, names: Tensor, segmentation: Tensor) -> Tensor:
+        """The loss of the images of all processes together.
+
+        Dice compares sums over these images, so that a label that most of them lack counts where
+        it is; the focal loss is a mean over voxels.
+
+        Args:
+            names: (b, 1 + labels, z', y', x') log-probabilities. Where their map is coarser than
+                voxels, each element should have the fractions of the labels in it.
+            segmentation: (b, z, y, x) label values.
+        """
+        dice, focal = self.weights
+        inside = segmentation.long().clamp(0, len(self.index) - 1)
+        classes = self.index.to(inside.device)[inside]
+        truth = F.one_hot(classes, names.shape[1]).movedim(-1, 1).float()
+        if truth.shape != names.shape:
+            truth = F.adaptive_avg_pool3d(truth, names.shape[2:])
+        probabilities = names.exp()
+        hard = -truth * names
+        if self.gamma:
+            hard = hard * (1 - probabilities) ** self.gamma
+        hard, probabilities, truth = hard.sum(dim=1), probabilities[:, 1:], truth[:, 1:]
+        common, found, there = sum_of_all(
+            torch.stack(
+                [part.sum((0, 2, 3, 4)) for part in (probabilities * truth, probabilities, truth)]
+            )
+        )
+        overlap = (2 * common + 1) / (found + there + 1)  # smoothed as in `PromptLoss`
+        return dice * (1 - overlap).mean() + focal * mean_of_all(hard.mean(), len(names))
+
+
+def about_objects(logits: Tensor, targets: Tensor, margin: int = 16) -> list[tuple[slice, ...]]:
+    """For each of n queries the part of the patch that its mask or its target takes up, widened.
+
+    In a large patch most voxels are far from an object and sure: they cost time, and their sum
+    would outweigh a small object in the Dice.
+
+    Args:
+        logits: (n, z, y, x) mask logits.
+        targets: (n, z, y, x) bool.
+        margin: voxels.
+
+    Returns:
+        Slices of n, z, y and x, of one query each; all of the patch for a query with neither.
+    """
+    parts = []
+    for query, there in enumerate((logits.detach() > 0) | targets):
+        one = slice(query, query + 1)
+        lines = [there.any(dim=a).any(dim=b).nonzero()[:, 0] for a, b in ((2, 1), (2, 0), (1, 0))]
+        if not len(lines[0]):
+            parts.append((one, *(slice(None),) * 3))
+            continue
+        sides = [slice(max(int(i[0]) - margin, 0), int(i[-1]) + 1 + margin) for i in lines]
+        parts.append((one, *sides))
+    return parts
+
+
+def click_loss(logits: Tensor, prompts: PromptBatch) -> Tensor:
+    """Mean cross-entropy at the points of all processes' queries, which say what is right there.
+
+    Args:
+        logits: (n, z, y, x) mask logits.
+        prompts: n queries.
+    """
+    given = prompts.point_labels != NO_POINT
+    size = torch.tensor(logits.shape[1:], device=logits.device)
+    z, y, x = torch.minimum(prompts.points.round().long().clamp(min=0), size - 1).unbind(-1)
+    query = torch.arange(len(logits), device=logits.device)[:, None].expand_as(z)
+    there = logits.float()[query, z, y, x]
+    wanted = prompts.point_labels[given].float()
+    wrong = F.binary_cross_entropy_with_logits(there[given], wanted, reduction="sum")
+    wrong, count = sum_of_all(torch.stack([wrong, given.sum().to(wrong)]))
+    return wrong / count.clamp(min=1)
+
+
+def match_loss(weights: Tensor, targets: Tensor, segmentation: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of what queries without a name mean: their label, or none.
+
+    Args:
+        weights: (n, labels), see `PromptableNetwork.meant_labels`.
+        targets: (n, z, y, x) bool; one that is all of a label in its patch means that label.
+        segmentation: (n, z, y, x) label values of each query's image.
+        labels: (labels,) values.
+    """
+    chances = torch.cat([1 - weights.sum(dim=1, keepdim=True), weights], dim=1).float()
+    meant = torch.zeros(len(targets), dtype=torch.long, device=targets.device)
+    for query, (target, values) in enumerate(zip(targets, segmentation, strict=True)):
+        inside = values[target].unique()
+        if len(inside) == 1 and (values == inside).sum() == target.sum():
+            for number in (labels == inside).nonzero()[:, 0]:  # none for the background
+                meant[query] = 1 + number
+    return F.nll_loss(chances.clamp(min=1e-4).log(), meant)
 
 
 @torch.no_grad()

@@ -14,12 +14,16 @@ AMPERE = (8, 0)  # the first compute capability that multiplies bfloat16 in hard
 
 
 def choose_precision(requested: str | None, device: str) -> str:
-    """The requested precision, else `bf16` on a GPU that computes in it, else `fp32`."""
+    """The requested precision, else `bf16` on a device that computes in it, else `fp32`."""
     if requested is not None:
         return requested
-    if torch.device(device).type != "cuda":
-        return "fp32"
-    return "bf16" if torch.cuda.get_device_capability(device) >= AMPERE else "fp32"
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= AMPERE else "fp32"
+    if kind == "cpu":
+        known = getattr(torch.cpu, "get_capabilities", dict)()  # older torch has none
+        return "bf16" if known.get("avx512_bf16") or known.get("amx_bf16") else "fp32"
+    return "fp32"
 
 
 class MixedPrecision:

@@ -23,11 +23,13 @@ log = logging.getLogger(__name__)
 ENCODER = "image_encoder."
 SHARED_WITH_SEGVOL = f"{ENCODER}blocks."  # the encoder `vit` and SegVol's have the same blocks
 _OF_A_CHECKPOINT = ("trainer", "encoder", "plans", "network")
-LABEL_TABLES = (  # a row for each label
-    "prompt_encoder.label_tokens.weight",
-    "label_text.tokens.weight",
-    "label_text.learned",
-)
+LABEL_TABLES = {  # with a row for each label: the number of rows before these
+    "name_head.classes.weight": 1,
+    "name_head.classes.bias": 1,
+    "prompt_head.label_vectors.weight": 0,
+    "label_text.tokens.weight": 0,
+    "label_text.learned": 0,
+}
 
 
 def load_pretrained(network: nn.Module, plans: Plans, path: Path | str) -> PretrainedReport:
@@ -90,7 +92,8 @@ def _load_own(
         if name not in given:
             missing[name] = "not in the file"
         elif name in LABEL_TABLES and given[name].shape[1:] == tensor.shape[1:]:
-            values[name] = _by_label(tensor, given[name], list(plans.labels), list(theirs.labels))
+            labels = list(plans.labels), list(theirs.labels)
+            values[name] = _by_label(tensor, given[name], *labels, LABEL_TABLES[name])
             for label in plans.labels.keys() - theirs.labels.keys():
                 missing[f"{name} of {label}"] = "no such label in the file"
             for label in theirs.labels.keys() - plans.labels.keys():
@@ -109,11 +112,14 @@ def _load_own(
     return report
 
 
-def _by_label(own: Tensor, given: Tensor, labels: Sequence[str], theirs: Sequence[str]) -> Tensor:
-    """Rows of the same labels, and the rows after the last label (that of no label)."""
+def _by_label(
+    own: Tensor, given: Tensor, labels: Sequence[str], theirs: Sequence[str], before: int
+) -> Tensor:
+    """Rows of the same labels, and those before the first and after the last label."""
     result = own.clone()
-    for row, label in enumerate(labels):
+    result[:before] = given[:before]
+    for row, label in enumerate(labels, before):
         if label in theirs:
-            result[row] = given[theirs.index(label)]
-    result[len(labels) :] = given[len(theirs) :]
+            result[row] = given[before + theirs.index(label)]
+    result[before + len(labels) :] = given[before + len(theirs) :]
     return result

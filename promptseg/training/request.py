@@ -42,7 +42,7 @@ class TrainingRequest:
             that computes in it, else `fp32`.
     """
 
-    trainer: str = "ViTTrainer"
+    trainer: str = "UNetTrainer"
     fold: str | int = "0"
     plans_name: str = DEFAULT_PLANS_NAME
     group_regex: str | None = None
@@ -99,7 +99,7 @@ class RunOptions:
         processes: worker processes that make samples; 0 makes them in the training process.
         resume: continue from the latest checkpoint.
         overwrite: start again although the fold has been trained before.
-        compile: let torch.compile speed up the training steps.
+        compile: let torch.compile speed up the encoder in training steps.
         tensorboard: write metrics also as event files into the fold's folder.
         wandb: project at Weights & Biases that gets the metrics; None sends nothing.
         checkpoint_seconds: longest time between two writes of `checkpoint_latest.pth`.

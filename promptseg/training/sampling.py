@@ -1,4 +1,4 @@
-"""What is drawn for a training sample: where its patch lies, and the queries with their prompts."""
+"""What is drawn for a training sample: where its patch lies, and the objects that are prompted."""
 
 from __future__ import annotations
 
@@ -6,11 +6,23 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from promptseg.boxes import label_boxes
-from promptseg.networks.prompt_encoder import Query
-from promptseg.prompts.simulated import jitter_box, sample_points
+from promptseg.boxes import label_boxes, mask_box
+from promptseg.networks.prompt_encoder import NEW_OBJECT, NO_LABEL, Query
+from promptseg.prompts.drawn import flat_region
+from promptseg.prompts.simulated import (
+    error_click,
+    error_scribble,
+    jitter_box,
+    loosen_box,
+    sample_points,
+)
+from promptseg.training.objects import unnamed_object
 from promptseg.training.patches import Sample
 from promptseg.training.settings import TrainingSettings
+
+NAMED = {"name": 0.4, "box": 0.45, "click": 0.1, "flat box": 0.05}  # first prompts, how often
+UNNAMED = {"box": 0.55, "click": 0.25, "flat box": 0.1, "scribble": 0.1}
+LOOSE_FRACTION = 0.3  # of drawn boxes
 
 
 def draw_patch_start(
@@ -44,14 +56,13 @@ def training_queries(
     settings: TrainingSettings,
     rng: np.random.Generator,
     scheduled: int | None = None,
-) -> list[tuple[Query, int]]:
-    """Queries for up to `settings.labels_per_image` labels, as the network is trained on them.
+    count: int = 1,
+) -> list[tuple[Query, np.ndarray]]:
+    """Queries for some objects in a patch, with the masks they ask for.
 
-    A label in the patch gets two queries: its name alone, and a box or points with or without it.
-    An absent one gets its name alone, for which an empty mask is the right answer. The scheduled
-    label comes first, so that a small label among many is queried as often as any other; then the
-    others in the patch, then absent ones. Where the labels in the patch would take all places, the
-    last place goes to an absent label in half of the images.
+    The scheduled label comes first, so that a small label among many is prompted as often as any
+    other, then others in the patch. A patch without any label gets an absent one by its name, for
+    which an empty mask is the right answer; all names are learned in every patch beside these.
 
     Args:
         sample: patch with its boxes.
@@ -60,31 +71,47 @@ def training_queries(
         settings: fractions and chances.
         rng: source of randomness.
         scheduled: value of the label that the patch was placed on; None for none.
+        count: number of objects.
 
     Returns:
-        The queries, each with the label value it asks for.
+        The queries, each with its (z, y, x) bool mask.
     """
     boxes = label_boxes(sample.segmentation, labels)
-    names = sorted(
-        labels, key=lambda name: (boxes[name] is None, labels[name] != scheduled, rng.random())
-    )
-    absent = [name for name in names if boxes[name] is None]
-    queries, most = [], settings.labels_per_image
-    if absent and 1 < most <= len(names) - len(absent) and rng.random() < 0.5:
-        names.insert(most - 1, absent[0])
-    for name in names[:most]:
-        index, value = list(labels).index(name), labels[name]
-        queries.append((Query(image=image, label=index), value))
-        if boxes[name] is not None:
-            mask = sample.segmentation == value
-            auto = sample.auto_boxes.get(name)
-            tight = sample.whole_boxes[name]
-            query = prompted_query(mask, tight, auto, image, index, settings, rng)
-            queries.append((query, value))
+    present = {name: labels[name] for name in labels if boxes[name] is not None}
+    order = sorted(present, key=lambda name: (labels[name] != scheduled, rng.random()))
+    absent = [name for name in labels if name not in present]
+    queries = []
+    for number in range(count):
+        if rng.random() < settings.unnamed_fraction:
+            mask, is_label = unnamed_object(sample.image, sample.segmentation, present, rng)
+            if mask.any():
+                label = NO_LABEL if rng.random() < (0.8 if is_label else 0.2) else NEW_OBJECT
+                box = mask_box(mask).astype(float)
+                kind = _drawn(UNNAMED, rng)
+                query = prompted_query(kind, mask, box, None, image, label, settings, rng)
+                queries.append((query, mask))
+                continue
+        if not order or (absent and number and rng.random() < 0.1):
+            names = absent or list(labels)
+            name = names.pop(rng.integers(len(names)))
+            mask = np.zeros(sample.segmentation.shape, bool)
+            queries.append((Query(image=image, label=list(labels).index(name)), mask))
+            continue
+        name = order[number % len(order)]
+        mask, index = sample.segmentation == labels[name], list(labels).index(name)
+        boxes_of = sample.whole_boxes[name], sample.auto_boxes.get(name)
+        kind = _drawn(NAMED, rng)
+        query = prompted_query(kind, mask, *boxes_of, image, index, settings, rng)
+        queries.append((query, mask))
     return queries
 
 
+def _drawn(chances: Mapping[str, float], rng: np.random.Generator) -> str:
+    return str(rng.choice(list(chances), p=list(chances.values())))
+
+
 def prompted_query(
+    kind: str,
     mask: np.ndarray,
     tight_box: np.ndarray,
     auto_box: np.ndarray | None,
@@ -93,32 +120,50 @@ def prompted_query(
     settings: TrainingSettings,
     rng: np.random.Generator,
 ) -> Query:
-    """A query with a box, in half of the cases also points, sometimes with one prompt type dropped.
+    """A query with its first prompts; half of the boxes come with points.
 
     Args:
-        mask: (z, y, x) bool, the part of the label in the patch.
-        tight_box: tight box of the whole label, in the patch's voxels; it is jittered and then
-            clipped to the patch, as a box drawn around the label is at prediction.
+        kind: `name`, `box`, `click`, `scribble` or `flat box`.
+        mask: (z, y, x) bool, the part of the object in the patch.
+        tight_box: tight box of the whole object, in the patch's voxels; it is jittered or loosened
+            and then clipped to the patch, as a box drawn around the object is at prediction.
         auto_box: automatic box, clipped to the patch; None where there is none.
-        image, label: indices in the batch and in the plans.
+        image, label: of the query.
         settings: fractions and chances.
         rng: source of randomness.
 
     Source:
         Paper, section 2.2: jittered boxes, points inside and outside, 20 % dropout of one type.
     """
+    nothing = np.zeros_like(mask)
+    if kind == "name":
+        return Query(image=image, label=label)
+    if kind == "click":
+        point, _ = error_click(nothing, mask)
+        if rng.random() < 0.5:
+            point = sample_points(mask, 1, 0, rng)[0][0]
+        return Query(image=image, label=label, points=point[None], point_labels=[1])
+    if kind == "scribble":
+        points, _ = error_scribble(nothing, mask, rng)
+        return Query(image=image, label=label, points=points, point_labels=[1] * len(points))
+    if kind == "flat box":
+        axis = int(np.argmin(mask.shape)) if rng.random() < 0.6 else int(rng.integers(3))
+        counts = mask.sum(axis=tuple(a for a in range(3) if a != axis))
+        number = int(rng.choice(np.flatnonzero(counts > counts.max() / 2)))
+        inside = np.moveaxis(np.zeros_like(mask), axis, 0)
+        inside[number] = np.moveaxis(mask, axis, 0)[number]
+        box = jitter_box(mask_box(np.moveaxis(inside, 0, axis)), mask.shape, rng)
+        box[:, axis] = number, number + 1
+        return Query(image=image, label=label, region=flat_region(box, mask.shape, axis))
     if auto_box is not None and rng.random() < settings.auto_box_fraction:
         box = auto_box
+    elif rng.random() < LOOSE_FRACTION:
+        box = loosen_box(tight_box, mask.shape, rng)
     else:
         box = jitter_box(tight_box, mask.shape, rng, settings.box_jitter)
     points, kinds = np.zeros((0, 3)), np.zeros(0, int)
-    if rng.random() < 0.5:
-        points, kinds = sample_points(mask, rng.integers(1, 4), rng.integers(0, 4), rng)
-    if rng.random() < settings.prompt_dropout:
-        present = ["label", "box", "points"] if len(points) else ["label"]
-        dropped = rng.choice(present)
-        label = -1 if dropped == "label" else label
-        box = None if dropped == "box" else box
-        if dropped == "points":
-            points, kinds = points[:0], kinds[:0]
+    if rng.random() < 0.3:
+        points, kinds = sample_points(mask, rng.integers(1, 3), rng.integers(0, 3), rng)
+        if rng.random() < settings.prompt_dropout:
+            box = None
     return Query(image=image, label=label, box=box, points=points, point_labels=kinds)

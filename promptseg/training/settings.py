@@ -25,16 +25,22 @@ class TrainingSettings:
         gradient_clip: largest norm of the gradient.
         dice_weight, focal_weight, iou_weight: weights of the loss terms (paper, equation 2: 1 and
             1 for the first two).
-        focal_gamma: gamma of the focal loss.
+        focal_gamma: gamma of the focal loss; 0 makes it the cross-entropy.
         zoom_out_fraction: fraction of samples that are whole volumes resized to the patch, among
             volumes larger than the patch.
         foreground_fraction: fraction of zoom-in patches that are placed on a label.
         rare_label_fraction: fraction of the cases without the scheduled label that are replaced
             by a case with it.
-        labels_per_image: most labels queried in one image.
+        objects_per_step: objects that are prompted in a step, spread over the images of the
+            batch, at least one in each.
+        unnamed_fraction: fraction of them that carry no name; labels, and objects that are none.
+        rounds: most rounds of corrections after the first prompts of an object.
+        click_weight: weight of the loss at the clicked voxels.
+        match_weight: weight of the loss of which label a prompt without a name means.
         box_jitter: bound of the noise on box faces, as a fraction of the side (paper, section
             2.2).
-        prompt_dropout: fraction of queries that lose one of their prompt types (section 2.2).
+        prompt_dropout: fraction of boxes that are left out where there are points beside them
+            (section 2.2).
         auto_box_fraction: fraction of boxes taken from the automatic prompts, where there are any.
         augment: whether to apply spatial and intensity augmentation.
         mirror_axes: axes, of z, y, x = 0, 1, 2, mirrored in training and therefore at test time.
@@ -65,7 +71,11 @@ class TrainingSettings:
     zoom_out_fraction: float = 0.3
     foreground_fraction: float = 0.7
     rare_label_fraction: float = 0.25
-    labels_per_image: int = 4
+    objects_per_step: int = 4
+    unnamed_fraction: float = 0.35
+    rounds: int = 3
+    click_weight: float = 0.1
+    match_weight: float = 0.1
     box_jitter: float = 0.1
     prompt_dropout: float = 0.2
     auto_box_fraction: float = 0.5
@@ -88,7 +98,7 @@ class TrainingSettings:
             "epochs",
             "iterations_per_epoch",
             "initial_lr",
-            "labels_per_image",
+            "objects_per_step",
             "teacher_weight",
             "teacher_temperature",
         ):
@@ -100,6 +110,8 @@ class TrainingSettings:
             )
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
+        if self.rounds < 0:
+            raise ValueError(f"rounds must be 0 or more, got {self.rounds}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be a decay of at least 0 and below 1, got {self.ema}")
         if self.early_stopping < 0:
@@ -123,7 +135,11 @@ class TrainingSettings:
     def from_json(cls, content: dict[str, Any]) -> TrainingSettings:
         """Read what `to_json` of this or an older version wrote."""
         mirror_axes = tuple(content["mirror_axes"])
-        content = {_FORMER_NAMES.get(name, name): value for name, value in content.items()}
+        content = {
+            _FORMER_NAMES.get(name, name): value
+            for name, value in content.items()
+            if name not in _GONE
+        }
         # what versions did that do not mention these settings
         without = {"precision": "fp32", "rare_label_fraction": 0.0}
         return cls(**{**without, **content, "mirror_axes": mirror_axes})
@@ -142,6 +158,7 @@ _FORMER_NAMES = {  # of settings, in earlier checkpoints
     f"{name}_share": f"{name}_fraction"
     for name in ("zoom_out", "foreground", "rare_label", "auto_box")
 }
+_GONE = ("labels_per_image",)  # settings of earlier checkpoints that have no successor
 EXTENDING = ("epochs", "time_budget", "early_stopping", "teacher")  # may change in a continued run
 FREEZABLE = ("encoder",)
 PRECISIONS = ("fp32", "bf16", "fp16")

@@ -9,17 +9,28 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from promptseg.networks.encoding import Encoding
+from promptseg.networks.prompt_encoder import NO_LABEL, PromptBatch
 from promptseg.training.averaging import weight_average
 from promptseg.training.checkpoint import load_weights
 from promptseg.training.dataset import Batch
 from promptseg.training.distillation import Teacher, distillation_loss
-from promptseg.training.losses import PromptLoss
+from promptseg.training.distributed import mean_of_all
+from promptseg.training.losses import (
+    NameLoss,
+    PromptLoss,
+    about_objects,
+    click_loss,
+    match_loss,
+)
 from promptseg.training.optimizer import make_optimizer
 from promptseg.training.precision import MixedPrecision, choose_precision
 from promptseg.training.request import RunOptions
+from promptseg.training.rounds import answers_by_round
 from promptseg.training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
@@ -31,12 +42,13 @@ class Learner:
     Args:
         network: network with its initial weights; is moved to the device.
         settings: settings of the run.
-        options: device, and whether to compile the network.
+        options: device, and whether to compile the encoder.
+        labels: values by name.
         teacher: networks whose answers are learned beside the labels; is moved to the device.
 
     Attributes:
         network: the network in training.
-        loss: loss on logits, in float32.
+        loss, name_loss: of queries and of names, in float32.
         optimizer: optimizer of the weights that train.
     """
 
@@ -45,6 +57,7 @@ class Learner:
         network: nn.Module,
         settings: TrainingSettings,
         options: RunOptions,
+        labels: Mapping[str, int],
         teacher: Teacher | None = None,
     ) -> None:
         if settings.freeze == "encoder":
@@ -53,17 +66,17 @@ class Learner:
         self.network = network.to(options.device, memory_format=torch.channels_last_3d)
         self.teacher = None if teacher is None else teacher.to(options.device)
         self.settings = settings
-        self.loss = PromptLoss(
-            settings.dice_weight, settings.focal_weight, settings.iou_weight, settings.focal_gamma
-        )
+        weights, gamma = (settings.dice_weight, settings.focal_weight), settings.focal_gamma
+        self.loss = PromptLoss(*weights, settings.iou_weight, gamma)
+        self.name_loss = NameLoss(labels, *weights, gamma)
+        self.values = torch.tensor(list(labels.values()))
         self.optimizer = make_optimizer(network, settings)
         precision = choose_precision(settings.precision, options.device)
         self.mixed_precision = MixedPrecision(precision, options.device)
         self.average = weight_average(network, settings.ema) if settings.ema else None
-        if options.compile:
-            # only for training steps: validation decodes varying numbers of queries, each of which
-            # would be compiled anew
-            network.compile()
+        # only for training steps, and not the decoder: its regions have a new shape at every query,
+        # each of which would be compiled anew
+        self.encode = torch.compile(network.encode) if options.compile else network.encode
         if settings.freeze is not None:
             sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
             trained = sum(size for size, trains in sizes if trains)
@@ -82,17 +95,58 @@ class Learner:
         return self.network if self.average is None else self.average.module
 
     def compute_loss(self, batch: Batch) -> Tensor:
-        """The loss on a batch on the network's device."""
+        """The loss on a batch on the network's device: of the names, and of every round.
+
+        Of several processes each has a part of the batch, and gets the loss of the whole.
+        """
+        settings, count = self.settings, len(batch.prompts)
+        rng = np.random.default_rng(batch.seed)
+        rounds = int(rng.integers(1, settings.rounds + 1)) if settings.rounds else 0
+        losses, first = [], None
         with self.mixed_precision.autocast():
-            logits, iou = self.network(batch.image, batch.prompts)
-        loss = self.loss(logits, iou, batch.targets())
+            encoding = self.encode(batch.image)
+            answers = answers_by_round(
+                self.network, encoding, batch.prompts, batch.targets, rounds, batch.generators()
+            )
+            for prompts, logits, iou in answers:
+                first = logits if first is None else first
+                asked = mean_of_all(self._where_objects_are(logits, iou, batch.targets), count)
+                losses.append(asked + settings.click_weight * click_loss(logits, prompts))
+        loss = sum(losses) / len(losses)
+        if encoding.names is not None:
+            loss = loss + self.name_loss(encoding.names, batch.segmentation)
+            loss = loss + settings.match_weight * self._match_loss(encoding, batch, prompts)
         if self.teacher is None:
             return loss
-        temperature = self.settings.teacher_temperature
+        temperature = settings.teacher_temperature
         with self.mixed_precision.autocast():
             probabilities = self.teacher.probabilities(batch, temperature)
-        taught = distillation_loss(logits, probabilities, temperature)
-        return loss + self.settings.teacher_weight * taught
+        taught = mean_of_all(distillation_loss(first, probabilities, temperature), count)
+        return loss + settings.teacher_weight * taught
+
+    def _match_loss(self, encoding: Encoding, batch: Batch, last: PromptBatch) -> Tensor:
+        """What the queries without a name mean, by their first and by their last prompts."""
+        unnamed = batch.prompts.labels == NO_LABEL
+        if not unnamed.any():
+            return mean_of_all(0.0 * self.network.name_match.no_label, 0)
+        targets = batch.targets[unnamed]
+        segmentation = batch.segmentation[batch.prompts.image_index[unnamed]]
+        values = self.values.to(segmentation.device)
+        losses = [
+            match_loss(
+                self.network.meant_labels(encoding, prompts[unnamed]), targets, segmentation, values
+            )
+            for prompts in (batch.prompts, last)
+        ]
+        return mean_of_all(sum(losses) / len(losses), int(unnamed.sum()))
+
+    def _where_objects_are(self, logits: Tensor, iou: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of queries, each in the part of the patch about its object."""
+        losses = [
+            self.loss(logits[part], iou[part[0]], targets[part])
+            for part in about_objects(logits, targets)
+        ]
+        return sum(losses) / len(losses)
 
     def optimizer_step(self, loss: Tensor, learning_rate: float) -> None:
         """Make one step of the optimizer, and update the average."""

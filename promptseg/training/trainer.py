@@ -184,6 +184,7 @@ class BaseTrainer(ABC):
             )
         check_teacher_is_wanted(self.name, self.needs_teacher, self.settings.teacher)
         teacher = self.load_teacher(Path(self.settings.teacher)) if self.needs_teacher else None
+        labels = self.plans.labels
         seed_everything(self.settings.seed)
         # sums of parallel threads in a fixed order: the same seed gives the same weights
         torch.use_deterministic_algorithms(self.options.device == "cpu")
@@ -192,20 +193,19 @@ class BaseTrainer(ABC):
         self.network = build_network(self.plans, self.encoder)
         if content is None and self.settings.pretrained_weights is not None:
             load_pretrained(self.network, self.plans, self.settings.pretrained_weights)
-        self.learner = Learner(self.network, self.settings, self.options, teacher)
+        self.learner = Learner(self.network, self.settings, self.options, labels, teacher)
         if content is not None:
             self._restore(content)
         distributed.broadcast_weights(self.learner.network, self.progress.step)
         if is_rank_zero():
             remove_leftovers(self.folder, checkpoints=content is None)
-        parameters = sum(p.numel() for p in self.network.parameters())
         log.info(
             "%s: %s %s, %.2f M parameters, patch %s, stride %s, batch %d, %d training and %d "
             "validation cases, on %s",
             type(self).__name__,
             self.encoder,
             self.plans.size,
-            parameters / 1e6,
+            sum(p.numel() for p in self.network.parameters()) / 1e6,
             self.plans.patch_size,
             self.plans.stride,
             self.plans.batch_size,
@@ -269,7 +269,7 @@ class BaseTrainer(ABC):
     def _optimize(self, batch: Batch) -> float:
         batch = batch.to(self.options.device)
         loss = self.learner.compute_loss(batch)
-        loss, value = distributed.part_of_mean_loss(loss, len(batch.prompts))
+        value = float(loss.detach())
         fraction, epoch = self.progress.fraction(self.settings), self.progress.epoch(self.settings)
         try:
             if not np.isfinite(value):

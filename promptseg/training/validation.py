@@ -1,4 +1,4 @@
-"""A small fixed set of validation patches, queried in three ways after every epoch."""
+"""A small fixed set of validation patches, queried in several ways after every epoch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from promptseg.boxes import label_boxes
-from promptseg.networks.prompt_encoder import Query
+from promptseg.networks.encoding import Encoding
+from promptseg.networks.prompt_encoder import NO_LABEL, PromptBatch, Query
 from promptseg.networks.promptable import PromptableNetwork, decode_in_parts
 from promptseg.plans import Plans
 from promptseg.preprocessing.dataset import PreprocessedDataset
@@ -18,9 +20,11 @@ from promptseg.prompts.simulated import jitter_box
 from promptseg.training.dataset import Batch, make_batch
 from promptseg.training.losses import PromptLoss, hard_dice
 from promptseg.training.patches import AutoBoxes, zoom_in
+from promptseg.training.rounds import corrected
 from promptseg.training.sampling import draw_patch_start
 
-WAYS = ("label", "box", "auto")
+WAYS = ("label", "box", "auto", "object")  # `object`: the box without the name
+CLICKS = 3  # corrections of what the label's name gave, measured as the way `clicks`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,7 @@ def validation_patches(
 ) -> list[ValidationPatch]:
     """One patch per case, on a label, for up to `most` cases; the same at every call.
 
-    Each label in the patch is queried by its name, by a jittered box with the name, and
+    Each label in the patch is queried by its name, by a jittered box with and without the name, and
     automatically: by the plans' box with the name, or by the name where the plans have no box in
     this case. A single box that lies elsewhere counts as missed. Of several, another might lie
     here, so that the label is then not queried automatically.
@@ -62,24 +66,26 @@ def validation_patches(
         locations = present[number % len(present)] if present else None
         start = draw_patch_start(properties["shape"], plans.patch_size, locations, rng)
         sample = zoom_in(dataset, case_id, plans, auto_boxes, start)
-        queries, values, ways, missed = [], [], [], 0
+        queries, targets, ways, missed = [], [], [], 0
         boxes = label_boxes(sample.segmentation, plans.labels)
         for index, (name, value) in enumerate(plans.labels.items()):
             if boxes[name] is None:
                 continue
             whole = sample.whole_boxes[name]
-            boxes_by_way = {"label": None, "box": jitter_box(whole, plans.patch_size, rng)}
+            box = jitter_box(whole, plans.patch_size, rng)
+            boxes_by_way = {"label": None, "box": box, "object": box}
             proposed = len(auto_boxes.get(case_id, {}).get(name, ()))
             if name in sample.auto_boxes or not proposed:
                 boxes_by_way["auto"] = sample.auto_boxes.get(name)
             elif proposed == 1:
                 missed += 1
             for way, box in boxes_by_way.items():
-                queries.append(Query(label=index, box=box))
-                values.append(value)
+                asked = NO_LABEL if way == "object" else index
+                queries.append(Query(label=asked, box=box))
+                targets.append(sample.segmentation == value)
                 ways.append(way)
         if queries:
-            batch = make_batch([sample], queries, values)
+            batch = make_batch([sample], queries, targets)
             patches.append(ValidationPatch(batch=batch, ways=tuple(ways), missed=missed))
     return patches
 
@@ -91,21 +97,40 @@ def validate(
     loss: PromptLoss,
     device: str | torch.device,
 ) -> dict[str, float | None]:
-    """Mean loss and, for each way of `WAYS`, the mean Dice; None where there was no query."""
+    """Mean loss and the mean Dice of each way of `WAYS` and of `clicks`; None without a query."""
     losses: list[float] = []
-    dice: dict[str, list[float]] = {way: [] for way in WAYS}
+    dice: dict[str, list[float]] = {way: [] for way in (*WAYS, "clicks")}
     network.eval()
     for patch in patches:
         batch = patch.batch.to(device)
-        target = batch.targets()
-        logits, iou = decode_in_parts(network, network.encode(batch.image), batch.prompts)
-        losses.append(float(loss(logits, iou, target)))
-        for way, value in zip(patch.ways, hard_dice(logits, target).tolist(), strict=True):
+        encoding = network.encode(batch.image)
+        logits, iou = decode_in_parts(network, encoding, batch.prompts)
+        losses.append(float(loss(logits, iou, batch.targets)))
+        for way, value in zip(patch.ways, hard_dice(logits, batch.targets).tolist(), strict=True):
             dice[way].append(value)
         dice["auto"] += [0.0] * patch.missed
+        named = torch.tensor([way == "label" for way in patch.ways], device=device)
+        dice["clicks"] += _after_clicks(
+            network, encoding, batch.prompts[named], logits[named], batch.targets[named]
+        )
     network.train()
     means = {f"val_dice_{way}": _mean(values) for way, values in dice.items()}
     return {"val_loss": _mean(losses), **means}
+
+
+def _after_clicks(
+    network: PromptableNetwork,
+    encoding: Encoding,
+    prompts: PromptBatch,
+    logits: Tensor,
+    targets: Tensor,
+) -> list[float]:
+    """Dice of each query after `CLICKS` clicks in its largest error."""
+    wanted = targets.cpu().numpy()
+    for _ in range(CLICKS):
+        prompts = corrected(prompts, logits, wanted)
+        logits, _ = decode_in_parts(network, encoding, prompts)
+    return hard_dice(logits, targets).tolist()
 
 
 def _mean(values: Sequence[float]) -> float | None:

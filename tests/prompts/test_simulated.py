@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from promptseg.prompts.simulated import error_click, jitter_box, sample_points
+from promptseg.prompts.simulated import (
+    error_click,
+    error_scribble,
+    jitter_box,
+    loosen_box,
+    sample_points,
+)
 
 
 @st.composite
@@ -54,6 +60,28 @@ def test_jitter_is_uniform_within_its_bound_for_every_face():
 def test_an_empty_box_is_not_jittered(box):
     with pytest.raises(ValueError, match=r"box .* is empty along an axis \(zyx, upper exclusive\)"):
         jitter_box(np.array(box), (9, 9, 9), np.random.default_rng(0))
+
+
+@settings(deadline=None)
+@given(boxes_in_images(), st.integers(0, 2**32 - 1))
+def test_a_loosened_box_holds_the_box_and_ends_in_the_image(case, seed):
+    shape, box = case
+    loose = loosen_box(box, shape, np.random.default_rng(seed))
+    side = box[1] - box[0]
+    assert (loose[0] <= box[0]).all() and (loose[1] >= box[1]).all()
+    assert (loose[0] >= np.maximum(box[0] - 0.25 * side, 0) - 1e-9).all()
+    assert (loose[1] <= np.minimum(box[1] + 0.25 * side, shape) + 1e-9).all()
+
+
+def test_faces_of_a_loosened_box_move_apart_from_one_another():
+    box, shape = np.array([[10, 20, 30], [20, 60, 110]]), (100, 100, 200)
+    rng = np.random.default_rng(0)
+    moves = np.array([loosen_box(box, shape, rng) - box for _ in range(2000)])
+    # uniform from 0 to a quarter of 10, 40 and 80: an eighth in the mean
+    mean = np.array([1.25, 5, 10])
+    np.testing.assert_allclose(moves.mean(axis=0), [-mean, mean], rtol=0.05)
+    correlation = np.corrcoef(moves.reshape(2000, 6).T) - np.eye(6)
+    assert np.abs(correlation).max() < 0.1
 
 
 def test_points_lie_inside_and_outside_as_asked_and_cover_the_mask():
@@ -130,3 +158,49 @@ def test_a_click_is_as_deep_as_any_voxel_of_the_largest_error(seed):
     assert sizes[own - 1] == sizes.max()
     depth = ndimage.distance_transform_edt(labels == own)
     assert depth[tuple(point + 1)] == depth.max()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.floats(0.1, 0.9))
+def test_a_scribble_runs_through_one_error_on_one_slice(seed, fraction):
+    rng = np.random.default_rng(seed)
+    target, mask = rng.random((2, 6, 9, 8)) < fraction
+    points, kind = error_scribble(mask, target, rng)
+    voxels = tuple(points.T)
+    assert len(points) and (mask != target)[voxels].all() and (target[voxels] == kind).all()
+    assert len(set(points[:, 0].tolist())) == 1
+    # of one kind of error alone, and in one of its pieces
+    labels, _ = ndimage.label((mask != target) & (target == kind), np.ones((3, 3, 3)))
+    assert len(set(labels[voxels].tolist())) == 1
+
+
+def test_a_scribble_goes_from_end_to_end_of_a_long_error():
+    target = np.zeros((5, 9, 30), bool)
+    target[2, 3:6, 4:26] = True
+    points, kind = error_scribble(np.zeros_like(target), target, np.random.default_rng(0))
+    assert kind == 1 and (points[:, 0] == 2).all()
+    assert points[:, 2].tolist() == list(range(4, 26))
+    turned, _ = error_scribble(
+        np.zeros((5, 30, 9), bool), target.swapaxes(1, 2), np.random.default_rng(0)
+    )
+    assert turned[:, 1].tolist() == list(range(4, 26))
+
+
+def test_scribbles_are_of_both_kinds_as_often_as_there_is_of_either():
+    target, mask = np.zeros((2, 4, 10, 12), bool)
+    target[:2, 2:7, 2:8] = True  # 60 voxels are missing
+    mask[3, 2:6, 2:7] = True  # 20 are too many
+    rng = np.random.default_rng(0)
+    kinds = [error_scribble(mask, target, rng)[1] for _ in range(400)]
+    assert 270 < sum(kinds) < 330
+    assert error_scribble(target, target, rng) is None
+
+
+def test_a_drawn_click_is_the_deepest_of_a_component_that_large_ones_are_likelier_to_be():
+    target = np.zeros((5, 12, 20), bool)
+    target[1:4, 2:5, 2:5] = True  # 27 voxels, the middle at (2, 3, 3)
+    target[1:4, 8, 10:13] = True  # 9 voxels, all one deep: the first is (1, 8, 10)
+    rng = np.random.default_rng(0)
+    clicks = [tuple(error_click(np.zeros_like(target), target, rng)[0]) for _ in range(400)]
+    assert set(clicks) == {(2, 3, 3), (1, 8, 10)}
+    assert 270 < clicks.count((2, 3, 3)) < 330

@@ -35,12 +35,20 @@ def in_each_of_two(rank: int, port: int, folder: str) -> None:
     answer = used(inputs).square().mean()
     if rank == 1:  # a part of the network that one process alone has used
         answer = answer + here(torch.ones(1, 1)).sum()
-    part, seen["mean"] = distributed.part_of_mean_loss(answer, len(inputs))
-    part.backward()
+    mean = distributed.mean_of_all(answer, len(inputs))
+    seen["mean"] = mean.item()
+    mean.backward()
     distributed.sum_gradients(nn.ModuleList([used, here, nowhere, frozen]))
     seen["gradient"] = used.weight.grad[0].tolist()
     seen["gradient here"] = here.weight.grad.item()
     assert nowhere.weight.grad is None and frozen.weight.grad is None
+
+    # sums of several values: the square of their sums, whose slope each process has for its own
+    own = torch.tensor([1.0, 2.0] if rank == 0 else [3.0, -5.0], requires_grad=True)
+    sums = distributed.sum_of_all(own)
+    seen["sums"] = sums.tolist()
+    sums.square().sum().backward()
+    seen["slope"] = own.grad.tolist()
 
     seen["agreed"] = distributed.agree(10.0 + rank, rank == 1)
     seen["no stop"] = distributed.agree(0.5, False)

@@ -40,14 +40,38 @@ def test_every_case_comes_once_in_each_round(planned_case):
         assert sorted(cases) == steps.case_ids
 
 
-def test_targets_are_the_voxels_of_the_value_asked_for(planned_case):
-    batch = steps_of(planned_case)[0]
-    targets = batch.targets()
-    for i, (image, value) in enumerate(
-        zip(batch.prompts.image_index.tolist(), batch.values.tolist(), strict=True)
-    ):
-        assert torch.equal(targets[i], batch.segmentation[image] == value)
-    assert targets.any()
+def test_targets_of_named_queries_are_the_voxels_of_their_label(planned_case):
+    steps = steps_of(planned_case, unnamed_fraction=0.0, objects_per_step=6)
+    values, seen = list(steps.plans.labels.values()), 0
+    for step in range(4):
+        batch = steps[step]
+        assert batch.targets.dtype == torch.bool and len(batch.targets) == len(batch.prompts)
+        for i, (image, label) in enumerate(
+            zip(batch.prompts.image_index, batch.prompts.labels, strict=True)
+        ):
+            assert torch.equal(batch.targets[i], batch.segmentation[image] == values[label])
+            seen += int(batch.targets[i].any())
+    assert seen > 12
+
+
+@pytest.mark.parametrize(
+    ("objects", "expected"), [(1, [0, 1]), (2, [0, 1]), (3, [0, 0, 1]), (5, [0, 0, 1, 1, 1])]
+)
+def test_objects_of_a_step_are_spread_over_its_images(planned_case, objects, expected):
+    steps = steps_of(planned_case, objects_per_step=objects)
+    assert steps.plans.batch_size == 2
+    assert steps[3].prompts.image_index.tolist() == expected
+
+
+def test_a_step_has_a_seed_of_its_own_and_every_query_a_generator(planned_case):
+    steps = steps_of(planned_case, objects_per_step=4)
+    first, other = steps[3], steps[4]
+    assert first.seed == steps[3].seed != other.seed
+    assert first.seed != steps_of(planned_case, seed=1)[3].seed
+    drawn = [g.random() for batch in (first, other) for g in batch.generators()]
+    assert len(set(drawn)) == len(drawn) == 8
+    assert [g.random() for g in steps[3].generators()] == drawn[:4]
+    assert first.to("cpu").seed == first.seed
 
 
 def test_images_stay_in_range_and_labels_stay_labels_under_augmentation(planned_case):
@@ -64,12 +88,16 @@ def test_the_label_that_a_patch_is_drawn_for_is_asked_for(planned_case, augment)
     # One label is asked for in each patch; the two stand in for many, of which some are small.
     folder, plans, auto_boxes = planned_case
     chosen = TrainingSettings(
-        labels_per_image=1, foreground_fraction=1.0, zoom_out_fraction=0.0, augment=augment
+        objects_per_step=2,
+        unnamed_fraction=0.0,
+        foreground_fraction=1.0,
+        zoom_out_fraction=0.0,
+        augment=augment,
     )
     dataset = PreprocessedDataset(folder)
     steps = TrainingSteps(folder, dataset.case_ids, plans, chosen, auto_boxes)
-    asked = [int(value) for step in range(6) for value in steps[step].values.unique()]
-    assert sorted(set(asked)) == sorted(plans.labels.values())
+    asked = {int(label) for step in range(6) for label in steps[step].prompts.labels}
+    assert asked == {0, 1}
 
     scheduled = []
     steps._scheduled = lambda case_id, number, rng: (
@@ -80,7 +108,8 @@ def test_the_label_that_a_patch_is_drawn_for_is_asked_for(planned_case, augment)
         batch = steps[step]
         for image, wanted in enumerate(scheduled[-2:]):
             if (batch.segmentation[image] == wanted).any():
-                assert set(batch.values[batch.prompts.image_index == image].tolist()) == {wanted}
+                labels = batch.prompts.labels[batch.prompts.image_index == image]
+                assert set(labels.tolist()) == {wanted - 1}
 
 
 def test_training_mirrors_along_the_axes_that_it_was_told(planned_case):

@@ -28,7 +28,20 @@ from tests.training.rank import in_each_of_two
 from tests.training.test_training import wait_for, weights
 
 STEPS = 20
-FLAGS = ("-d", "7", "-tr", "MobileNetTrainer", "-f", "all", "-np", "0", "-device", "cpu")
+FLAGS = (
+    "-d",
+    "7",
+    "-tr",
+    "MobileNetTrainer",
+    "-f",
+    "all",
+    "-np",
+    "0",
+    "-device",
+    "cpu",
+    "--precision",
+    "fp32",
+)
 LENGTH = ("--epochs", "4", "--iterations", "5")
 RECORDING = ("--import", "tests.training.recorded_losses")
 FOLD = "Dataset007_Boxes/MobileNetTrainer__PromptSegPlans__3d/fold_all"
@@ -101,6 +114,7 @@ def test_numbers_that_processes_exchange(tmp_path):
     assert one["mean"] == pytest.approx((answers**2).mean() + 0.75)
     np.testing.assert_allclose(one["gradient"], (2 * answers) @ inputs / 4)
     assert one["gradient here"] == pytest.approx(0.75)
+    assert one["sums"] == [4, -3] and one["slope"] == [8, -6]
     assert one["agreed"] == (10.0, True) and one["no stop"] == (0.5, False)
     assert one["from first"] == {"rank": 0}
     assert one["weights"] == [0.0]
@@ -111,16 +125,21 @@ def test_shares_of_a_batch_are_the_batch(planned):
     plans = load_plans(folder / "PromptSegPlans.json")
     boxes = read_json(folder / "PromptSegPlans_auto_prompt_boxes.json")
     cases = folder / plans.data_identifier
-    settings = TrainingSettings(seed=4)
+    settings = TrainingSettings(seed=4, objects_per_step=5)
     arguments = (cases, PreprocessedDataset(cases).case_ids, plans, settings, boxes)
     for step in (0, 3):
         whole = TrainingSteps(*arguments)[step]
         parts = [TrainingSteps(*arguments, images)[step] for images in ([0], [1])]
-        for name in ("image", "segmentation", "values"):
+        for name in ("image", "segmentation", "targets"):
             joined = torch.cat([getattr(part, name) for part in parts])
             assert torch.equal(joined, getattr(whole, name))
         assert torch.equal(torch.cat([p.prompts.boxes for p in parts]), whole.prompts.boxes)
         assert [int(p.prompts.image_index.max()) for p in parts] == [0, 0]
+        # corrections are drawn alike, too
+        assert [p.seed for p in parts] == [whole.seed] * 2
+        drawn = [g.random() for p in parts for g in p.generators()]
+        assert drawn == [g.random() for g in whole.generators()]
+        assert len(set(drawn)) == len(drawn) == len(whole.prompts)
 
 
 def test_one_process_is_the_first_and_takes_everything():
@@ -128,8 +147,7 @@ def test_one_process_is_the_first_and_takes_everything():
     assert distributed.join("cuda:1") == "cuda:1"
     assert distributed.is_rank_zero() and distributed.process_count() == 1
     assert list(distributed.own_images(3)) == [0, 1, 2]
-    part, value = distributed.part_of_mean_loss(loss, 4)
-    assert part is loss and value == 3.0
+    assert distributed.mean_of_all(loss, 4) is loss and distributed.sum_of_all(loss) is loss
     assert distributed.agree(2.5, True) == (2.5, True)
     assert distributed.run_on_rank_zero(lambda: "made") == "made"
     distributed.sum_gradients(network)

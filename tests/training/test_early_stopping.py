@@ -16,7 +16,7 @@ from promptseg.training.settings import TrainingSettings
 from promptseg.training.trainer import BaseTrainer
 from promptseg.training.trainers import TRAINERS
 
-MODEL = "Dataset007_Boxes/ViTTrainer__PromptSegPlans__3d"
+MODEL = "Dataset007_Boxes/UNetTrainer__PromptSegPlans__3d"
 NO_PROGRESS = {"initial_lr": 1e-12, "epochs": 9, "iterations_per_epoch": 1, "early_stopping": 2}
 
 
@@ -121,7 +121,7 @@ def test_a_stopped_run_with_averages_continues_to_the_same_weights_and_averages(
     assert weights(whole, "latest", ("rows", -1))["step"] == 4
     networks, _, _ = load_networks(whole.parent, None, "checkpoint_latest.pth")
     assert_same_weights(networks[0].state_dict(), weights(whole, "latest"))
-    name = "mask_decoder.mask_token"
+    name = "name_head.classes.weight"
     averaged, trained = (
         weights(whole, "latest"),
         weights(whole, "latest", ("unaveraged", "network")),
@@ -161,8 +161,9 @@ def test_a_checkpoint_of_version_0_1_0_predicts_and_continues_under_its_former_n
         content = load_checkpoint(path)
         plans, settings = content["plans"], content["settings"]
         content["plans"] = {("window" if k == "patch_size" else k): v for k, v in plans.items()}
-        content["settings"] = {k.replace("_fraction", "_share"): v for k, v in settings.items()}
-        assert {"zoom_out_share", "rare_label_share"} <= set(content["settings"])
+        former = {f"{name}_fraction": f"{name}_share" for name in ("zoom_out", "rare_label")}
+        content["settings"] = {former.get(k, k): v for k, v in settings.items()}
+        content["settings"]["labels_per_image"] = 4  # which nothing has replaced
         torch.save(content, path)
 
     networks, plans, settings = load_networks(tmp_path, None, "checkpoint_final.pth")

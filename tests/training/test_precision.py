@@ -6,9 +6,18 @@ from promptseg.training.precision import MixedPrecision, choose_precision
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])
-def test_without_a_gpu_that_has_it_the_precision_is_full_unless_asked_for(device):
+def test_without_a_device_that_has_it_the_precision_is_full_unless_asked_for(device, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False}, False)
     assert choose_precision(None, device) == "fp32"
     assert choose_precision("bf16", device) == "bf16"
+
+
+@pytest.mark.parametrize("name", ["avx512_bf16", "amx_bf16"])
+def test_a_processor_that_multiplies_bfloat16_does_so_unless_asked_for_more(name, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: True}, False)
+    assert choose_precision(None, "cpu") == "bf16"
+    assert choose_precision("fp32", "cpu") == "fp32"
+    assert choose_precision(None, "mps") == "fp32"
 
 
 @pytest.mark.parametrize(

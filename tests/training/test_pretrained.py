@@ -115,10 +115,20 @@ def test_nothing_that_fits_is_refused(tmp_path, size, encoder):
 
 
 @pytest.mark.parametrize(
-    "preset, table",
-    [("none", "prompt_encoder.label_tokens.weight"), ("segvol", "label_text.tokens.weight")],
+    "preset, tables",
+    [  # and the number of rows before those of labels
+        (
+            "none",
+            {
+                "prompt_head.label_vectors.weight": 0,
+                "name_head.classes.weight": 1,
+                "name_head.classes.bias": 1,
+            },
+        ),
+        ("segvol", {"label_text.tokens.weight": 0}),
+    ],
 )
-def test_label_vectors_of_our_checkpoints_follow_the_names(tmp_path, preset, table):
+def test_label_vectors_of_our_checkpoints_follow_the_names(tmp_path, preset, tables):
     old_plans = small_plans(preset=preset)  # liver 1, spleen 2, lesion 5
     plans = small_plans(preset=preset, labels={"kidney": 1, "lesion": 2, "liver": 3, "aorta": 4})
     old = built(old_plans, seed=1)
@@ -130,17 +140,21 @@ def test_label_vectors_of_our_checkpoints_follow_the_names(tmp_path, preset, tab
 
     report = load_pretrained(network, plans, tmp_path / "checkpoint_final.pth")
 
-    theirs, ours = old.state_dict()[table], network.state_dict()[table]
-    assert torch.equal(ours[1], theirs[2]) and torch.equal(ours[2], theirs[0])
-    assert torch.equal(ours[0], fresh[table][0]) and torch.equal(ours[3], fresh[table][3])
-    if preset == "none":
-        assert torch.equal(ours[4], theirs[3])  # no label
-    else:
+    for table, before in tables.items():
+        theirs, ours = old.state_dict()[table], network.state_dict()[table]
+        own = fresh[table]
+        assert torch.equal(ours[before + 1], theirs[before + 2])
+        assert torch.equal(ours[before + 2], theirs[before])
+        assert torch.equal(ours[before], own[before])
+        assert torch.equal(ours[before + 3], own[before + 3])
+        assert torch.equal(ours[:before], theirs[:before])  # background
+        assert torch.equal(ours[before + 4 :], theirs[before + 3 :])  # no label
+        assert f"{table} of kidney" in report.missing and f"{table} of aorta" in report.missing
+        assert report.left_out[f"{table} of spleen"] == "no such label here"
+    if preset == "segvol":
         assert network.label_text.learned.tolist() == [False, False, True, False]
-    assert f"{table} of kidney" in report.missing and f"{table} of aorta" in report.missing
-    assert report.left_out[f"{table} of spleen"] == "no such label here"
-    others = set(report.loaded) - {table, "label_text.learned"}
-    assert others == set(fresh) - {table, "label_text.learned"}
+    others = set(report.loaded) - {*tables, "label_text.learned"}
+    assert others == set(fresh) - {*tables, "label_text.learned"}
     for name in others:
         assert torch.equal(network.state_dict()[name], old.state_dict()[name])
 

@@ -55,6 +55,13 @@ def test_settings_of_version_0_1_0_are_read_under_their_present_names():
     )
 
 
+def test_settings_that_are_gone_are_left_out():
+    content = {**TrainingSettings(epochs=3).to_json(), "labels_per_image": 4}
+    for name in ("objects_per_step", "unnamed_fraction", "rounds", "click_weight"):
+        del content[name]
+    assert TrainingSettings.from_json(content) == TrainingSettings(epochs=3)
+
+
 def test_replace_changes_only_what_is_given():
     settings = TrainingSettings(epochs=3, seed=4)
     assert settings.replace(epochs=None, seed=9) == TrainingSettings(epochs=3, seed=9)
@@ -65,6 +72,8 @@ def test_replace_changes_only_what_is_given():
     [
         ({"recipe": "best"}, "unknown recipe 'best'; there are scratch, paper"),
         ({"epochs": 0}, "epochs must be positive"),
+        ({"objects_per_step": 0}, "objects_per_step must be positive, got 0"),
+        ({"rounds": -1}, "rounds must be 0 or more, got -1"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
         ({"initial_lr": -1.0}, "initial_lr must be positive"),
         ({"time_budget": 0.0}, "time_budget must be positive"),

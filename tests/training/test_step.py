@@ -1,14 +1,15 @@
-from functools import partialmethod
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from promptseg.networks.prompt_encoder import Query, batch_queries
 from promptseg.networks.promptable import build_network
+from promptseg.training import step
 from promptseg.training.checkpoint import load_checkpoint, save_checkpoint
 from promptseg.training.dataset import Batch
+from promptseg.training.losses import NameLoss, PromptLoss, click_loss
 from promptseg.training.optimizer import seed_everything
 from promptseg.training.request import RunOptions
 from promptseg.training.settings import TrainingSettings
@@ -19,7 +20,8 @@ from tests.small_plans import small_plans
 def learner(compile=False, **settings) -> Learner:
     seed_everything(3)
     network = build_network(small_plans(), "mobilenet").train()
-    return Learner(network, TrainingSettings(**settings), RunOptions(device="cpu", compile=compile))
+    options = RunOptions(device="cpu", compile=compile)
+    return Learner(network, TrainingSettings(**settings), options, small_plans().labels)
 
 
 def batch(seed=0) -> Batch:
@@ -33,7 +35,8 @@ def batch(seed=0) -> Batch:
         image=torch.from_numpy(image.astype(np.float32)),
         segmentation=torch.from_numpy(segmentation),
         prompts=batch_queries([Query(image=0, label=0), Query(image=1, box=box)]),
-        values=torch.tensor([1, 1], dtype=torch.int16),
+        targets=torch.from_numpy(segmentation == 1),
+        seed=(0, 4, seed),
     )
 
 
@@ -92,7 +95,7 @@ def test_the_average_answers_and_the_weights_in_training_are_kept_beside_it():
     # averaging changes nothing of the training itself
     assert_equal_states(state["unaveraged"]["network"], plain.state()["network"])
     assert state["unaveraged"]["updates"] == 3 and plain.state()["unaveraged"] is None
-    name = "mask_decoder.mask_token"
+    name = "name_head.classes.weight"
     assert not torch.equal(state["network"][name], state["unaveraged"]["network"][name])
     assert averaged.answering.state_dict()[name] is not averaged.network.state_dict()[name]
     assert plain.answering is plain.network
@@ -110,7 +113,7 @@ def test_a_checkpoint_from_before_there_were_averages_is_taken_up():
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_lower_precision_changes_the_loss_a_little_and_its_type_not(precision):
-    full, low = learner().compute_loss(batch()), learner(precision=precision).compute_loss(batch())
+    full, low = (learner(precision=p).compute_loss(batch()) for p in ("fp32", precision))
     assert low.dtype == torch.float32
     assert low != full
     torch.testing.assert_close(low, full, rtol=0.02, atol=0)
@@ -124,14 +127,69 @@ def test_a_compiled_network_has_the_same_names(ema):
 
 def test_a_compiled_network_takes_the_same_steps(monkeypatch):
     # traced in one piece, but run as it is: compiling needs a C++ compiler and minutes
-    whole = {"backend": "eager", "fullgraph": True}
-    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, **whole))
+    traced = []
+
+    def backend(graph, example):
+        traced.append(graph)
+        return graph.forward
+
+    compile_ = partial(torch.compile, backend=backend, fullgraph=True)
+    monkeypatch.setattr(torch, "compile", compile_)
     compiled, plain = learner(compile=True), learner()
     for run in (compiled, plain):
         take_steps(run, [0, 1])
-    assert compiled.network._compiled_call_impl is not None
+    assert traced and compiled.encode != compiled.network.encode
     for name, value in plain.state()["network"].items():
         torch.testing.assert_close(compiled.state()["network"][name], value, msg=name)
+
+
+def test_the_loss_is_the_mean_over_rounds_and_the_names(monkeypatch):
+    seen = []
+    answers = step.answers_by_round
+
+    def kept(*arguments):
+        for prompts, logits, iou in answers(*arguments):
+            seen.append((prompts, logits, iou))
+            yield prompts, logits, iou
+
+    monkeypatch.setattr(step, "answers_by_round", kept)
+    weights = {"click_weight": 0.25, "match_weight": 0.75, "iou_weight": 0.5}
+    run, asked = learner(**weights, precision="fp32"), batch(5)
+    loss = run.compute_loss(asked)
+    assert 2 <= len(seen) <= 4
+    prompted = PromptLoss(1.0, 1.0, 0.5, 2.0)
+    rounds = [
+        # a patch of 8x12x16 voxels is within the margin of any object
+        prompted(logits, iou, asked.targets) + 0.25 * click_loss(logits, prompts)
+        for prompts, logits, iou in seen
+    ]
+    names = NameLoss(small_plans().labels, 1.0, 1.0, 2.0)
+    encoding = run.network.encode(asked.image)
+    expected = sum(rounds) / len(rounds) + names(encoding.names, asked.segmentation)
+    # the second query has no name, and means the first label: by its box, and at the end
+    for prompts in (asked.prompts[1:], seen[-1][0][1:]):
+        weights = run.network.meant_labels(encoding, prompts)
+        expected = expected - 0.75 * weights[0, 0].log() / 2
+    torch.testing.assert_close(loss, expected)
+
+
+def test_the_number_of_rounds_follows_from_the_seed_of_the_batch(monkeypatch):
+    counts = []
+    answers = step.answers_by_round
+
+    def counted(*arguments):
+        counts.append(arguments[4])
+        return answers(*arguments)
+
+    monkeypatch.setattr(step, "answers_by_round", counted)
+    run = learner(rounds=3)
+    for seed in (*range(12), *range(12)):
+        with torch.no_grad():
+            run.compute_loss(batch(seed))
+    assert set(counts) == {1, 2, 3} and counts[:12] == counts[12:]
+    counts.clear()
+    learner(rounds=0).compute_loss(batch())
+    assert counts == [0]
 
 
 def test_gradients_that_are_not_finite_change_no_weights():

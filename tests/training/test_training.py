@@ -79,13 +79,13 @@ def test_a_run_writes_all_that_it_should(uninterrupted):
     assert sum(name.endswith(".nii.gz") for name in validation) == 2  # 6 cases: folds of 2, 1, ...
 
 
-def test_metrics_have_a_row_for_each_epoch_with_three_ways_of_asking(uninterrupted):
+def test_metrics_have_a_row_for_each_epoch_with_all_ways_of_asking(uninterrupted):
     with open(uninterrupted / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["0", "1", "2"]
     assert [row["step"] for row in rows] == ["3", "6", "9"]
     for row in rows:
-        for column in ("train_loss", "val_loss", *(f"val_dice_{way}" for way in WAYS)):
+        for column in ("train_loss", "val_loss", *(f"val_dice_{way}" for way in (*WAYS, "clicks"))):
             assert float(row[column]) >= 0
 
 
@@ -97,7 +97,7 @@ def test_a_run_with_worker_processes_ends_in_the_same_weights(planned, tmp_path,
 def test_another_seed_ends_in_other_weights(planned, tmp_path, uninterrupted):
     changed = {**SHORT, "seed": 6}
     model = train(7, folders_for(planned, tmp_path), fold="0", processes=0, **changed)
-    name = "mask_decoder.mask_token"
+    name = "name_head.classes.weight"
     assert not torch.equal(weights(model / "fold_0")[name], weights(uninterrupted)[name])
 
 
@@ -150,7 +150,7 @@ FLAGS = ("--epochs", "3", "--iterations", "3", "--seed", "5")
 def test_a_killed_run_continues_to_the_weights_of_an_uninterrupted_one(
     planned, tmp_path, uninterrupted, number, workers
 ):
-    fold = tmp_path / "Dataset007_Boxes" / "ViTTrainer__PromptSegPlans__3d" / "fold_0"
+    fold = tmp_path / "Dataset007_Boxes" / "UNetTrainer__PromptSegPlans__3d" / "fold_0"
     process = start_command(planned, tmp_path, *FLAGS, "-np", workers)
     # the first epoch is in `latest`; the next one has begun when the signal comes, to the whole
     # process group as from a terminal or a cluster
@@ -259,7 +259,7 @@ def test_a_time_budget_ends_the_run_and_brings_the_rate_to_zero(planned, tmp_pat
     ("changes", "error", "message"),
     [
         ({"dataset": 8}, FileNotFoundError, "run `promptseg_plan -d 8` first"),
-        ({"trainer": "UNetTrainer"}, ValueError, "unknown trainer 'UNetTrainer'; registered: .*V"),
+        ({"trainer": "SwinTrainer"}, ValueError, "unknown trainer 'SwinTrainer'; registered: .*V"),
         ({"fold": "9"}, ValueError, "unknown fold '9'"),
         ({"recipe": "best"}, ValueError, "unknown recipe 'best'"),
         ({"epochs": -1}, ValueError, "epochs must be positive"),

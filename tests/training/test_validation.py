@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from promptseg.boxes import mask_box
+from promptseg.networks.prompt_encoder import NO_LABEL
 from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.training.losses import PromptLoss
 from promptseg.training.validation import WAYS, validate, validation_patches
@@ -57,7 +58,7 @@ def measured(small, auto_boxes):
 def shown(patches):
     """Each patch's masks of the labels that it shows, one for each query by name."""
     for patch_size in patches:
-        for target, way in zip(patch_size.batch.targets().numpy(), patch_size.ways, strict=True):
+        for target, way in zip(patch_size.batch.targets.numpy(), patch_size.ways, strict=True):
             if way == "label":
                 yield target
 
@@ -96,3 +97,38 @@ def test_a_label_that_its_automatic_box_misses_counts_as_not_found(small):
     patches, measures = measured(small, two)
     assert sum(patch_size.missed for patch_size in patches) == 0
     assert measures["auto"] == pytest.approx(1)
+
+
+def test_a_box_is_asked_with_and_without_the_name_and_clicks_follow_the_name(small):
+    dataset, plans, boxes = small
+    patches = validation_patches(dataset.folder, dataset.case_ids, plans, boxes, seed=0)
+    for patch in patches:
+        prompts, ways = patch.batch.prompts, np.array(patch.ways)
+        by_way = {way: prompts[torch.from_numpy(ways == way)] for way in WAYS}
+        assert torch.equal(by_way["object"].boxes, by_way["box"].boxes)
+        assert (by_way["object"].labels == NO_LABEL).all() and by_way["object"].has_box.all()
+        assert torch.equal(by_way["box"].labels, by_way["label"].labels)
+        assert not by_way["label"].has_box.any()
+
+    loss = PromptLoss(1, 1, 0.1, 2)
+    row = validate(FillsItsBox(), patches, loss, "cpu")  # which clicks do not change
+    assert row["val_dice_clicks"] == pytest.approx(row["val_dice_label"])
+    corrected = validate(Corrected(), patches, loss, "cpu")
+    assert corrected["val_dice_label"] == row["val_dice_label"] < corrected["val_dice_clicks"]
+
+
+class Corrected(FillsItsBox):
+    """Without a mask to correct as its parent; else that mask, with 3x3 voxels of each click."""
+
+    def decode(self, image, prompts):
+        logits, iou = super().decode(image, prompts)
+        if prompts.previous is None:
+            return logits, iou
+        logits = prompts.previous.clone()
+        for answer, points, kinds in zip(
+            logits, prompts.points.long(), prompts.point_labels, strict=True
+        ):
+            for (z, y, x), kind in zip(points.tolist(), kinds.tolist(), strict=True):
+                if kind >= 0:
+                    answer[z, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = 10 * kind - 5
+        return logits, iou

@@ -1,0 +1,95 @@
+"""Objects that are prompted without a name: labels, their parts and unions, and pieces of image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import cc3d
+import numpy as np
+from skimage.segmentation import slic
+
+from promptseg.boxes import box_slices, mask_box
+
+FEWEST_VOXELS = 20  # of an object
+BLOCK = 32  # voxels of the side of a block that is divided into supervoxels
+
+
+def unnamed_object(
+    image: np.ndarray,
+    segmentation: np.ndarray,
+    values: Mapping[str, int],
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, bool]:
+    """Draw an object that has no name, or is prompted without it.
+
+    Args:
+        image: (c, z, y, x).
+        segmentation: (z, y, x) label values.
+        values: of the labels in it, by name.
+        rng: source of randomness.
+
+    Returns:
+        (z, y, x) bool, empty if nothing was found; and whether it is a whole label.
+    """
+    if not values:
+        return supervoxel(image, rng), False
+    chosen = rng.permutation(list(values.values()))
+    mask, kind = segmentation == chosen[0], rng.random()
+    if kind < 0.4:
+        return mask, True
+    if kind < 0.55:
+        part = component(mask, rng)
+    elif kind < 0.7 and len(chosen) > 1:
+        part = mask | (segmentation == chosen[1])
+    elif kind < 0.85:
+        part = cut(mask, rng)
+    else:
+        part = supervoxel(image, rng)
+    if part.sum() < FEWEST_VOXELS:
+        return mask, True
+    return part, False
+
+
+def component(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One of the 26-connected components of a mask."""
+    components = cc3d.connected_components(mask, connectivity=26)
+    return components == 1 + rng.integers(components.max())
+
+
+def cut(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The part of a mask on one side of a random plane through one of its voxels."""
+    box = mask_box(mask)
+    inside = mask[box_slices(box)]
+    voxels = np.argwhere(inside)
+    normal = rng.normal(size=3)
+    side = sum(
+        (np.arange(n) - c).reshape([-1 if a == axis else 1 for a in range(3)]) * normal[axis]
+        for axis, (n, c) in enumerate(
+            zip(inside.shape, voxels[rng.integers(len(voxels))], strict=True)
+        )
+    )
+    part = np.zeros_like(mask)
+    part[box_slices(box)] = inside & (side > 0)
+    return part
+
+
+def supervoxel(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A supervoxel of a random block of the image: voxels that are alike and lie together."""
+    shape = image.shape[1:]
+    start = [int(rng.integers(0, max(n - BLOCK, 0) + 1)) for n in shape]
+    block = tuple(slice(s, s + BLOCK) for s in start)
+    values = image[0][block].astype(np.float32)
+    spread = float(np.ptp(values))
+    found = np.zeros(shape, bool)
+    if spread == 0:
+        return found
+    pieces = slic(
+        values / spread,
+        n_segments=int(rng.integers(4, 16)),
+        compactness=10 ** rng.uniform(-2.5, -1),
+        max_num_iter=4,
+        channel_axis=None,
+        start_label=0,
+    )
+    found[block] = pieces == rng.integers(pieces.max() + 1)
+    return found

@@ -1,0 +1,77 @@
+"""Rounds of corrections in a training step: what a person would add to the answer just given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch import Tensor, nn
+
+from promptseg.networks.encoding import Encoding
+from promptseg.networks.prompt_encoder import PromptBatch
+from promptseg.prompts.simulated import error_click, error_scribble
+
+SCRIBBLES = 0.15  # fraction of corrections
+ANYWHERE = 0.4  # fraction of clicks in a random error, in place of the largest
+
+
+def answers_by_round(
+    network: nn.Module,
+    encoding: Encoding,
+    prompts: PromptBatch,
+    targets: Tensor,
+    rounds: int,
+    generators: Sequence[np.random.Generator],
+) -> Iterator[tuple[PromptBatch, Tensor, Tensor]]:
+    """Answers to queries, and to the same after each round of corrections.
+
+    A correction is a click or a scribble in the error of the answer before, which is given to the
+    network as the mask to correct. An answer without error is asked for again as it is.
+
+    Args:
+        network: decodes queries.
+        encoding: of the images.
+        prompts: n queries.
+        targets: (n, z, y, x) bool.
+        rounds: number of rounds after the first answer.
+        generators: source of randomness of each query.
+
+    Yields:
+        The prompts, (n, z, y, x) logits and (n,) predicted IoU logits.
+    """
+    wanted = targets.cpu().numpy()
+    for number in range(rounds + 1):
+        logits, iou = network.decode(encoding, prompts)
+        yield prompts, logits, iou
+        if number < rounds:
+            prompts = corrected(prompts, logits, wanted, generators)
+
+
+def corrected(
+    prompts: PromptBatch,
+    logits: Tensor,
+    targets: np.ndarray,
+    generators: Sequence[np.random.Generator] | None = None,
+) -> PromptBatch:
+    """The prompts with a correction of each answer.
+
+    Args:
+        prompts: n queries.
+        logits: (n, z, y, x), the answers.
+        targets: (n, z, y, x) bool.
+        generators: of each query, draws among clicks and scribbles; without them every
+            correction is a click in the largest error.
+    """
+    points, kinds = [], []
+    sources = [None] * len(targets) if generators is None else generators
+    masks = (logits > 0).cpu().numpy()
+    for mask, target, rng in zip(masks, targets, sources, strict=True):
+        if rng is not None and rng.random() < SCRIBBLES:
+            found = error_scribble(mask, target, rng)
+        else:
+            anywhere = rng is not None and rng.random() < ANYWHERE
+            found = error_click(mask, target, rng if anywhere else None)
+        where, kind = (np.zeros((0, 3)), 0) if found is None else found
+        points.append(np.reshape(where, (-1, 3)))
+        kinds.append(np.full(len(points[-1]), kind))
+    return prompts.corrected(logits, points, kinds)

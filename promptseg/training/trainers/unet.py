@@ -1,0 +1,10 @@
+"""The trainer of the U-Net."""
+
+from promptseg.training.settings import TrainingSettings
+from promptseg.training.trainer import TRAINERS, BaseTrainer
+
+
+@TRAINERS.register("UNetTrainer")
+class UNetTrainer(BaseTrainer):
+    encoder = "unet"
+    default_settings = TrainingSettings(initial_lr=3e-3, focal_gamma=0.0, gradient_clip=5.0)
