@@ -128,7 +128,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
-        help="precision of training steps (default: bf16 on a GPU that computes in it, else fp32)",
+        help="precision of training steps (default: bf16 where the device computes in it, else "
+        "fp32)",
     )
 
 
@@ -162,7 +163,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="train a fold from scratch even if it has been trained before",
     )
     parser.add_argument(
-        "--compile", action="store_true", help="let torch.compile speed up the training steps"
+        "--compile",
+        action="store_true",
+        help="let torch.compile speed up the encoder in training steps",
     )
     parser.add_argument(
         "--tensorboard", action="store_true", help="write event files into the fold's folder"

@@ -21,6 +21,7 @@ from promptseg.preprocessing.patch import cut_patch
 
 ASKED_AT_ONCE = 8  # queries about a whole volume, whose logits are held together
 OPEN_VOXELS = 2**27  # of the blends that wait for patches: 512 MB
+WHOLE = "whole"  # key of the encodings of the whole image
 ASKED_VOXELS = 2**25  # of the answers in one patch that are held together: 128 MB
 
 
@@ -63,6 +64,12 @@ class ImageDecoder:
         """Of the preprocessed image, zyx."""
         return self.image.shape[1:]
 
+    @property
+    def encoded_starts(self) -> np.ndarray:
+        """(n, 3) starts of the patches whose encodings are kept."""
+        starts = [key for key in self._encodings if key != WHOLE]
+        return np.array(starts, int).reshape(-1, 3)
+
     def in_patch(self, start: Sequence[int], queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
         """Logits (n, z, y, x) and predicted IoU (n,) of queries in the patch at a start.
 
@@ -79,7 +86,7 @@ class ImageDecoder:
     def in_whole(self, queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
         """The same for the whole image resized to one patch; queries in voxels of that patch."""
         size = tuple(self.patch_size.tolist())
-        return self._decode("whole", lambda: self.image.resized(size), queries)
+        return self._decode(WHOLE, lambda: self.image.resized(size), queries)
 
     def _decode(
         self, key: Any, cut: Callable[[], np.ndarray], queries: Sequence[Query]
@@ -145,7 +152,7 @@ class Answer:
     Attributes:
         index: of the query in the list of queries, starting at 0.
         blend: its logits; final slices that have not been released are new.
-        predicted_iou: the largest of the patches so far: the best patch sees most of an object.
+        predicted_iou: mean of the patches so far, weighted by how much of the mask each shows.
         prompt_consistency: mean IoU with the answers to perturbed prompts, in the patches so far;
             None when there was nothing to perturb.
     """
@@ -209,7 +216,7 @@ def _answers_of_group(
     }
     blends: dict[int, Blend] = {}
     consistencies = {index: PromptConsistency(len(perturbed[index])) for index in group}
-    qualities = dict.fromkeys(group, 0.0)
+    qualities = {index: MeanQuality() for index in group}
     at_once = max(1, ASKED_VOXELS // (int(np.prod(decoder.patch_size)) * (1 + n_perturbations)))
     for start, using in sorted(queries_of_start.items()):
         for first in range(0, len(using), at_once):
@@ -224,17 +231,36 @@ def _answers_of_group(
                 blend.add(answer, np.array(start))
                 others = [None if other is None else other[inside] for other in others]
                 consistencies[index].add(answer[inside], others)
-                qualities[index] = max(qualities[index], iou)
+                qualities[index].add(iou, int((answer[inside] > 0).sum()))
                 if blend.is_due:
                     yield Answer(
                         index=index,
                         blend=blend,
-                        predicted_iou=qualities[index],
+                        predicted_iou=qualities[index].value,
                         prompt_consistency=consistencies[index].value(),
                     )
                     blend.release()
                 if blend.is_complete:
                     del blends[index]
+
+
+class MeanQuality:
+    """The predicted IoU of a mask from those of its parts, weighted by their voxels.
+
+    Patches without any of the mask count as little as one voxel: they say only that it is empty.
+    """
+
+    def __init__(self) -> None:
+        self._sum = self._weight = 0.0
+
+    def add(self, predicted_iou: float, voxels: int) -> None:
+        weight = max(voxels, 1)
+        self._sum += weight * predicted_iou
+        self._weight += weight
+
+    @property
+    def value(self) -> float:
+        return self._sum / self._weight
 
 
 def answers_with_perturbed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import cc3d
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,8 +12,9 @@ from torch import Tensor
 from promptseg.boxes import box_slices
 from promptseg.inference.results import Prediction, RegionProbabilities, label_result
 from promptseg.inference.sliding_window import Blend
-from promptseg.prompts.types import Prompts
+from promptseg.prompts.types import Prompts, is_unnamed, object_number
 
+MOST_OBJECTS = 9999  # without a name in one image
 SLAB = 2**20  # raw voxels that are interpolated at once: 4 MB
 _LARGEST = torch.finfo(torch.float16).max
 
@@ -110,6 +112,56 @@ def _interpolated(logits: Tensor, axis: int, left: Tensor, fraction: Tensor) -> 
     right = (left + 1).clamp(max=extent - 1)
     fraction = fraction.to(logits).view([-1 if a == axis else 1 for a in range(3)])
     return torch.lerp(logits.index_select(axis, left), logits.index_select(axis, right), fraction)
+
+
+def values_of(labels: Mapping[str, int], names: Sequence[str]) -> dict[str, int]:
+    """The value of each label, and after them of each object without a name among `names`.
+
+    `object` has the first value after the last label's, `object 2` the second; those with another
+    name (`object left`) follow.
+
+    Raises:
+        ValueError: for two names of one object, and for a number below 1 or above `MOST_OBJECTS`.
+    """
+    values, of_number = dict(labels), {}
+    last = max(values.values())
+    unnamed = [name for name in names if is_unnamed(name, labels)]
+    for name in unnamed:
+        if (number := object_number(name)) is None:
+            continue
+        if not 1 <= number <= MOST_OBJECTS:
+            raise ValueError(f"{name}: objects have numbers from 1 to {MOST_OBJECTS}")
+        if of_number.setdefault(number, name) != name:
+            raise ValueError(f"{of_number[number]!r} and {name!r} are the same object; give one")
+        values[name] = last + number
+    for name in unnamed:
+        values.setdefault(name, max(values.values()) + 1)
+    return values
+
+
+def connected_change(
+    former: Tensor, new: Tensor, points: np.ndarray, point_labels: np.ndarray
+) -> Tensor:
+    """Logits in which only what belongs to the clicks has changed.
+
+    A foreground click adds to the mask, and a background click takes away, what is connected to
+    it; what the network would change elsewhere stays as it was.
+
+    Args:
+        former, new: (z, y, x) logits.
+        points: (k, 3) voxel indices, zyx.
+        point_labels: (k,) 1 foreground, 0 background.
+    """
+    kept = np.zeros(tuple(new.shape), bool)
+    mask, before = (new > 0).numpy(), (former > 0).numpy()
+    for kind, changed in ((1, mask & ~before), (0, before & ~mask)):
+        components = cc3d.connected_components(changed, connectivity=26)
+        touched = set()
+        for point in np.rint(np.asarray(points)[np.asarray(point_labels) == kind]).astype(int):
+            near = tuple(slice(max(p - 1, 0), p + 2) for p in point)
+            touched.update(np.unique(components[near]).tolist())
+        kept |= np.isin(components, [number for number in touched if number])
+    return torch.where(torch.from_numpy(kept), new, former.float())
 
 
 class LabelMap:

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from promptseg.inference.coarse import locate, patches_of_queries
 from promptseg.inference.decoder import ImageDecoder, PreparedImage, blended_answers
-from promptseg.inference.label_map import Collector, raw_slabs
+from promptseg.inference.label_map import Collector, raw_slabs, values_of
 from promptseg.inference.options import check_step_size
 from promptseg.inference.prompting import Proposer
-from promptseg.inference.queries import as_queries, flips
+from promptseg.inference.queries import as_queries, flips, patches_of_queries
 from promptseg.inference.results import LabelResult, Prediction
+from promptseg.inference.session import Session
 from promptseg.inference.sliding_window import gaussian_weights
 from promptseg.io.images import NPZ, Geometry, file_ending, read_image
-from promptseg.networks.prompt_encoder import Query
+from promptseg.networks.prompt_encoder import NO_LABEL, Query
 from promptseg.networks.promptable import PromptableNetwork
 from promptseg.plans import Plans
 from promptseg.preprocessing.lazy import LazyImage
@@ -147,19 +147,30 @@ class Predictor:
         boxes: Mapping[str, Any] | None = None,
         points: Mapping[str, Any] | None = None,
         point_labels: Mapping[str, Sequence[int]] | None = None,
+        scribbles: Mapping[str, Any] | None = None,
+        scribble_labels: Mapping[str, Sequence[int]] | None = None,
+        lassos: Mapping[str, Any] | None = None,
+        masks: Mapping[str, np.ndarray] | None = None,
         labels: Sequence[str] | None = None,
         auto_prompt: str | None = None,
     ) -> Prediction:
         """Segment labels of the image that was set.
 
         With `auto_prompt`, boxes are proposed for the labels without a prompt of their own.
-        Otherwise the name alone is the prompt of such a label.
+        Otherwise the name alone is the prompt of such a label. Prompts for `object`, `object 2`
+        and the like segment objects without a name. Every mask depends on its own prompts alone;
+        where two claim a voxel, the surer one has it. More parameters than usual: each is an
+        independent keyword with a default.
 
         Args:
             boxes: by label, (2, 3) or (n, 2, 3) half-open boxes in raw voxels, zyx; several boxes
-                are several objects of the label.
+                are several objects of the label. One that is one voxel thick is drawn on a slice.
             points: by label, (k, 3) voxel indices in raw voxels, zyx.
             point_labels: by label, (k,) 1 foreground, 0 background; foreground when not given.
+            scribbles: by label, lines of (k, 3) positions in raw voxels, zyx.
+            scribble_labels: by label, 1 or 0 for each scribble; foreground when not given.
+            lassos: by label, closed curves on slices, of (k, 3) positions.
+            masks: by label, (z, y, x) bool masks to correct.
             labels: which to segment; by default those with prompts, or all when there are none
                 or `auto_prompt` is set.
             auto_prompt: `plans` follows the plans' choice for each label, a strategy's name
@@ -170,19 +181,20 @@ class Predictor:
             ValueError: for unknown labels or wrong prompts.
         """
         image = self._current_image()
-        boxes, points, point_labels = boxes or {}, points or {}, point_labels or {}
-        given = {
-            label: make_prompts(
-                boxes=boxes.get(label),
-                points=points.get(label),
-                point_labels=point_labels.get(label),
-                shape=image.raw_shape,
-                where=f"label {label!r}",
-            )
-            for label in {**boxes, **points, **point_labels}
+        kinds = {
+            "boxes": boxes,
+            "points": points,
+            "point_labels": point_labels,
+            "scribbles": scribbles,
+            "scribble_labels": scribble_labels,
+            "lassos": lassos,
+            "mask": masks,
         }
+        given = prompts_by_label(kinds, image.raw_shape)
         if labels is None:
-            labels = list(given) if given and not auto_prompt else list(self.plans.labels)
+            labels = list(given)
+            if auto_prompt or not given:
+                labels = [*self.plans.labels, *(n for n in given if n not in self.plans.labels)]
         return self.predict_prompts(given, labels=labels, auto_prompt=auto_prompt)
 
     def predict_prompts(
@@ -194,24 +206,55 @@ class Predictor:
     ) -> Prediction:
         """`predict` for prompts that have been checked; see there."""
         image = self._current_image()
-        if unknown := sorted((set(prompts) | set(labels)) - set(self.plans.labels)):
+        values = self._values(labels)
+        if unknown := sorted((set(prompts) | set(labels)) - set(values)):
             known = ", ".join(self.plans.labels)
             raise ValueError(f"unknown label(s) {', '.join(unknown)}; the model knows {known}")
         if unused := sorted(set(prompts) - set(labels)):
             raise ValueError(f"prompts for {', '.join(unused)}, which is not among `labels`")
         nothing = make_prompts(shape=image.raw_shape, source="label name")
         wanted = {label: prompts.get(label, nothing) for label in labels}
+        if nameless := [n for n in wanted if n not in self.plans.labels and wanted[n].is_empty]:
+            raise ValueError(
+                f"{', '.join(nameless)}: an object without a name needs a prompt; give a box, a "
+                f"point, a scribble, a lasso or a mask"
+            )
         if auto_prompt:
             unprompted = [label for label, p in wanted.items() if p.is_empty]
             wanted.update(self.proposer.propose(image, unprompted, auto_prompt))
             wanted.update(self.proposer.ask_network(image, unprompted, auto_prompt, wanted))
         queries = {
-            label: as_queries(
-                prompts, list(self.plans.labels).index(label), image.raw_shape, image.shape
-            )
+            label: as_queries(prompts, self._index(label), image.raw_shape, image.shape)
             for label, prompts in wanted.items()
         }
         return self._segment(wanted, queries)
+
+    def new_object(self, label: str | None = None) -> Session:
+        """Begin to segment one object of the image that was set, prompt by prompt.
+
+        Args:
+            label: the object's label, whose name alone gives the first mask; None for an object
+                without a name, whose mask is empty before the first prompt.
+
+        Raises:
+            RuntimeError: if no image is set.
+            ValueError: for an unknown label.
+        """
+        image = self._current_image()
+        if label is not None and label not in self.plans.labels:
+            known = ", ".join(self.plans.labels)
+            raise ValueError(
+                f"unknown label {label!r}; the model knows {known}; give none for another object"
+            )
+        index = NO_LABEL if label is None else self._index(label)
+        return Session(image, index, self.plans.patch_size, self._weights, self.step_size)
+
+    def _index(self, label: str) -> int:
+        labels = list(self.plans.labels)
+        return labels.index(label) if label in labels else NO_LABEL
+
+    def _values(self, labels: Sequence[str]) -> dict[str, int]:
+        return values_of(self.plans.labels, labels)
 
     def _current_image(self) -> PreparedImage:
         if self._image is None:
@@ -245,21 +288,32 @@ class Predictor:
         """Decode the queries of each label; every label in `wanted` gets a result."""
         image, patch_size = self._current_image(), self.plans.patch_size
         asked = [(label, query) for label, of_label in queries.items() for query in of_label]
-        places = locate(
-            [query for _, query in asked], image.shape, patch_size, image.decoder.in_whole
-        )
-        found = [(label, *place) for (label, _), place in zip(asked, places, strict=True) if place]
-        names, located, regions = zip(*found, strict=True) if found else ((), (), ())
-        starts = patches_of_queries(located, regions, image.shape, patch_size, self.step_size)
-        collector = Collector(self.plans.labels, image.raw_shape, self.keep_probabilities)
+        names, asked = zip(*asked, strict=True) if asked else ((), ())
+        starts = patches_of_queries(asked, image.shape, patch_size, self.step_size)
+        collector = Collector(self._values(list(wanted)), image.raw_shape, self.keep_probabilities)
         for answer in blended_answers(
-            image.decoder, located, starts, self._weights, n_perturbations=self.n_perturbations
+            image.decoder, asked, starts, self._weights, n_perturbations=self.n_perturbations
         ):
             label, grids = names[answer.index], (image.shape, image.raw_shape)
             positive_only = not self.keep_probabilities
             collector.enter(label, raw_slabs(answer.blend, *grids, positive_only=positive_only))
             collector.rate(label, answer.index, answer.predicted_iou, answer.prompt_consistency)
         return collector.prediction(wanted)
+
+
+def prompts_by_label(
+    kinds: Mapping[str, Mapping[str, Any] | None], shape: Sequence[int]
+) -> dict[str, Prompts]:
+    """Prompts of each label, checked, from keywords of `make_prompts` with values by label."""
+    given = {kind: by_label or {} for kind, by_label in kinds.items()}
+    return {
+        label: make_prompts(
+            **{kind: by_label.get(label) for kind, by_label in given.items()},
+            shape=shape,
+            where=f"label {label!r}",
+        )
+        for label in dict.fromkeys(name for by_label in given.values() for name in by_label)
+    }
 
 
 def with_channels(image: np.ndarray, channel_names: Sequence[str]) -> np.ndarray:

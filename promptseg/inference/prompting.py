@@ -1,15 +1,22 @@
-"""Automatic prompts in prediction: by the plans' strategies, and by the network itself."""
+"""Automatic prompts in prediction: by the plans' strategies, and by the network itself.
+
+The network's own (`coarse`, `hybrid`) come from its look at the whole volume, resized to one patch.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from promptseg.inference.coarse import COARSE, HYBRID, OWN, own_prompts
-from promptseg.inference.decoder import PreparedImage
+from promptseg.boxes import mask_box
+from promptseg.inference.decoder import ASKED_AT_ONCE, ImageDecoder, PreparedImage
+from promptseg.networks.prompt_encoder import Query
 from promptseg.plans import Plans
 from promptseg.preprocessing.lazy import LazyImage
 from promptseg.presets import preset_of
@@ -20,6 +27,12 @@ from promptseg.prompts.types import Prompts, make_prompts
 log = logging.getLogger(__name__)
 
 PLANS = "plans"
+COARSE = "coarse"  # the box of the mask that the label's name gives in the whole volume
+HYBRID = "hybrid"  # that or the plans' box, whichever the network predicts the better mask from
+OWN = (COARSE, HYBRID)
+
+
+AnswersInWhole = Callable[[Sequence[Query]], tuple[Tensor, Tensor]]
 
 
 class Proposer:
@@ -150,3 +163,102 @@ class Proposer:
 
     def _of_plans(self, label: str) -> Mapping[str, Any]:
         return self.plans.auto_prompts.get(label, {"strategy": "none"})
+
+
+def boxes_in_whole(
+    queries: Sequence[Query], in_whole: AnswersInWhole
+) -> list[tuple[np.ndarray | None, float]]:
+    """Boxes of the masks that queries give in a whole volume, resized to one patch.
+
+    Args:
+        queries: in voxels of the resized volume.
+        in_whole: logits (n, *patch_size) and predicted IoU (n,) of queries there; called with a
+            few queries at a time, see `ImageDecoder.in_whole`.
+
+    Returns:
+        For each query the (2, 3) box of its mask, None for an empty one, and the predicted IoU.
+    """
+    found = []
+    for first in range(0, len(queries), ASKED_AT_ONCE):
+        logits, ious = in_whole(queries[first : first + ASKED_AT_ONCE])
+        masks = ((answer > 0).cpu().numpy() for answer in logits)
+        found += zip(map(mask_box, masks), ious.tolist(), strict=True)
+    return found
+
+
+@torch.inference_mode()
+def own_prompts(
+    decoder: ImageDecoder,
+    proposals: Mapping[str, Prompts],
+    label_indices: Mapping[str, int],
+    raw_shape: Sequence[int],
+) -> dict[str, Prompts]:
+    """Box labels by what the network finds by their names, or keep a better proposal.
+
+    Everything is decoded in the volume resized to one patch, which is encoded once.
+
+    Args:
+        decoder: of the image.
+        proposals: for every label to find, another strategy's prompts in raw voxels, empty when
+            there are none (`coarse`).
+        label_indices: index of each label in the plans.
+        raw_shape: voxels, zyx.
+
+    Returns:
+        For each label prompts in raw voxels; without a box, and with the reason, when nothing was
+        found. Where there were a box of the network's and a proposal to choose from, `score` is
+        the predicted IoU of the mask that the chosen one gives in the resized volume. A box
+        without an alternative is not decoded again: the network's own has the predicted IoU of
+        the mask that it encloses, which the label's name gave, and a proposal keeps its score.
+    """
+    if not proposals:
+        return {}
+    labels = list(proposals)
+    queries = [Query(label=label_indices[label]) for label in labels]
+    found = {}
+    for label, (box, iou) in zip(labels, boxes_in_whole(queries, decoder.in_whole), strict=True):
+        coarse = _coarse_prompts(label, box, decoder.patch_size, raw_shape, iou)
+        found[label] = _better(decoder, coarse, proposals[label], label_indices[label], raw_shape)
+    return found
+
+
+def _coarse_prompts(
+    label: str,
+    box: np.ndarray | None,
+    patch_size: np.ndarray,
+    raw_shape: Sequence[int],
+    predicted_iou: float,
+) -> Prompts:
+    """The box of a mask in the resized volume as prompts in raw voxels."""
+    boxes = [] if box is None else [box * (np.asarray(raw_shape) / patch_size)]
+    return make_prompts(
+        boxes=boxes,
+        shape=raw_shape,
+        where=f"{COARSE} for {label!r}",
+        source=COARSE if boxes else "label name",
+        score=predicted_iou if boxes else None,
+        reason="ok" if boxes else "not_found_by_name",
+    )
+
+
+def _better(
+    decoder: ImageDecoder,
+    coarse: Prompts,
+    proposal: Prompts,
+    label_index: int,
+    raw_shape: Sequence[int],
+) -> Prompts:
+    """Of two prompts the one with the higher predicted IoU in the whole volume, as its score.
+
+    Where only one of them has a box, it is returned as it is.
+    """
+    candidates = [prompts for prompts in (coarse, proposal) if len(prompts.boxes)]
+    if len(candidates) < 2:
+        return candidates[0] if candidates else coarse
+    boxes = [p.scaled(raw_shape, tuple(decoder.patch_size)).boxes for p in candidates]
+    queries = [Query(label=label_index, box=box) for of_one in boxes for box in of_one]
+    ious = decoder.in_whole(queries)[1].tolist()
+    # a proposal of several boxes is as good as their mean
+    predicted = [float(np.mean(ious[: len(boxes[0])])), float(np.mean(ious[len(boxes[0]) :]))]
+    best = int(np.argmax(predicted))
+    return replace(candidates[best], score=min(max(predicted[best], 0.0), 1.0))

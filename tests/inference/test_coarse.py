@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from promptseg.inference.coarse import own_prompts
 from promptseg.inference.predictor import Predictor
+from promptseg.inference.prompting import own_prompts
 from promptseg.prompts.types import make_prompts
 from tests.inference.fakes import LEVELS, LevelNetwork
 from tests.small_plans import small_plans

@@ -197,7 +197,7 @@ def test_encodings_that_are_kept_are_counted_for_all_networks_and_mirrorings(
 
 def test_few_queries_are_decoded_at_once():
     labels = np.zeros(SMALL, np.uint8)
-    boxes = [[[z, y, x], [z + 1, y + 2, x + 2]] for z in (0, 2, 4) for y in (0, 4) for x in (1, 5)]
+    boxes = [[[z, y, x], [z + 2, y + 2, x + 2]] for z in (0, 3) for y in (0, 3, 6) for x in (1, 5)]
     for (z0, y0, x0), (z1, y1, x1) in boxes:
         labels[z0:z1, y0:y1, x0:x1] = 1
     network = LevelNetwork()
@@ -226,43 +226,37 @@ def test_patches_that_do_not_meet_a_box_are_not_computed():
     assert network.encoded == 1 + 2
 
 
-def test_a_large_volume_is_first_looked_at_as_a_whole():
+def test_names_are_answered_in_every_patch_of_a_large_volume():
     labels = np.zeros((24, 48, 64), np.uint8)
     labels[4:10, 8:20, 12:28] = 2
+    labels[16:18, 30:32, 51:53] = 1  # far from the other, and small
     network = LevelNetwork(inside_box=False)
     model = predictor(network)
     model.set_image(paint(labels), SPACING)
-    prediction = model.predict(labels=["spleen", "lesion"])
+    prediction = model.predict()
     np.testing.assert_array_equal(prediction.segmentation, labels)
-    every_patch = 5 * 7 * 7
-    assert 2 <= network.encoded < every_patch / 4
+    every_patch = 5 * 7 * 7  # steps of half a patch of 8x12x16
+    assert network.encoded == every_patch and network.decoded == 3 * every_patch
     absent = prediction.labels["lesion"]
-    assert absent.voxels == 0 and absent.predicted_iou is None
+    assert absent.voxels == 0 and absent.predicted_iou == pytest.approx(1 / (1 + np.exp(-2)))
     assert absent.flags == ("no_box", "empty")
     assert prediction.labels["spleen"].flags == ("no_box",)
 
 
-def test_points_in_a_large_volume_are_carried_to_the_whole_and_into_the_patches():
+def test_points_in_a_large_volume_are_carried_into_the_patches():
     shape = (24, 48, 64)
-    model = predictor(LevelNetwork(radius=3.0))
+    model = predictor(LevelNetwork(click=3.0))
     model.set_image(np.zeros(shape, np.float32), SPACING)
-    found = model.predict(points={"liver": [[17, 40, 50]]}).segmentation
     z, y, x = np.indices(shape)
     sphere = (z - 17) ** 2 + (y - 40) ** 2 + (x - 50) ** 2 < 9
-    # The whole is shrunk 3 to 4 times, so there the sphere is larger and its box contains it.
-    # Windows without the point say background, so a little of the sphere's rim may be lost.
-    assert not found[~sphere].any()
-    assert found.sum() > 0.8 * sphere.sum() and found[17, 40, 50] == 1
-
-
-def test_a_click_finds_what_is_too_small_for_the_coarse_look():
-    labels = np.zeros((24, 48, 64), np.uint8)
-    labels[16:18, 30:32, 51:53] = 1  # a coarse voxel is 3x4x4 voxels: 8 of 48, far too dark
-    model = predictor()
-    model.set_image(paint(labels), SPACING)
-    assert model.predict(labels=["liver"]).labels["liver"].voxels == 0
-    found = model.predict(points={"liver": [[16, 31, 52]]})
-    np.testing.assert_array_equal(found.segmentation, labels)
+    for name in ("liver", "object"):
+        network = model.networks[0] = LevelNetwork(click=3.0)
+        model.set_image(np.zeros(shape, np.float32), SPACING)
+        found = model.predict(points={name: [[17, 40, 50]]}).segmentation > 0
+        # Patches without the point say background, so a little of the sphere's rim may be lost.
+        assert not found[~sphere].any()
+        assert found.sum() > 0.8 * sphere.sum() and found[17, 40, 50]
+        assert network.encoded == (5 * 7 * 7 if name == "liver" else 1)
 
 
 class StrictNetwork(LevelNetwork):
@@ -281,10 +275,6 @@ def test_no_patch_is_asked_about_a_box_that_it_does_not_meet():
     model.set_image(paint(labels), SPACING)
     found = model.predict(boxes={"liver": [[2, 5, 30], [9, 20, 230]]})
     np.testing.assert_array_equal(found.segmentation, labels)
-    # A voxel of the coarse answer is as long as a patch; its box may be off by as much.
-    model = predictor(StrictNetwork(inside_box=False))
-    model.set_image(paint(labels), SPACING)
-    assert model.predict(labels=["liver"]).labels["liver"].voxels > 0.8 * (labels == 1).sum()
 
 
 def test_flags_and_quality_tell_what_to_look_at():
@@ -340,6 +330,25 @@ BAD = [
     ({"points": {"liver": [[1, 1, 1]]}, "point_labels": {"liver": [2]}}, "1 points need as many"),
     ({"points": {"liver": [[1, 1, 1]]}, "point_labels": {"liver": [1, 0]}}, "need as many labels"),
     ({"point_labels": {"liver": [1]}}, "0 points need as many labels"),
+    ({"scribbles": {"liver": [[1, 1, 1], [5, 1, 1]]}}, "1 of 2 positions of scribble 1 lie outs"),
+    ({"scribbles": {"liver": [[1, 1]]}}, r"label 'liver': scribble 1: expected shape \(n, 3\)"),
+    ({"scribbles": {"liver": [[[1, 1, np.inf]]]}}, "scribble 1: must be finite"),
+    ({"scribble_labels": {"liver": [1]}}, "0 scribbles need as many labels"),
+    ({"lassos": {"liver": [[1, 1, 1], [1, 5, 1]]}}, "lasso 1 needs 3 position.s. or more"),
+    ({"lassos": {"liver": [[1, 1, 1], [2, 5, 1], [3, 5, 5]]}}, "lasso 1 reaches over z 1 to 3"),
+    ({"lassos": {"liver": [[1, 1, 1], [1, 9, 1], [1, 5, 5]]}}, "vertices of lasso 1 lie outside"),
+    (
+        {"masks": {"liver": np.ones((5, 9, 12), bool)}},
+        r"the image, \(5, 9, 11\) .*found \(5, 9, 12",
+    ),
+    ({"masks": {"liver": np.full(SMALL, 2)}}, "label 'liver': mask: expected true and false, or"),
+    ({"masks": {"kidney": np.ones(SMALL, bool)}}, r"unknown label\(s\) kidney"),
+    ({"labels": ["object"]}, "object: an object without a name needs a prompt; give a box, a poi"),
+    ({"labels": ["liver", "object 3"], "auto_prompt": "coarse"}, "object 3: an object without a"),
+    ({"masks": {"object": np.zeros(SMALL)}}, "object: an object without a name needs a prompt"),
+    ({"boxes": {"object 0": BOX}}, "object 0: objects have numbers from 1 to 9999"),
+    ({"boxes": {"object 10000": BOX}}, "object 10000: objects have numbers from 1 to 9999"),
+    ({"boxes": {"object": BOX, "Object_1": BOX}}, "'object' and 'Object_1' are the same object"),
 ]
 
 
@@ -373,6 +382,127 @@ def test_wrong_images_are_refused_and_leave_none_set(image, spacing, message):
         model.set_image(image, spacing)
     with pytest.raises(RuntimeError, match="no image is set; call set_image first"):
         model.predict()
+
+
+def test_objects_without_a_name_have_the_values_after_the_last_label():
+    image, labels = blocks(MIXED)
+    model = predictor(LevelNetwork(click=2.0))
+    model.set_image(image, SPACING)
+    boxes = {"liver": [[0, 0, 0], [5, 30, 3]], "object 3": [[1, 1, 4], [4, 27, 6]]}
+    found = model.predict(boxes=boxes, points={"object": [1, 4, 8], "object b": [4, 29, 0]})
+    assert list(found.labels) == ["liver", "object 3", "object", "object b"]
+    of_object_3 = np.zeros(MIXED, bool)
+    of_object_3[1:4, 1:27, 4:6] = True
+    np.testing.assert_array_equal(found.segmentation == 5 + 3, of_object_3 & (labels > 0))
+    np.testing.assert_array_equal(found.segmentation == 1, labels == 1)
+    z, y, x = np.indices(MIXED)
+    for value, (z0, y0, x0) in ((5 + 1, (1, 4, 8)), (5 + 4, (4, 29, 0))):
+        ball = (z - z0) ** 2 + (y - y0) ** 2 + (x - x0) ** 2 < 4
+        np.testing.assert_array_equal(found.segmentation == value, ball)
+    everything = model.predict(points={"object 9": [1, 4, 8]}, auto_prompt="coarse")
+    assert list(everything.labels) == ["liver", "spleen", "lesion", "object 9"]
+    assert everything.segmentation[1, 4, 8] == 14
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_prompts_for_one_label_change_no_other_labels_mask(seed):
+    rng = np.random.default_rng(seed)
+    image = rng.choice([0, *LEVELS], LARGE).astype(np.float32)
+    names = ["liver", "spleen", "object 2"]
+    prompts = {
+        name: {
+            "points": rng.integers(0, LARGE, (3, 3)),
+            "point_labels": rng.integers(0, 2, 3),
+            "masks": rng.random(LARGE) < 0.3 if rng.random() < 0.5 else None,
+            "scribbles": [rng.integers(0, LARGE, (2, 3))],
+        }
+        for name in names
+    }
+    prompts["spleen"]["boxes"] = [[1, 2, 3], [9, 20, 38]]
+
+    def predict(*names):
+        model = predictor(LevelNetwork(click=2.5))
+        model.set_image(image, SPACING)
+        kinds = {kind for name in names for kind in prompts[name]}
+        return model.predict(
+            **{k: {n: prompts[n][k] for n in names if k in prompts[n]} for k in sorted(kinds)}
+        )
+
+    together = predict(*names)
+    alone = {name: predict(name).segmentation for name in names}
+    claims = np.sum([mask > 0 for mask in alone.values()], axis=0)
+    assert (claims == 1).sum() > 300 and (claims > 1).any()
+    for name, value in zip(names, (1, 2, 7), strict=True):
+        mine = together.segmentation == value
+        np.testing.assert_array_equal(mine[claims <= 1], (alone[name] == value)[claims <= 1])
+        assert not (mine & (alone[name] != value)).any()
+    np.testing.assert_array_equal(together.segmentation > 0, claims > 0)
+
+
+def test_a_mask_is_corrected_where_a_click_is():
+    labels = np.zeros(LARGE, bool)
+    labels[2:9, 4:26, 5:33] = True
+    model = predictor(LevelNetwork(click=2.5))
+    model.set_image(np.zeros(LARGE, np.float32), SPACING)
+    unchanged = model.predict(masks={"lesion": labels, "object": ~labels})
+    np.testing.assert_array_equal(unchanged.segmentation, np.where(labels, 5, 6))
+    point = (2, 4, 5)
+    found = model.predict(
+        masks={"lesion": labels}, points={"lesion": point}, point_labels={"lesion": [0]}
+    )
+    near = np.sum((np.indices(LARGE).T - point) ** 2, axis=-1).T < 2.5**2
+    removed = labels & (found.segmentation == 0)
+    assert (
+        removed[point] and not removed[~near].any() and removed.sum() > 0.6 * (near & labels).sum()
+    )
+    np.testing.assert_array_equal(found.segmentation[~removed], np.where(labels, 5, 0)[~removed])
+
+
+def test_a_mask_too_thin_for_the_plans_grid_is_still_answered():
+    mask = np.zeros((24, 48, 64), bool)
+    mask[3, 4, 5] = True
+    model = predictor(LevelNetwork(click=2.0))
+    model.set_image(np.zeros(mask.shape, np.float32), (0.9, 0.4, 0.3))
+    for name in ("liver", "object"):
+        found = model.predict(masks={name: mask}).labels[name]
+        assert found.voxels == 0 and found.predicted_iou is not None
+    assert model.predict(masks={"object": mask}, points={"object": (3, 4, 5)}).segmentation[3, 4, 5]
+
+
+def test_what_is_drawn_on_a_slice_holds_there():
+    labels = np.zeros((8, 12, 16), bool)
+    labels[1:7, 2:10, 3:13] = True
+    model = predictor()
+    model.set_image(paint(labels.astype(np.uint8)), SPACING)
+    found = model.predict(boxes={"liver": [[3, 4, 5], [4, 8, 9]]}).segmentation
+    expected = labels.copy()
+    expected[3] = False
+    expected[3, 4:8, 5:9] = True
+    np.testing.assert_array_equal(found == 1, expected)
+    lasso = [[0, 4, 3], [7, 4, 3], [7, 4, 9], [0, 4, 9]]  # across y, on the slice 4
+    found = model.predict(lassos={"liver": lasso}).segmentation
+    np.testing.assert_array_equal(found[:, np.arange(12) != 4] == 1, labels[:, np.arange(12) != 4])
+    assert (found[1:7, 4, 4:9] == 1).all() and not found[:, 4, 10:].any()
+    assert not found[:, 4, :3].any()
+    # a 3D box beside it limits both
+    found = model.predict(boxes={"liver": [[[3, 4, 5], [4, 8, 9]], [[2, 3, 3], [6, 9, 8]]]})
+    limited = np.zeros_like(labels)
+    limited[2:6, 3:9, 3:8] = True
+    np.testing.assert_array_equal(found.segmentation == 1, expected & limited)
+
+
+def test_a_scribble_is_a_row_of_clicks():
+    model = predictor(LevelNetwork(click=1.5))
+    model.set_image(np.zeros((8, 12, 16), np.float32), SPACING)
+    found = model.predict(
+        scribbles={"spleen": [[[4, 6, 2], [4, 6, 14]], [[4, 6, 8], [4, 6, 10]]]},
+        scribble_labels={"spleen": [1, 0]},
+    ).segmentation
+    expected = np.zeros((8, 12, 16), bool)
+    expected[4, 6, 1:7] = True  # the second takes 8 to 10, and the voxels beside
+    expected[4, 6, 12:16] = True
+    assert not found[[0, 1, 7]].any() and not found[4, 6, 7:12].any()
+    np.testing.assert_array_equal(found[4, 6] == 2, expected[4, 6])
 
 
 def test_prompting_before_an_image_is_set_is_refused():

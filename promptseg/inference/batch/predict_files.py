@@ -123,14 +123,7 @@ def predict_cases(
 
 
 def predict_iterator(
-    predictor: Predictor,
-    images: Iterable[Any],
-    *,
-    boxes: Mapping[str, Any] | None = None,
-    points: Mapping[str, Any] | None = None,
-    point_labels: Mapping[str, Sequence[int]] | None = None,
-    labels: Sequence[str] | None = None,
-    auto_prompt: str | None = None,
+    predictor: Predictor, images: Iterable[Any], **prompts: Any
 ) -> Iterator[Prediction]:
     """`Predictor.predict` for one image after the other, the next being read meanwhile.
 
@@ -141,8 +134,8 @@ def predict_iterator(
     Args:
         predictor: with its networks; its image is replaced.
         images: files, lists of one file per channel, or (array, spacing) as in `set_image`.
-        boxes, points, point_labels, labels, auto_prompt: of `Predictor.predict`, the same for all
-            images; most often `auto_prompt` or `labels`.
+        prompts: keywords of `Predictor.predict`, the same for all images; most often
+            `auto_prompt` or `labels`.
 
     Yields:
         A prediction per image, in their order. An error in an image is raised in its place.
@@ -165,13 +158,7 @@ def predict_iterator(
         while (image := coming.result()) is not _END:
             coming = reader.submit(read_next)
             predictor.set_prepared(image)
-            yield predictor.predict(
-                boxes=boxes,
-                points=points,
-                point_labels=point_labels,
-                labels=labels,
-                auto_prompt=auto_prompt,
-            )
+            yield predictor.predict(**prompts)
 
 
 def _find_cases(

@@ -49,6 +49,25 @@ def test_prompts_are_for_all_images():
         assert result.labels["spleen"].voxels == (labels == 2).sum()
 
 
+def test_every_kind_of_prompt_can_be_given():
+    image, labels = blocks(SMALL)
+    model = Predictor([LevelNetwork(click=1.1)], small_plans())
+    prompts = {
+        "points": {"object": [2, 4, 10]},
+        "scribbles": {"liver": [[1, 2, 1]]},
+        "scribble_labels": {"liver": [0]},
+        "lassos": {"object 2": [[3, 0, 0], [3, 0, 4], [3, 4, 4], [3, 4, 0]]},
+        "masks": {"spleen": labels == 5},
+    }
+    for found in predict_iterator(model, [(image, SPACING)] * 2, **prompts):
+        assert list(found.labels) == ["object", "liver", "object 2", "spleen"]
+        near = np.sum((np.indices(SMALL).T - (2, 4, 10)) ** 2, axis=-1).T < 1.1**2
+        np.testing.assert_array_equal(found.segmentation == 6, near)
+        assert found.segmentation[1, 2, 1] == 0 and found.segmentation[1, 4, 1] == 1
+        assert found.segmentation[3, 2, 2] == 7 and found.segmentation[3, 3, 1] == 7
+        np.testing.assert_array_equal(found.segmentation == 2, (labels == 5) & ~near)
+
+
 def test_an_endless_stream_is_read_one_image_ahead_and_can_be_left():
     taken = []
 

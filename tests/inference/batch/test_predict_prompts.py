@@ -14,7 +14,7 @@ from promptseg.inference.batch.predict_files import predict_cases, predict_files
 from promptseg.inference.options import PredictionOptions
 from promptseg.inference.predictor import Predictor
 from promptseg.io.dataset import RawCase
-from promptseg.io.images import Geometry, write_image
+from promptseg.io.images import Geometry, read_segmentation, write_image
 from promptseg.prompts.types import Prompts, read_prompts_file, write_prompts_file
 from tests.inference.fakes import LevelNetwork
 from tests.inference.test_predictor import SMALL, SPACING, blocks
@@ -202,6 +202,57 @@ def test_a_mask_of_nothing_is_as_good_as_none(images, initial, tmp_path):
     write_image(initial / "a.mha", np.zeros(SMALL, np.uint8), GEOMETRY)
     _, asked = run(images, tmp_path, initial=initial)
     assert asked["a"] == dict.fromkeys(LABELS)
+
+
+def segmented(folder: Path, case_id: str) -> np.ndarray:
+    return read_segmentation(folder / f"{case_id}.nii.gz")[0]
+
+
+def test_a_mask_changes_the_result_and_objects_keep_their_values(images, initial, tmp_path):
+    model = Predictor([LevelNetwork(click=1.5)], small_plans())
+    names, first, second = (tmp_path / name for name in ("names", "first", "second"))
+    predict_files(model, images, names)
+    _, labels = blocks(SMALL)
+    np.testing.assert_array_equal(segmented(names, "a"), labels)
+
+    # The fake leaves a mask as it is but where a click is.
+    mask, _ = read_segmentation(initial / "a.mha")
+    click = {
+        "lesion": {"points": [[2, 1, 1]], "point_labels": [0]},
+        "object": {"points": [4, 4, 4]},
+    }
+    click["object 2"] = {"points": [[0, 5, 5]]}
+    write_prompts_file(tmp_path / "prompts.json", {"a": click, "b": {"object 2": click["object"]}})
+    report = predict_files(model, images, first, initial=initial, prompts=tmp_path / "prompts.json")
+    expected = mask.copy()
+    for (z0, y0, x0), value in (((2, 1, 1), 0), ((4, 4, 4), 6), ((0, 5, 5), 7)):
+        z, y, x = np.indices(SMALL)
+        near = (z - z0) ** 2 + (y - y0) ** 2 + (x - x0) ** 2 < 1.5**2
+        expected[near & (mask == 5) if value == 0 else near] = value
+    np.testing.assert_array_equal(segmented(first, "a"), expected)
+    assert set(np.unique(expected)) == {0, 1, 5, 6, 7, 8}
+    assert set(np.unique(segmented(first, "b"))) == {0, 7}
+    found = report["cases"]["a"]["labels"]
+    assert list(found) == ["lesion", "object", "object 2", "liver", "object 3"]
+    values = {"liver": 1, "lesion": 5, "object": 6, "object 2": 7, "object 3": 8}
+    for name, value in values.items():
+        assert found[name]["voxels"] == (expected == value).sum() > 0
+
+    # What came out can be given back, and stays as it is.
+    report = predict_files(model, images, second, initial=first)
+    assert report["failed"] == 0
+    for case_id in "ab":
+        np.testing.assert_array_equal(segmented(second, case_id), segmented(first, case_id))
+
+
+def test_two_names_of_one_object_are_that_cases_failure(images, tmp_path):
+    point = {"points": [[1, 1, 1]]}
+    given = {"a": {"object": point, "object 1": point}, "b": {"object 1": point}}
+    write_prompts_file(tmp_path / "prompts.json", given)
+    model = Predictor([LevelNetwork(click=1.5)], small_plans())
+    report = predict_files(model, images, tmp_path / "out", prompts=tmp_path / "prompts.json")
+    assert "'object' and 'object 1' are the same object" in report["cases"]["a"]["error"]
+    assert report["failed"] == 1 and segmented(tmp_path / "out", "b")[1, 1, 1] == 6
 
 
 WRONG_MASKS = [
