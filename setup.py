@@ -45,6 +45,7 @@ setup(
         "nibabel>=5.2",
         "numpy>=1.26",
         "pydicom>=3.0",
+        "scikit-image>=0.22",
         "scikit-learn>=1.3",
         "scipy>=1.11",
         "threadpoolctl>=3.1",

@@ -1,59 +1,39 @@
-"""Does a click change the mask where it is? A trained model, corrected click by click.
+"""Does a prompt change the mask where it is? A trained model, corrected click by click.
 
     python benchmarks/clicks.py MODEL_FOLDER -d 4 --raw RAW_ROOT
 
-On the validation cases of the fold, which the model has not seen, every label is segmented by its
-name, and by its name with the true box. Then follow clicks, each at the deepest voxel of the
-largest error (`error_click`, the rule of the BiomedSegFM challenge), added to those before.
+On the validation cases of the fold, which the model has not seen, every label is segmented in a
+session of its own (`Predictor.new_object`) from each of four starts: its name, its name with the
+true box, the true box without a name, and one click without a name. Then follow clicks, each at
+the deepest voxel of the largest error (`error_click`, the rule of the BiomedSegFM challenge).
 
 Printed for each start: the mean Dice after 0, 1, ... clicks, how much of the error (1 - Dice) the
 clicks removed, in how many cases a click lowered the Dice; the fraction of foreground and
 background clicks whose voxel is on the right side afterwards; the mean distance of the voxels that
-a click changed; and the seconds of a further prompt on an image that is encoded.
+a click changed; the seconds of a further prompt on an image that is encoded; and the rank
+correlation of the predicted IoU with the true one over all answers.
+
+`--labels` takes other labels than all, `--unseen` those that the model was not trained on: they
+are asked for without a name only.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 import promptseg
-from promptseg.boxes import mask_box
-from promptseg.evaluation.metrics import confusion_counts
 from promptseg.folders import find_dataset_folder
 from promptseg.io.dataset import read_raw_dataset
 from promptseg.io.images import read_image, read_segmentation
-from promptseg.prompts.simulated import error_click
+from promptseg.pipeline.prompt_quality import STARTS, Measured, measure_object, rank_correlation
 from promptseg.tables import aligned
 from promptseg.training.checkpoint import load_checkpoint
-
-STARTS = ("name", "name and box")
-
-
-@dataclass
-class Measured:
-    """What was measured from one start.
-
-    Attributes:
-        dice: for each label of a case, the Dice after 0, 1, ... clicks.
-        right: for each kind of click, 1 foreground and 0 background, whether its voxel was on the
-            right side afterwards.
-        distances: for each click that changed voxels, their mean distance from it, in mm.
-        seconds: of each prompt after the first.
-    """
-
-    dice: list[list[float]] = field(default_factory=list)
-    right: Mapping[int, list[bool]] = field(default_factory=lambda: defaultdict(list))
-    distances: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
 
 
 def main() -> None:
@@ -64,6 +44,8 @@ def main() -> None:
     parser.add_argument("-f", "--fold", default="0", help="fold of the model (default: 0)")
     parser.add_argument("--clicks", type=int, default=5, help="per label (default: %(default)s)")
     parser.add_argument("--cases", type=int, help="validation cases to take (default: all)")
+    parser.add_argument("--labels", nargs="+", help="labels to ask for (default: all)")
+    parser.add_argument("--unseen", nargs="+", default=[], help="labels without a name")
     args = parser.parse_args()
 
     folder = args.model / f"fold_{args.fold}"
@@ -80,64 +62,13 @@ def main() -> None:
         predictor.set_image(image, geometry.spacing)
         for label, value in raw.labels.items():
             target = segmentation == value
-            if target.any():
-                for start in STARTS:
-                    correct(
-                        predictor,
-                        label,
-                        target,
-                        geometry.spacing,
-                        args.clicks,
-                        measured[start],
-                        box=mask_box(target) if "box" in start else None,
-                    )
+            if not target.any() or (args.labels and label not in args.labels + args.unseen):
+                continue
+            starts = [s for s in STARTS if label not in args.unseen or "name" not in s]
+            into = {start: measured[start] for start in starts}
+            measure_object(predictor, label, target, geometry.spacing, args.clicks, into)
     print(f"{args.model.name}, {raw.name}, fold {args.fold}: {len(cases)} validation cases")
-    print("\n".join(report(measured, args.clicks)))
-
-
-def correct(
-    predictor: promptseg.Predictor,
-    label: str,
-    target: np.ndarray,
-    spacing: tuple[float, float, float],
-    clicks: int,
-    into: Measured,
-    *,
-    box: np.ndarray | None,
-) -> None:
-    """Segment one label of the image that is set, and correct it click by click.
-
-    Args:
-        predictor: with its image.
-        label: name of the label.
-        target: (z, y, x) bool, its ground truth.
-        spacing: mm, zyx.
-        clicks: number of clicks; fewer where the mask is right before.
-        into: what is measured is added here.
-        box: (2, 3) box to start with, voxels, zyx; None to start with the name alone.
-    """
-    prompts = {"boxes": {label: box}} if box is not None else {}
-    mask = predictor.predict(labels=[label], **prompts).segmentation > 0
-    scores, points, kinds = [dice(mask, target)], [], []
-    for _ in range(clicks):
-        click = error_click(mask, target)
-        if click is None:
-            scores.append(scores[-1])
-            continue
-        points.append(click[0])
-        kinds.append(click[1])
-        began = time.perf_counter()
-        prediction = predictor.predict(
-            labels=[label], points={label: points}, point_labels={label: kinds}, **prompts
-        )
-        into.seconds.append(time.perf_counter() - began)
-        before, mask = mask, prediction.segmentation > 0
-        into.right[click[1]].append(bool(mask[tuple(click[0])]) == bool(click[1]))
-        if (changed := np.argwhere(mask != before)).size:
-            offsets = (changed - click[0]) * np.asarray(spacing)
-            into.distances.append(float(np.linalg.norm(offsets, axis=1).mean()))
-        scores.append(dice(mask, target))
-    into.dice.append(scores)
+    print("\n".join(report({k: m for k, m in measured.items() if m.dice}, args.clicks)))
 
 
 def report(measured: Mapping[str, Measured], clicks: int) -> list[str]:
@@ -151,7 +82,8 @@ def report(measured: Mapping[str, Measured], clicks: int) -> list[str]:
         removed = 1 - (1 - mean[-1]) / (1 - mean[0]) if mean[0] < 1 else 0.0
         rows.append([start, *(f"{m:.4f}" for m in mean), f"{removed:.0%}", f"{lowered:.0%}"])
     lines = [*aligned(rows), ""]
-    rows = [["clicked voxel right", "foreground", "background", "changed, mm away", "s per click"]]
+    header = ["clicked voxel right", "foreground", "background", "changed, mm away"]
+    rows = [[*header, "s per click", "predicted IoU, rank correlation"]]
     for start, found in measured.items():
         rows.append(
             [
@@ -159,14 +91,17 @@ def report(measured: Mapping[str, Measured], clicks: int) -> list[str]:
                 *(_fraction(found.right[kind]) for kind in (1, 0)),
                 f"{np.mean(found.distances):.1f}" if found.distances else "nothing changed",
                 f"{statistics.median(found.seconds):.3f}" if found.seconds else "-",
+                f"{rank_correlation(found.ious):.2f}",
             ]
         )
-    return [*lines, *aligned(rows)]
-
-
-def dice(mask: np.ndarray, target: np.ndarray) -> float:
-    """Dice of two (z, y, x) bool masks."""
-    return confusion_counts(target.astype(np.uint8), mask.astype(np.uint8), [1])[1].dice
+    together = [pair for found in measured.values() for pair in found.ious]
+    return [
+        *lines,
+        *aligned(rows),
+        "",
+        f"predicted IoU over all answers: rank correlation {rank_correlation(together):.2f}, "
+        f"mean {np.mean(together, axis=0)[0]:.3f}, true {np.mean(together, axis=0)[1]:.3f}",
+    ]
 
 
 def _fraction(right: list[bool]) -> str:

@@ -2,11 +2,12 @@
 
     python benchmarks/encode_decode.py
 
-Four levels for each patch size and encoder size:
+Five levels for each patch size and encoder size:
 
-    decode     `network.decode` on one encoding
-    decoder    the whole mask decoder on one image embedding, including its upscaling, which
-               `network.encode` does once for all labels
+    names      `network.decode` on one encoding, asked by the labels' names
+    decode     the same with a box for each label
+    decoder    the same with all that comes after the image encoder, most of which `network.encode`
+               does once for all labels
     predict    `Predictor.predict` with a box for each label on an image of several patches, all of
                which are encoded already
     image      the same starting from `set_image`, including the encoding
@@ -120,8 +121,15 @@ def network_levels(
     ]
     image = torch.from_numpy(rng.uniform(0, 255, (1, 1, *plans.patch_size)).astype(np.float32))
     one, many = batch_queries(queries[:1]).to(device), batch_queries(queries).to(device)
+    named = batch_queries([Query(label=label) for label in range(LABELS)]).to(device)
     with torch.inference_mode(), counted_encodings(network) as encoded:
         encoding = network.encode(image.to(device))
+        names = in_turn(
+            lambda: network.decode(encoding, named[:1]),
+            lambda: network.decode(encoding, named),
+            runs,
+            device,
+        )
         decode = in_turn(
             lambda: network.decode(encoding, one),
             lambda: network.decode(encoding, many),
@@ -132,11 +140,21 @@ def network_levels(
         features = network.image_encoder(image.to(device) / 127.5 - 1)
 
         def decoder(prompts: PromptBatch) -> None:
-            pyramid = network.mask_decoder.pyramid(features.embedding, features.features)
-            network.decode(dataclasses.replace(encoding, pyramid=pyramid), prompts)
+            maps = network.pyramid(features.embedding, features.features)
+            shared = dataclasses.replace(
+                encoding,
+                features=maps[0],
+                names=network.name_head(maps[0]),
+                projected=network.prompt_head.project(maps[network.level]),
+            )
+            network.decode(shared, prompts)
 
         whole = in_turn(lambda: decoder(one), lambda: decoder(many), runs, device)
-    return {"decode": (decode, count, 1), "decoder": (whole, encoded.count - count, 1)}
+    return {
+        "names": (names, count, 1),
+        "decode": (decode, count, 1),
+        "decoder": (whole, encoded.count - count, 1),
+    }
 
 
 def predictor_levels(

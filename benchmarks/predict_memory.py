@@ -187,7 +187,7 @@ def write_model(folder: Path, size: str, spacing: tuple[float, ...], voxel_mm: n
     from promptseg.training.settings import TrainingSettings
 
     shape = resampled_shape(SHAPE, voxel_mm, spacing)
-    patch_size, stride, _ = rules.patch_and_stride(shape, spacing, rules.BUDGETS[size])
+    planned = rules.plan_patch(shape, spacing, rules.BUDGETS[size])
     plans = Plans(
         dataset_name="Dataset001_LargeCT",
         size=size,
@@ -196,9 +196,10 @@ def write_model(folder: Path, size: str, spacing: tuple[float, ...], voxel_mm: n
         normalizations=(ct_window("soft tissue"),),
         spacing=tuple(spacing),
         median_shape=shape,
-        patch_size=patch_size,
-        stride=stride,
-        batch_size=2,
+        patch_size=planned.patch_size,
+        stride=planned.stride,
+        finest_stride=planned.finest_stride,
+        batch_size=planned.batch_size,
         labels={f"label {value}": value for value in range(1, LABELS + 1)},
     )
     torch.manual_seed(0)
@@ -210,7 +211,7 @@ def write_model(folder: Path, size: str, spacing: tuple[float, ...], voxel_mm: n
     }
     (folder / "fold_0").mkdir(parents=True)
     save_checkpoint(folder / "fold_0" / "checkpoint_final.pth", content)
-    return {"patch_size": list(patch_size), "spacing": list(spacing)}
+    return {"patch_size": list(planned.patch_size), "spacing": list(spacing)}
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def roots(tmp_path_factory):
     stages = {name: str(root / name) for name in ("raw", "preprocessed", "results")}
     flags = {name: [f"--{name}", path] for name, path in stages.items()}
     assert plan.main(["-d", "4", *flags["raw"], *flags["preprocessed"]]) == 0
-    training = ["-d", "4", "-tr", "ViTTrainer", "-f", "all", "--epochs", "4", "--iterations", "35"]
+    training = ["-d", "4", "-tr", "UNetTrainer", "-f", "all", "--epochs", "4", "--iterations", "35"]
     assert train.main([*training, *flags["preprocessed"], *flags["results"]]) == 0
     return root
 
@@ -45,7 +45,7 @@ def roots(tmp_path_factory):
 def first_losses(roots, results, *processes, steps=20):
     """Of the first steps of a run of the usual length, as each process saw them."""
     results.mkdir()
-    flags = ("-d", "4", "-tr", "ViTTrainer", "-f", "all", "-np", "0", "-device", "cpu")
+    flags = ("-d", "4", "-tr", "UNetTrainer", "-f", "all", "-np", "0", "-device", "cpu")
     process = start(
         roots / "preprocessed", results, "-m", "promptseg", "train", *processes,
         flags=(*flags, "--epochs", "1000", "--iterations", str(steps)),

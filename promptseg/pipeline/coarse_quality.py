@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from promptseg.boxes import box_iou, label_boxes
-from promptseg.inference.coarse import COARSE
 from promptseg.inference.predictor import Predictor
+from promptseg.inference.prompting import COARSE
 from promptseg.io.dataset import RawCase
 from promptseg.io.images import read_segmentation
 

@@ -10,11 +10,13 @@ from typing import Any
 
 from promptseg.evaluation.evaluate import evaluate_folders
 from promptseg.evaluation.inputs import label_files
-from promptseg.files import read_json
+from promptseg.files import read_json, write_json
 from promptseg.inference.batch.predict_files import predict_cases
 from promptseg.inference.load import COARSE_QUALITY, load_predictor, write_coarse_quality
+from promptseg.inference.predictor import Predictor
 from promptseg.io.dataset import RawCase
 from promptseg.pipeline.coarse_quality import measure_coarse
+from promptseg.pipeline.prompt_quality import measure_prompts
 from promptseg.plans import Plans
 from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.presets import preset_of
@@ -31,7 +33,9 @@ def validate_fold(model_folder: Path, fold: Fold, *, device: str | None = None) 
     strategy was fitted on; labels without a box are prompted by name. Writes segmentations,
     `summary.json`, `metrics.csv`, `prompts_used.json` and `predict_report.json` into the fold's
     `validation` folder, after removing what an earlier validation left there, and beside it
-    `coarse_prompts.json`: how well the network's own prompts match ground truth.
+    `coarse_prompts.json`: how well the network's own prompts match ground truth. `summary.json`
+    has one key more than the evaluation's, `prompts`: how well prompts work, see
+    `measure_prompts`.
 
     Returns:
         The content of `summary.json`.
@@ -49,17 +53,39 @@ def validate_fold(model_folder: Path, fold: Fold, *, device: str | None = None) 
     if report["failed"] == len(cases):  # no file to evaluate
         errors = [f"case {case_id}: {e['error']}" for case_id, e in report["cases"].items()]
         raise _failed(report["failed"], folder, errors)
-    if not report["failed"] and _knows_names(fold.plans):
-        ground_truth, _ = label_files(fold.ground_truth, "ground truth")
-        write_coarse_quality(folder.parent, measure_coarse(predictor, cases, ground_truth))
+    ground_truth, _ = label_files(fold.ground_truth, "ground truth")
+    prompts_measured = None
+    if not report["failed"]:
+        if _knows_names(fold.plans):
+            write_coarse_quality(folder.parent, measure_coarse(predictor, cases, ground_truth))
+        prompts_measured = _prompt_quality(predictor, cases, ground_truth)
     # last: a summary without failures means that everything has been validated
     summary = evaluate_folders(
         fold.ground_truth, folder, labels=fold.plans.labels, cases=fold.validation_cases
     )
+    if prompts_measured is not None:
+        summary["prompts"] = prompts_measured
+        write_json(folder / "summary.json", summary)
     log.info("mean validation Dice %.4f", summary["foreground_mean"]["Dice"])
     if report["failed"] or summary["failures"]:
         raise _failed(report["failed"], folder, summary["failures"])
     return summary
+
+
+def _prompt_quality(
+    predictor: Predictor, cases: Sequence[RawCase], ground_truth: Mapping[str, Path]
+) -> dict[str, Any] | None:
+    """What `measure_prompts` returns; None, with a warning, where it fails or cannot be done.
+
+    It is told beside the results of a training, which is finished and stays so.
+    """
+    if preset_of(predictor.plans) is not None:  # without sessions
+        return None
+    try:
+        return measure_prompts(predictor, cases, ground_truth)
+    except Exception as error:
+        log.warning("prompts were not measured: %s", error, exc_info=True)
+        return None
 
 
 def is_validated(fold_folder: Path) -> bool:

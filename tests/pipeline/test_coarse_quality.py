@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from promptseg.inference.coarse import own_prompts
+from promptseg.inference.prompting import own_prompts
 from promptseg.io.dataset import RawCase
 from promptseg.io.images import Geometry, write_image
 from promptseg.pipeline.coarse_quality import measure_coarse
