@@ -114,7 +114,7 @@ class NameMatch(nn.Module):
         flags = torch.cat([kinds.float(), (clicked > 0.01).float()], dim=1)
         flags = flags[:, None].expand(-1, names.shape[1], -1)
         rated = self.rate(torch.cat([torch.stack(overlaps, 2), at_clicks, flags], dim=2))[:, :, 0]
-        nothing = self.no_label.expand(len(rated), 1)
+        nothing = self.no_label.expand(rated.shape[0], 1)
         return torch.cat([nothing, rated], dim=1).softmax(dim=1)[:, 1:]
 
 
@@ -218,7 +218,7 @@ class QualityHead(nn.Module):
         )
 
     def forward(self, logits: Tensor, features: Tensor, prompts: PromptBatch) -> Tensor:
-        """(n, z, y, x) logits and (n, c, z', y', x') features to (n,) predicted IoU logits."""
+        """(n, z, y, x) logits and (n or 1, c, z', y', x') features to (n,) predicted IoU logits."""
         small = resized((logits > 0).float()[:, None], features.shape[2:]).flatten(2)
         logits = logits.float().flatten(1)
         size = (logits > 0).sum(1)
@@ -229,7 +229,11 @@ class QualityHead(nn.Module):
         mean = log_odds(((logits.sigmoid() * mask).sum(1) + 0.5) / (size + 1))
         vector = [*stable, mean, torch.log1p(size.float()) / 8]
         vector += [prompts.has_box.float(), prompts.label_given.float()]
-        covered = torch.einsum("ncv,nuv->nc", features.float().flatten(2), small)
+        flat = features.float().flatten(2)
+        if flat.shape[0] == 1:  # all queries are about one image, whose features are not copied
+            covered = small[:, 0] @ flat[0].t()
+        else:
+            covered = torch.einsum("ncv,nuv->nc", flat, small)
         covered = self.features(covered / (small.sum(2) + 1))
         return self.rate(torch.cat([torch.stack(vector, dim=1), covered], dim=1))[:, 0].float()
 

@@ -103,7 +103,9 @@ class PromptableNetwork(nn.Module):
                     answer = self._changed(image, of_one, answer, region)
                 answers.append(answer)
             logits = torch.cat(answers)
-        features = encoding.features.detach()[prompts.image_index]
+        features = encoding.features.detach()
+        if len(features) > 1:
+            features = features[prompts.image_index]
         return logits, self.quality_head(logits.detach(), features, prompts)
 
     def forward(self, image: Tensor, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
