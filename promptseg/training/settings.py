@@ -71,7 +71,7 @@ class TrainingSettings:
     zoom_out_fraction: float = 0.3
     foreground_fraction: float = 0.7
     rare_label_fraction: float = 0.25
-    objects_per_step: int = 2
+    objects_per_step: int = 4
     unnamed_fraction: float = 0.35
     rounds: int = 3
     click_weight: float = 0.1

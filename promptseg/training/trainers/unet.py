@@ -7,4 +7,6 @@ from promptseg.training.trainer import TRAINERS, BaseTrainer
 @TRAINERS.register("UNetTrainer")
 class UNetTrainer(BaseTrainer):
     encoder = "unet"
-    default_settings = TrainingSettings(initial_lr=3e-3, focal_gamma=0.0, gradient_clip=5.0)
+    default_settings = TrainingSettings(
+        initial_lr=3e-3, focal_gamma=0.0, gradient_clip=5.0, objects_per_step=2
+    )
