@@ -10,13 +10,13 @@ import numpy as np
 from promptseg.boxes import box_slices, clip_box, enclosing_box, mirror_box, widen_box
 from promptseg.inference.sliding_window import patches_of_regions
 from promptseg.networks.mask_decoder import SURE
-from promptseg.networks.prompt_encoder import Query
+from promptseg.networks.prompt_encoder import LOOSE, Query
 from promptseg.preprocessing.patch import cut_patch
-from promptseg.preprocessing.resample import resample_image, scale_coordinates
+from promptseg.preprocessing.resample import resample_image
+from promptseg.prompts.checks import lasso_slice
 from promptseg.prompts.drawn import flat_region, is_flat, lasso_region, scribble_points
 from promptseg.prompts.types import Prompts
 
-MARGIN = 0.25  # of a box's side, in which its object may lie beyond it
 GIVEN = 4.0  # logit of a mask that a person gives, and minus that outside it
 
 
@@ -54,20 +54,18 @@ def as_queries(
         label: its index in the plans, `NO_LABEL` or `NEW_OBJECT`.
         raw_shape, shape: of the raw and the preprocessed image, voxels, zyx.
     """
+    scaled = prompts.scaled(raw_shape, shape)
     boxes, drawn = [], []
-    for raw, box in zip(prompts.boxes, prompts.scaled(raw_shape, shape).boxes, strict=True):
+    for raw, box in zip(prompts.boxes, scaled.boxes, strict=True):
         axis = flat_axis(raw, raw_shape)
         if axis is None:
             boxes.append(box)
         else:
             drawn.append(FlatBox(box=box, axis=axis))
 
-    def scaled(positions: np.ndarray) -> np.ndarray:
-        return scale_coordinates(np.asarray(positions) + 0.5, raw_shape, shape) - 0.5
-
-    drawn += [scaled(lasso) for lasso in prompts.lassos]
+    drawn += scaled.lassos
     last = np.asarray(shape) - 1
-    scribbles = [np.clip(scribble_points(scaled(s)), 0, last) for s in prompts.scribbles]
+    scribbles = [np.clip(scribble_points(line), 0, last) for line in scaled.scribbles]
     kinds = [
         np.full(len(points), kind)
         for points, kind in zip(scribbles, prompts.scribble_labels, strict=True)
@@ -79,7 +77,7 @@ def as_queries(
         previous = given if same else resample_image(given[None], shape, linear_axes=(0, 1, 2))[0]
     query = ImageQuery(
         label=label,
-        points=np.concatenate([scaled(prompts.points), *scribbles]),
+        points=np.concatenate([scaled.points, *scribbles]),
         point_labels=np.concatenate([prompts.point_labels, *kinds]),
         drawn=tuple(drawn),
         previous=previous,
@@ -115,7 +113,7 @@ def region_of(query: Query, shape: Sequence[int], patch_size: Sequence[int]) -> 
         most = np.where(
             side <= patch_size, np.minimum((patch_size - side) / 2, patch_size / 4), patch_size / 4
         )
-        return clip_box(widen_box(query.box, np.minimum(MARGIN * side, most)), shape)
+        return clip_box(widen_box(query.box, np.minimum(LOOSE * side, most)), shape)
     about = box_of_clicks(query)
     if about is None or query.label >= 0 or query.previous is not None:
         return np.array([(0, 0, 0), shape], float)
@@ -143,7 +141,7 @@ def slice_of(item: FlatBox | np.ndarray) -> tuple[np.ndarray, int]:
     if isinstance(item, FlatBox):
         return item.box, item.axis
     box = np.stack([item.min(axis=0), item.max(axis=0) + 1])
-    return box, int(np.argmin(np.ptp(item, axis=0)))
+    return box, lasso_slice(item)[0]
 
 
 def patches_that_meet(query: Query, starts: np.ndarray, patch_size: Sequence[int]) -> np.ndarray:

@@ -219,15 +219,15 @@ class QualityHead(nn.Module):
 
     def forward(self, logits: Tensor, features: Tensor, prompts: PromptBatch) -> Tensor:
         """(n, z, y, x) logits and (n or 1, c, z', y', x') features to (n,) predicted IoU logits."""
-        small = resized((logits > 0).float()[:, None], features.shape[2:]).flatten(2)
-        logits = logits.float().flatten(1)
-        size = (logits > 0).sum(1)
+        mask = (logits > 0).float()
+        small = resized(mask[:, None], features.shape[2:]).flatten(2)
+        logits, mask = logits.float().flatten(1), mask.flatten(1)
+        size = mask.sum(1)
         stable = [
             log_odds(((logits > d).sum(1) + 1) / ((logits > -d).sum(1) + 1)) for d in self.DISTANCES
         ]
-        mask = (logits > 0).float()
         mean = log_odds(((logits.sigmoid() * mask).sum(1) + 0.5) / (size + 1))
-        vector = [*stable, mean, torch.log1p(size.float()) / 8]
+        vector = [*stable, mean, torch.log1p(size) / 8]
         vector += [prompts.has_box.float(), prompts.label_given.float()]
         flat = features.float().flatten(2)
         if flat.shape[0] == 1:  # all queries are about one image, whose features are not copied

@@ -12,6 +12,7 @@ from torch import Tensor
 NO_POINT = -1  # point label of padding
 NO_LABEL = -1  # label index of a query without a label, which may mean any or none
 NEW_OBJECT = -2  # label index of an object that is none of the labels
+LOOSE = 0.25  # of a box's side: how far the object may reach beyond the box that was drawn
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

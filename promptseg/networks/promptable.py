@@ -23,12 +23,18 @@ from promptseg.networks.mask_decoder import (
     log_odds_of_log,
     resized,
 )
-from promptseg.networks.prompt_encoder import NEW_OBJECT, Grid, PromptBatch, box_maps, click_maps
+from promptseg.networks.prompt_encoder import (
+    LOOSE,
+    NEW_OBJECT,
+    Grid,
+    PromptBatch,
+    box_maps,
+    click_maps,
+)
 from promptseg.plans import Plans
 from promptseg.presets import preset_of
 
 NOTHING = 0.02  # probability of a voxel before anything is known about an object without a name
-LOOSE = 0.25  # of a box's side: how far the object may reach beyond the box that was drawn
 DECISIVE = 3.0  # exponent of the weights of the labels that a prompt without a name may mean
 LIKENESS = 8  # channels that voxels are compared by
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from skimage.draw import line_nd, polygon2mask
 
+from promptseg.prompts.checks import lasso_slice
+
 SPACING = 2  # voxels between the points that stand for a scribble
 MOST_POINTS = 64  # of one scribble
 
@@ -48,9 +50,8 @@ def lasso_region(vertices: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         shape: of the volume, zyx.
     """
     vertices = np.asarray(vertices, float)
-    axis = int(np.argmin(np.ptp(vertices, axis=0)))
-    region = np.zeros(tuple(shape), np.float32)
-    number = int(np.rint(vertices[:, axis].mean()))
+    axis, index = lasso_slice(vertices)
+    region, number = np.zeros(tuple(shape), np.float32), int(np.rint(index))
     if not 0 <= number < shape[axis]:
         return region
     plane = np.moveaxis(region, axis, 0)[number]

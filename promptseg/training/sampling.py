@@ -120,7 +120,7 @@ def prompted_query(
     settings: TrainingSettings,
     rng: np.random.Generator,
 ) -> Query:
-    """A query with its first prompts; half of the boxes come with points.
+    """A query with its first prompts; three of ten boxes come with points.
 
     Args:
         kind: `name`, `box`, `click`, `scribble` or `flat box`.
