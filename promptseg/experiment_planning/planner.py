@@ -31,6 +31,7 @@ from promptseg.experiment_planning.rules import (
     BUDGETS,
     PatchPlan,
     choose_ct_window,
+    labelled_extent,
     plan_patch,
     target_spacing,
 )
@@ -292,7 +293,9 @@ def make_plans(
             reason=f"preset {preset}: what the released weights were trained with",
         )
     else:
-        patch = plan_patch(median_shape, spacing, BUDGETS[size])
+        boxes = [[label.box for label in case.labels.values()] for case in fingerprint.cases]
+        extent = labelled_extent(boxes, spacings, spacing)
+        patch = plan_patch(median_shape, spacing, BUDGETS[size], extent)
     return Plans(
         dataset_name=raw.name,
         plans_name=plans_name,

@@ -35,6 +35,8 @@ BUDGETS = {
     "base": Budget(elements=32 * 256 * 256, tokens=2048, batch_size=2),
 }
 
+CONTEXT = 2  # extents of the labels that a patch of a large image has along each axis
+LEAST = 1 / 8  # of the budget, which a patch about small labels keeps
 ANISOTROPY = 3.0  # nnU-Net's threshold for calling a spacing anisotropic
 
 
@@ -85,21 +87,52 @@ class PatchPlan:
     reason: str
 
 
-def plan_patch(median_shape: Sequence[int], spacing: Sequence[float], budget: Budget) -> PatchPlan:
+def labelled_extent(
+    boxes: Sequence[Sequence[np.ndarray]], spacings: np.ndarray, target: Sequence[float]
+) -> tuple[int, ...]:
+    """How far all labels of an image extend together, in the median over the images.
+
+    Args:
+        boxes: of each image the (2, 3) boxes of its labels, in voxels of its own, zyx.
+        spacings: (n, 3) of the images, mm, zyx.
+        target: (3,) spacing that they are resampled to.
+
+    Returns:
+        Voxels at the target spacing, zyx; zeros if no image has a label.
+    """
+    extents = [
+        (np.max(np.asarray(of_image)[:, 1], 0) - np.min(np.asarray(of_image)[:, 0], 0)) * spacing
+        for of_image, spacing in zip(boxes, spacings, strict=True)
+        if len(of_image)
+    ]
+    if not extents:
+        return (0, 0, 0)
+    return tuple(int(n) for n in np.ceil(np.median(extents, axis=0) / target))
+
+
+def plan_patch(
+    median_shape: Sequence[int],
+    spacing: Sequence[float],
+    budget: Budget,
+    extent: Sequence[int] = (0, 0, 0),
+) -> PatchPlan:
     """The patch, the strides of the finest and the coarsest map, and the batch.
 
     The patch starts from the median image. Where that has more voxels than the budget has
     elements, the finest map halves the resolution along the physically finest axes: to see where an
-    object lies in the body is worth more than the last half voxel of its border. The patch then
-    shrinks along its physically longest axis until it is within the budget. The stride of the
-    tokens starts from that of the finest map and doubles, always along the axes where a token is
-    physically smallest, until the tokens are within their budget. The patch is then rounded to a
+    object lies in the body is worth more than the last half voxel of its border. What lies further
+    from the labels than half of their extent tells little about them: the patch shrinks to twice
+    their extent, though not below an eighth of the budget, and a batch has several. Then it shrinks
+    along its physically longest axis until it is within the budget. The stride of the tokens starts
+    from that of the finest map and doubles, always along the axes where a token is physically
+    smallest, until the tokens are within their budget. The patch is then rounded to a
     multiple of it. A batch has as many patches as the budget holds, at most `batch_size`.
 
     Args:
         median_shape: voxels, zyx, at `spacing`.
         spacing: mm, zyx.
         budget: what the encoder size may cost.
+        extent: voxels, zyx, of all labels together, see `labelled_extent`; zeros if unknown.
     """
     spacing = np.asarray(spacing, float)
     patch_size = np.maximum(np.asarray(median_shape, int), 1)
@@ -107,6 +140,7 @@ def plan_patch(median_shape: Sequence[int], spacing: Sequence[float], budget: Bu
     if patch_size.prod() > budget.elements:
         halved = (spacing < 2 * spacing.min()) & (patch_size >= 16)
         finest = np.where(halved, 2, 1)
+        patch_size = _about_labels(patch_size, finest, CONTEXT * np.asarray(extent), budget)
     most = budget.elements * int(finest.prod())
     while patch_size.prod() > most:
         axis = int(np.argmax(np.where(patch_size > 1, patch_size * spacing, 0)))
@@ -117,10 +151,12 @@ def plan_patch(median_shape: Sequence[int], spacing: Sequence[float], budget: Bu
     batch_size = int(np.clip(budget.elements // elements, 1, budget.batch_size))
     tokens = int((rounded // stride).prod())
     covers = "covers the median image" if (rounded >= median_shape).all() else "smaller than it"
+    if any(extent) and covers.startswith("smaller"):
+        covers += f" as the labels extend over {tuple(int(n) for n in extent)}"
     reason = (
         f"median image {tuple(int(n) for n in median_shape)}, at most {budget.elements} elements "
         f"of the finest map and {budget.tokens} tokens: {covers}, {elements} elements, {tokens} "
-        f"tokens"
+        f"tokens, {batch_size} in a batch"
     )
     return PatchPlan(
         patch_size=tuple(int(n) for n in rounded),
@@ -129,6 +165,23 @@ def plan_patch(median_shape: Sequence[int], spacing: Sequence[float], budget: Bu
         batch_size=batch_size,
         reason=reason,
     )
+
+
+def _about_labels(
+    patch_size: np.ndarray, finest: np.ndarray, about: np.ndarray, budget: Budget
+) -> np.ndarray:
+    """Shrink a patch along the axes where it is most above a size, as long as it stays large."""
+    if not about.all():
+        return patch_size
+    patch_size, least = patch_size.copy(), budget.elements * LEAST
+    while True:
+        excess = patch_size / about
+        axis = int(np.argmax(excess))
+        smaller = max(int(patch_size[axis] * 0.95), int(about[axis]))
+        elements = (patch_size / finest).prod() * smaller / patch_size[axis]
+        if excess[axis] <= 1 or elements < least:
+            return patch_size
+        patch_size[axis] = smaller
 
 
 def _finest_stride(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from promptseg.experiment_planning.rules import (
     BUDGETS,
     choose_ct_window,
+    labelled_extent,
     plan_patch,
     target_spacing,
 )
@@ -85,6 +86,39 @@ def test_a_large_volume_is_halved_along_all_axes_and_then_cut_along_the_longest(
     assert "smaller than it, 442368 elements, 108 tokens" in plan.reason
 
 
+def test_patches_of_a_large_image_shrink_to_twice_what_the_labels_extend_over():
+    # 9x64x69 voxels of labels: at most 18x128x138 of the 9x256x216. Tokens: (1,8,8) 9 * 16 * 18 =
+    # 2592; z (2,8,8): 1440; yx (2,16,16): 5 * 8 * 9 = 360, whose multiples are 10x128x144,
+    # 10 * 64 * 72 elements of which the budget holds six; a batch has two.
+    heart = plan_patch((9, 256, 216), (10.0, 1.56, 1.56), BUDGETS["tiny"], (9, 64, 69))
+    assert heart.patch_size == (10, 128, 144) and heart.stride == (2, 16, 16)
+    assert heart.finest_stride == (1, 2, 2) and heart.batch_size == 2
+    assert "as the labels extend over (9, 64, 69), 46080 elements" in heart.reason
+    # vertebrae are one above the other: the height stays, to the sides there is less to see
+    spine = plan_patch((77, 224, 224), (1.0, 1.0, 1.0), BUDGETS["tiny"], (59, 182, 62))
+    assert spine.patch_size == (96, 224, 128)
+    # an image within the budget is seen whole
+    small = plan_patch((36, 50, 35), (1.0, 1.0, 1.0), BUDGETS["tiny"], (10, 10, 10))
+    assert small.patch_size == (40, 56, 40) and "extend" not in small.reason
+    # about a nodule there is more to see than twice the nodule: an eighth of the budget at least
+    nodule = plan_patch((200, 400, 400), (1.0, 1.0, 1.0), BUDGETS["tiny"], (4, 5, 5))
+    assert np.prod(nodule.patch_size) / 8 > 0.9 * 320_000 / 8
+    assert max(nodule.patch_size) < 1.5 * min(nodule.patch_size)
+
+
+def test_the_extent_is_that_of_all_labels_of_an_image_at_the_target_spacing():
+    boxes = [
+        [np.array([(2, 10, 10), (5, 30, 20)]), np.array([(4, 20, 40), (8, 40, 50)])],
+        [np.array([(0, 0, 0), (10, 10, 10)])],
+        [],
+        [np.array([(1, 5, 7), (4, 6, 8)])],
+    ]
+    spacings = np.array([[3.0, 1.0, 1.0], [3.0, 2.0, 1.0], [9.0, 9.0, 9.0], [5.0, 1.0, 1.0]])
+    # in mm: 18x30x40, 30x20x10 and 15x1x1; their medians 18x20x10 at 4x2x2 mm
+    assert labelled_extent(boxes, spacings, (4.0, 2.0, 2.0)) == (5, 10, 5)
+    assert labelled_extent([[], []], spacings[:2], (1.0, 1.0, 1.0)) == (0, 0, 0)
+
+
 def test_an_axis_of_few_voxels_is_not_halved():
     # as fine as the others, but 15 voxels, which half as many elements would hardly show
     plan = plan_patch((15, 300, 300), (1.0, 1.0, 1.0), BUDGETS["tiny"])
@@ -104,10 +138,11 @@ lengths = st.floats(0.2, 12)
     st.tuples(sizes, sizes, sizes),
     st.tuples(lengths, lengths, lengths),
     st.sampled_from(list(BUDGETS)),
+    st.tuples(sizes, sizes, sizes),
 )
-def test_patches_keep_to_their_budget_and_tokens_are_near_isotropic(shape, spacing, size):
+def test_patches_keep_to_their_budget_and_tokens_are_near_isotropic(shape, spacing, size, extent):
     budget = BUDGETS[size]
-    plan = plan_patch(shape, spacing, budget)
+    plan = plan_patch(shape, spacing, budget, extent)
     patch_size, finest, stride, spacing = (
         np.array(values) for values in (plan.patch_size, plan.finest_stride, plan.stride, spacing)
     )
