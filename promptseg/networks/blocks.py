@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Triple = tuple[int, int, int]
@@ -80,6 +81,26 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x).movedim(-1, 1)
 
 
+class InstanceNorm(nn.InstanceNorm3d):
+    """Instance normalization that keeps memory channels last on a CPU.
+
+    torch's own copies every map to channels first and the next convolution back, which costs as
+    much as the normalization. Batch normalization of a single image is the same and does not.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or torch.compiler.is_exporting():
+            return super().forward(x)
+        images = [
+            F.batch_norm(image, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            for image in x.split(1)
+        ]
+        return images[0] if len(images) == 1 else torch.cat(images)
+
+
 def layer_scale_init(normalization: nn.LayerNorm, scale: float = 0.1) -> nn.LayerNorm:
     """Initialize the last normalization of a residual branch to a small scale.
 
@@ -110,7 +131,7 @@ class ConvBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.convolution = convolution(channels_in, channels_out, stride, kernel)
-        self.normalization = nn.InstanceNorm3d(channels_out, affine=True)
+        self.normalization = InstanceNorm(channels_out)
         self.activation = nn.LeakyReLU(0.01, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,8 +6,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from promptseg.networks.blocks import ConvStem, convolution, feature_strides, kernel_size
+from promptseg.networks.blocks import (
+    ConvStem,
+    InstanceNorm,
+    convolution,
+    feature_strides,
+    kernel_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +83,23 @@ def test_gradients_in_bfloat16_are_near_those_in_float32_on_maps_of_few_slices(d
             answer = layer(images)
         answer.backward(slope.to(answer.dtype))
         torch.testing.assert_close(layer.weight.grad, exact, rtol=0, atol=0.02 * exact.abs().max())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_instance_normalization_is_torchs_and_keeps_channels_last(count):
+    torch.manual_seed(0)
+    ours, theirs = InstanceNorm(5), nn.InstanceNorm3d(5, affine=True)
+    nn.init.normal_(ours.weight)
+    nn.init.normal_(ours.bias)
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(count, 5, 3, 4, 6).to(memory_format=torch.channels_last_3d)
+    images = (images * 3 + 2).requires_grad_()
+    answer, expected = ours(images), theirs(images)
+    torch.testing.assert_close(answer, expected)
+    assert answer.is_contiguous(memory_format=torch.channels_last_3d)
+    slope = torch.randn(answer.shape)
+    (gradient,), (other,) = (torch.autograd.grad(a, images, slope) for a in (answer, expected))
+    torch.testing.assert_close(gradient, other)
 
 
 def test_the_stem_gives_a_map_for_every_stride():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from promptseg.networks.blocks import ChannelNorm, convolution, layer_scale_init
+from promptseg.networks.blocks import ChannelNorm, InstanceNorm, convolution, layer_scale_init
 from promptseg.networks.encoders.base import ENCODERS, known_size
 from promptseg.networks.encoders.staged import StagedEncoder
 
@@ -51,7 +51,7 @@ class ResidualBlock(nn.Module):
 
         def norm() -> nn.Module:
             if instance:
-                return nn.InstanceNorm3d(channels_out, affine=True)
+                return InstanceNorm(channels_out)
             return ChannelNorm(channels_out)
 
         self.first = nn.Sequential(
