@@ -9,7 +9,7 @@ import numpy as np
 
 from promptseg.boxes import box_slices, clip_box, enclosing_box, mirror_box, widen_box
 from promptseg.inference.sliding_window import patches_of_regions
-from promptseg.networks.mask_decoder import SURE
+from promptseg.networks.names import SURE
 from promptseg.networks.prompt_encoder import LOOSE, Query
 from promptseg.preprocessing.patch import cut_patch
 from promptseg.preprocessing.resample import resample_image

@@ -23,7 +23,7 @@ from promptseg.inference.queries import (
     slice_of,
 )
 from promptseg.inference.sliding_window import Blend
-from promptseg.networks.mask_decoder import SURE
+from promptseg.networks.names import SURE
 from promptseg.networks.prompt_encoder import NO_LABEL
 from promptseg.prompts.types import Prompts, make_prompts
 

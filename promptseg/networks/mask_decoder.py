@@ -1,8 +1,7 @@
-"""Image features and prompts to mask logits: what names say, and what prompts change about it."""
+"""Image features and prompts to logits: what prompts change, and how good the mask will be."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,13 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from promptseg.networks.blocks import ChannelNorm, ConvBlock, convolution, kernel_size
-from promptseg.networks.prompt_encoder import PromptBatch
+from promptseg.networks.names import log_odds
+from promptseg.networks.prompt_encoder import Grid, PromptBatch
 
-SURE = 8.0  # largest logit that a name or a mask to correct may begin with
+LOGITS = 4.0  # what logits are divided by on maps that are input
+PUSH_WIDTHS = (2.5, 5.0)  # of what a click adds to the logits about it
+MARGIN = 2.0  # logit on its side that a click pushes its voxel to
 COARSE_WIDTHS = (1.5, 6.0)  # of clicks on the head's map, in voxels of the shortest side
 FINE_WIDTHS = (1.0, 3.0)  # of clicks on the voxels themselves
-PROMPT_MAPS = 2 * len(COARSE_WIDTHS) + 5  # and box, mask before, name, likeness to clicks (two)
-VOXEL_MAPS = 2 * len(FINE_WIDTHS) + 2  # and mask before, name
+PUSHES = len(PUSH_WIDTHS)
+PROMPT_MAPS = 2 * len(COARSE_WIDTHS) + 5 + PUSHES  # box, mask before, name, likeness (two)
+VOXEL_MAPS = PUSHES + 2 * len(FINE_WIDTHS) + 2  # and mask before, name
 
 
 class FeaturePyramid(nn.Module):
@@ -54,76 +57,13 @@ class FeaturePyramid(nn.Module):
         return maps[::-1]
 
 
-class NameHead(nn.Module):
-    """What the labels' names say: for all labels at once, one class against the others."""
-
-    def __init__(self, channels: int, label_count: int) -> None:
-        super().__init__()
-        self.classes = nn.Conv3d(channels, 1 + label_count, 1)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(b, c, z', y', x') to (b, 1 + labels, z', y', x') log-probabilities, background first."""
-        return self.classes(features).float().log_softmax(dim=1)
-
-
-def log_odds(probabilities: Tensor) -> Tensor:
-    """Logits of probabilities, between -`SURE` and `SURE`."""
-    return torch.logit(probabilities.float(), eps=1 / (1 + math.exp(SURE)))
-
-
-def log_odds_of_log(log_probabilities: Tensor) -> Tensor:
-    """The same of their logarithms, exact also where a probability is nearly 1."""
-    against = torch.log(-torch.expm1(log_probabilities.float().clamp(max=-1e-6)))
-    return (log_probabilities - against).clamp(-SURE, SURE)
-
-
-class NameMatch(nn.Module):
-    """Which label a prompt without a name means: it lies where the label's mask would be.
-
-    Each label is rated alike by how its probabilities lie about the box or the mask before, and
-    about the clicks; what no label explains is an object without a name. So a box says at least
-    what the name would, and a new object does not become its neighbour.
-    """
-
-    STATISTICS = 9
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rate = nn.Sequential(
-            nn.Linear(self.STATISTICS, 16), nn.LeakyReLU(0.01), nn.Linear(16, 1)
-        )
-        self.no_label = nn.Parameter(torch.zeros(()))
-
-    def forward(self, names: Tensor, there: Tensor, kinds: Tensor, clicks: Tensor) -> Tensor:
-        """Weights of the labels for n queries.
-
-        Args:
-            names: (n, labels, z', y', x') probabilities.
-            there: (n, z', y', x') fractions inside the mask before, or else the box.
-            kinds: (n, 2) 0 or 1, whether there is a box, and a mask before.
-            clicks: (n, 2, z', y', x') maps of foreground and background clicks.
-
-        Returns:
-            (n, labels) weights; what they lack to 1 is the weight of no label.
-        """
-        flat, inside, weights = names.flatten(2), there.flatten(1), clicks.flatten(2)
-        total, size, clicked = flat.sum(2), inside.sum(1, keepdim=True), weights.sum(2)
-        within = torch.einsum("nlv,nv->nl", flat, inside)
-        at_clicks = torch.einsum("nlv,ncv->nlc", flat, weights) / clicked.clamp(min=1e-3)[:, None]
-        overlaps = [within / (total + 1), within / (size + 1), 2 * within / (total + size + 1)]
-        flags = torch.cat([kinds.float(), (clicked > 0.01).float()], dim=1)
-        flags = flags[:, None].expand(-1, names.shape[1], -1)
-        rated = self.rate(torch.cat([torch.stack(overlaps, 2), at_clicks, flags], dim=2))[:, :, 0]
-        nothing = self.no_label.expand(rated.shape[0], 1)
-        return torch.cat([nothing, rated], dim=1).softmax(dim=1)[:, 1:]
-
-
 class PromptHead(nn.Module):
     """What prompts change: a shallow U on a fine map, and the clicks on the voxels themselves.
 
     Everything is local but the likeness maps: normalization is over channels, so that a crop
-    around the prompts gives the same answer as the whole patch. The last convolution starts at
-    zero: a prompt changes nothing before training has shown what it should.
+    around the prompts gives the same answer as the whole patch. The last convolutions start at
+    zero: before training has shown what a prompt should change, clicks push the logits about them
+    (`click_pushes`), and any other prompt changes nothing.
 
     Args:
         channels_in: of the shared features.
@@ -132,8 +72,7 @@ class PromptHead(nn.Module):
         spacing: mm of a voxel, zyx.
     """
 
-    CHANNELS, ANSWERS = 16, 8
-    REACH = 8  # elements; what lies further away changes nothing
+    CHANNELS, ANSWERS, ON_VOXELS = 16, 4, 8
 
     def __init__(
         self,
@@ -161,81 +100,112 @@ class PromptHead(nn.Module):
         )
         self.up = nn.Conv3d(2 * c, c, 1)
         self.second = _block(c, c, (1, 1, 1), fine)
-        self.answer = nn.Conv3d(c, self.ANSWERS + 1, 1)
+        self.answer = nn.ConvTranspose3d(c, self.ANSWERS + 1, tuple(stride), tuple(stride))
         self.on_voxels = nn.Sequential(
-            nn.Conv3d(self.ANSWERS + VOXEL_MAPS, 16, 1),
+            nn.Conv3d(self.ANSWERS + VOXEL_MAPS, self.ON_VOXELS, 1),
             nn.LeakyReLU(0.01),
-            nn.Conv3d(16, 1, 1),
+            nn.Conv3d(self.ON_VOXELS, 1, 1),
         )
+        self.push_weights = nn.Parameter(torch.full((PUSHES,), 1 / PUSHES))
         for last in (self.answer, self.on_voxels[-1]):
             nn.init.zeros_(last.bias)
         nn.init.zeros_(self.on_voxels[-1].weight)
-        nn.init.zeros_(self.answer.weight[-1])
+        nn.init.zeros_(self.answer.weight[:, -1])
 
-    def forward(self, features: Tensor, maps: Tensor, fine: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, features: Tensor, maps: Tensor, fine: Tensor, meant: Tensor) -> Tensor:
         """What to add to the logits of n queries.
 
         Args:
             features: (n, c, z', y', x') of `project`.
             maps: (n, PROMPT_MAPS, z', y', x').
-            fine: (n, VOXEL_MAPS, z, y, x) maps on the voxels.
-            labels: (n,) label index, or a negative number.
+            fine: (n, VOXEL_MAPS, z, y, x) maps on the voxels, first those of `click_pushes`,
+                divided by `LOGITS`.
+            meant: (n, labels) weights of the labels; what they lack to 1 is that of no label.
 
         Returns:
             (n, z, y, x) logits.
         """
-        last = self.label_vectors.num_embeddings - 1
-        vectors = self.label_vectors(labels.where(labels >= 0, last))
+        weights = torch.cat([meant, 1 - meant.sum(dim=1, keepdim=True)], dim=1)
+        vectors = weights @ self.label_vectors.weight
         scale, shift, scale2, shift2 = self.film(vectors)[..., None, None, None].chunk(4, dim=1)
         hidden = self.normalization(features + self.maps(maps))
         hidden = self.first(F.leaky_relu(hidden * (1 + scale) + shift, 0.01))
         coarse = F.interpolate(self.up(self.down(hidden)), hidden.shape[2:], mode="nearest")
         hidden = self.second(hidden * (1 + scale2) + shift2 + coarse)
-        answer = resized(self.answer(hidden), fine.shape[2:])
+        answer = self.answer(hidden)
         exact = self.on_voxels(torch.cat([answer[:, :-1], fine.to(answer.dtype)], dim=1))
-        return (answer[:, -1] + exact[:, 0]).float()
+        weights = self.push_weights[:, None, None, None]
+        pushed = (weights * fine[:, :PUSHES].float() * LOGITS).sum(dim=1)
+        return (answer[:, -1] + exact[:, 0]).float() + pushed
 
 
 class QualityHead(nn.Module):
     """The IoU to expect of a mask: from how sure its own logits are, and what it covers.
 
-    The statistics are those that SAM calls stability, the mask at a higher threshold over that at
-    a lower one, at three distances; the mean probability inside; and the size. A mask with a
-    blurred border, or in an image unlike any before, has low ones.
+    It begins at the IoU that the logits promise if they are right, the sum of the probabilities in
+    the mask over that of the union, and learns how far they are. It also sees what SAM calls
+    stability, the mask at a higher threshold over that at a lower one, at three distances; the mean
+    probability inside; the size; and the features inside and where the logits are unsure. A mask
+    with a blurred border, or in an image unlike any before, has low ones.
 
     Source:
         Kirillov et al. 2023, arXiv:2304.02643, section 5, "stability score".
     """
 
     DISTANCES = (0.5, 1.0, 2.0)  # of the thresholds from 0
+    UNLIKELY = 3.0  # logits below -3 promise nothing: there are many, and they would add up
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        statistics = len(self.DISTANCES) + 4
+        statistics = len(self.DISTANCES) + 5
         self.features = nn.LayerNorm(channels)
         self.rate = nn.Sequential(
-            nn.Linear(channels + statistics, 32), nn.LeakyReLU(0.01), nn.Linear(32, 1)
+            nn.Linear(2 * channels + statistics, 32), nn.LeakyReLU(0.01), nn.Linear(32, 1)
         )
 
-    def forward(self, logits: Tensor, features: Tensor, prompts: PromptBatch) -> Tensor:
-        """(n, z, y, x) logits and (n or 1, c, z', y', x') features to (n,) predicted IoU logits."""
+    def forward(
+        self, logits: Tensor, features: Tensor, prompts: PromptBatch, voxels: int = 1
+    ) -> Tensor:
+        """The predicted IoU logits (n,) of n queries.
+
+        Args:
+            logits: (n, z, y, x) of masks, or of the part of the patch in which they lie.
+            features: (n or 1, c, z', y', x') of the same part.
+            prompts: the queries.
+            voxels: in one element of the logits.
+        """
+        shape = logits.shape[1:]
+        logits = logits.float().flatten(1)
         mask = (logits > 0).float()
-        small = resized(mask[:, None], features.shape[2:]).flatten(2)
-        logits, mask = logits.float().flatten(1), mask.flatten(1)
-        size = mask.sum(1)
-        stable = [
-            log_odds(((logits > d).sum(1) + 1) / ((logits > -d).sum(1) + 1)) for d in self.DISTANCES
-        ]
-        mean = log_odds(((logits.sigmoid() * mask).sum(1) + 0.5) / (size + 1))
-        vector = [*stable, mean, torch.log1p(size) / 8]
+
+        def above(threshold: float) -> Tensor:
+            return (logits > threshold).float().sum(1) * voxels
+
+        size = above(0)
+        stable = [log_odds((above(d) + 1) / (above(-d) + 1)) for d in self.DISTANCES]
+        chances = torch.where(logits > -self.UNLIKELY, logits.sigmoid(), 0.0)
+        inside, all_of_it = ((c.sum(1) * voxels + 0.5) for c in (chances * mask, chances))
+        mean = log_odds(inside / (size + 1))
+        expected = log_odds(inside / (size + all_of_it - inside + 1))
+        vector = [*stable, mean, expected, torch.log1p(size) / 8]
         vector += [prompts.has_box.float(), prompts.label_given.float()]
-        flat = features.float().flatten(2)
-        if flat.shape[0] == 1:  # all queries are about one image, whose features are not copied
-            covered = small[:, 0] @ flat[0].t()
-        else:
-            covered = torch.einsum("ncv,nuv->nc", flat, small)
-        covered = self.features(covered / (small.sum(2) + 1))
-        return self.rate(torch.cat([torch.stack(vector, dim=1), covered], dim=1))[:, 0].float()
+        unsure = (chances * (1 - chances)).unflatten(1, shape)
+        covered = [
+            self.features(_mean_features(features, resized(weights, features.shape[2:])))
+            for weights in (mask.unflatten(1, shape)[:, None], unsure[:, None])
+        ]
+        corrected = self.rate(torch.cat([torch.stack(vector, dim=1), *covered], dim=1))[:, 0]
+        return expected + corrected.float()
+
+
+def _mean_features(features: Tensor, weights: Tensor) -> Tensor:
+    """(n, c) weighted means of (n or 1, c, z, y, x) features with weights (n, 1, z, y, x)."""
+    flat, weights = features.float().flatten(2), weights.flatten(1)
+    if flat.shape[0] == 1:  # all queries are about one image, whose features are not copied
+        summed = weights @ flat[0].t()
+    else:
+        summed = torch.einsum("ncv,nv->nc", flat, weights)
+    return summed / (weights.sum(1, keepdim=True) + 1)
 
 
 def _block(
@@ -253,3 +223,26 @@ def resized(maps: Tensor, shape: Sequence[int]) -> Tensor:
     if tuple(maps.shape[2:]) == tuple(shape):
         return maps
     return F.interpolate(maps.float(), tuple(shape), mode="trilinear", align_corners=False)
+
+
+def resized_part(maps: Tensor, part: Grid, to: Grid) -> Tensor:
+    """What `resized` gives to a part of the patch, from maps over all of it.
+
+    Args:
+        maps: (n, c, z', y', x') over the patch.
+        part: the part in elements of `maps`.
+        to: the same part in the elements to interpolate to, of which whole numbers make one of
+            `part`.
+    """
+    if part.stride == to.stride:
+        return maps[(..., *part.slices)]
+    sides = zip(part.first, part.shape, maps.shape[2:], strict=True)
+    wider = [(max(f - 1, 0), min(f + n + 1, size)) for f, n, size in sides]
+    times = [a // b for a, b in zip(part.stride, to.stride, strict=True)]
+    around = maps[(..., *(slice(*ends) for ends in wider))]
+    shape = [(last - first) * t for (first, last), t in zip(wider, times, strict=True)]
+    cut = [
+        slice((f - first) * t, (f - first + n) * t)
+        for f, n, (first, _), t in zip(part.first, part.shape, wider, times, strict=True)
+    ]
+    return resized(around, shape)[(..., *cut)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -12,6 +13,8 @@ from torch import Tensor
 NO_POINT = -1  # point label of padding
 NO_LABEL = -1  # label index of a query without a label, which may mean any or none
 NEW_OBJECT = -2  # label index of an object that is none of the labels
+NEAREST = 1.0  # width within which two clicks share a voxel, in units of the shortest side
+TINY = 1e-30
 LOOSE = 0.25  # of a box's side: how far the object may reach beyond the box that was drawn
 
 
@@ -86,7 +89,11 @@ class PromptBatch:
         return replace(self, image_index=torch.full_like(self.image_index, index))
 
     def corrected(
-        self, previous: Tensor, points: Sequence[np.ndarray], kinds: Sequence[np.ndarray]
+        self,
+        previous: Tensor,
+        points: Sequence[np.ndarray],
+        kinds: Sequence[np.ndarray],
+        has_previous: Sequence[bool] | None = None,
     ) -> PromptBatch:
         """The same queries with the mask to correct and further points.
 
@@ -94,16 +101,20 @@ class PromptBatch:
             previous: (n, z, y, x) logits.
             points: for each query (k, 3) voxel indices, zyx.
             kinds: for each query (k,) 1 foreground, 0 background.
+            has_previous: whether each query gets the mask to correct; all do when not given.
         """
         added = batch_queries(
             [Query(points=p, point_labels=k) for p, k in zip(points, kinds, strict=True)]
         ).to(self.points.device)
+        given = torch.ones_like(self.has_previous)
+        if has_previous is not None:
+            given &= torch.tensor(has_previous, device=given.device)
         return replace(
             self,
             points=torch.cat([self.points, added.points], dim=1),
             point_labels=torch.cat([self.point_labels, added.point_labels], dim=1),
             previous=previous.detach(),
-            has_previous=torch.ones_like(self.has_previous),
+            has_previous=given,
         )
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> PromptBatch:
@@ -181,6 +192,21 @@ class Grid:
         first, stride = self.first[axis], self.stride[axis]
         return (torch.arange(self.shape[axis], device=device) + first) * float(stride)
 
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """Of the elements in a map over the patch, zyx."""
+        return tuple(slice(f, f + n) for f, n in zip(self.first, self.shape, strict=True))
+
+    def at(self, stride: Sequence[int]) -> Grid:
+        """The same part of the patch in elements of a stride that divides this one's."""
+        times = [own // other for own, other in zip(self.stride, stride, strict=True)]
+        return replace(
+            self,
+            shape=tuple(n * t for n, t in zip(self.shape, times, strict=True)),
+            stride=tuple(stride),
+            first=tuple(f * t for f, t in zip(self.first, times, strict=True)),
+        )
+
 
 def click_maps(points: Tensor, point_labels: Tensor, grid: Grid, widths: Sequence[float]) -> Tensor:
     """Gaussian bumps at the points, equally wide in mm along all axes.
@@ -206,6 +232,38 @@ def click_maps(points: Tensor, point_labels: Tensor, grid: Grid, widths: Sequenc
         plane = torch.einsum("nck,nkz,nky->nczyk", kinds, z, y)
         maps.append(torch.einsum("nczyk,nkx->nczyx", plane, x).clamp(max=1))
     return torch.cat(maps, dim=1)
+
+
+def click_pushes(
+    points: Tensor, point_labels: Tensor, pushes: Tensor, grid: Grid, widths: Sequence[float]
+) -> Tensor:
+    """What clicks add to logits at their voxels, fading with the distance.
+
+    Each voxel takes that of its nearest click, so that opposite clicks beside each other do not
+    cancel out.
+
+    Args:
+        points: (n, k, 3) voxel indices in the patch, zyx.
+        point_labels: (n, k) 1, 0 or `NO_POINT`.
+        pushes: (n, k) what each adds.
+        grid: of the maps.
+        widths: standard deviations, in units of the shortest side of a voxel.
+
+    Returns:
+        (n, widths, z, y, x).
+    """
+
+    def summed(values: Tensor, *widths: float) -> Tensor:
+        axes = []
+        for axis in range(3):
+            bumps = [_bumps_along(points[:, :, axis], grid, axis, width) for width in widths]
+            axes.append(math.prod(bumps).to(values))
+        plane = torch.einsum("nk,nkz,nky->nkzy", values, axes[0], axes[1])
+        return torch.einsum("nkzy,nkx->nzyx", plane, axes[2])
+
+    with torch.autocast(points.device.type, enabled=False):  # far from clicks, numbers are tiny
+        nearness = summed((point_labels != NO_POINT).float(), NEAREST) + TINY
+        return torch.stack([summed(pushes.float(), NEAREST, w) / nearness for w in widths], dim=1)
 
 
 def _bumps_along(positions: Tensor, grid: Grid, axis: int, width: float) -> Tensor:

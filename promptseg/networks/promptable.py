@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,29 +14,38 @@ from promptseg.networks.encoding import Encoding
 from promptseg.networks.mask_decoder import (
     COARSE_WIDTHS,
     FINE_WIDTHS,
-    SURE,
+    LOGITS,
+    MARGIN,
+    PUSH_WIDTHS,
     FeaturePyramid,
-    NameHead,
-    NameMatch,
     PromptHead,
     QualityHead,
+    resized,
+    resized_part,
+)
+from promptseg.networks.names import (
+    SURE,
+    NameHead,
+    NameMatch,
+    decided,
     log_odds,
     log_odds_of_log,
-    resized,
 )
 from promptseg.networks.prompt_encoder import (
-    LOOSE,
     NEW_OBJECT,
+    NO_POINT,
     Grid,
     PromptBatch,
     box_maps,
     click_maps,
+    click_pushes,
 )
+from promptseg.networks.regions import allowed, elsewhere, region_of
 from promptseg.plans import Plans
 from promptseg.presets import preset_of
 
 NOTHING = 0.02  # probability of a voxel before anything is known about an object without a name
-DECISIVE = 3.0  # exponent of the weights of the labels that a prompt without a name may mean
+DEEP = 3  # coarser maps whose names are trained beside those of the finest
 LIKENESS = 8  # channels that voxels are compared by
 
 
@@ -56,7 +66,7 @@ class PromptableNetwork(nn.Module):
         self.pyramid = FeaturePyramid(
             channels[-1], channels[:-1], [kernel_size(s, spacing) for s in strides[:-1]]
         )
-        self.name_head = NameHead(channels[0], label_count)
+        self.name_head = NameHead(channels[: 1 + DEEP], label_count)
         self.name_match = NameMatch()
         # where the finest map is of voxels, the head needs half of that: its end is on voxels
         self.level = 1 if max(self.stride) == 1 and len(strides) > 1 else 0
@@ -75,6 +85,7 @@ class PromptableNetwork(nn.Module):
             features=maps[0],
             names=self.name_head(maps[0]),
             projected=self.prompt_head.project(maps[self.level]),
+            coarse_names=self.name_head.of_coarser(maps[1:]) if self.training else (),
         )
 
     def decode(
@@ -91,71 +102,66 @@ class PromptableNetwork(nn.Module):
         Returns:
             (n, z, y, x) mask logits and (n,) predicted IoU logits.
         """
-        opinions = self._opinions(encoding, prompts, whole=whole)
-        start = resized(opinions[:, None], encoding.patch_size)[:, 0]
+        opinions, meant = self._opinions(encoding, prompts, whole=whole)
         prompted = prompts.is_prompted
         if whole:
-            changed = self._changed(encoding, prompts, start, None)
-            logits = torch.where(prompted[:, None, None, None], changed, start)
-        else:
-            answers, images = [], encoding.of_each_image()
-            for index, is_prompted in enumerate(prompted.tolist()):
-                one = slice(index, index + 1)
-                answer = start[one]
-                if is_prompted:
-                    of_one = prompts[one].in_image(0)
-                    image = images[int(prompts.image_index[index])]
-                    region = self._region(image, of_one, answer)
-                    answer = self._changed(image, of_one, answer, region)
-                answers.append(answer)
-            logits = torch.cat(answers)
-        features = encoding.features.detach()
-        if len(features) > 1:
-            features = features[prompts.image_index]
-        return logits, self.quality_head(logits.detach(), features, prompts)
+            changed, iou = self._changed(encoding, prompts, opinions, meant, None)
+            named = resized(opinions[:, None], encoding.patch_size)[:, 0]
+            return torch.where(prompted[:, None, None, None], changed, named), iou
+        images, answers = encoding.of_each_image(), []
+        for index, is_prompted in enumerate(prompted.tolist()):
+            one, image = slice(index, index + 1), images[int(prompts.image_index[index])]
+            query, opinion = prompts[one].in_image(0), opinions[one]
+            if is_prompted:
+                region = region_of(
+                    query, opinion, self.stride, self._whole(image), self.prompt_head.halved
+                )
+                part, iou = self._changed(image, query, opinion, meant[one], region)
+                logits = elsewhere(query, opinion, image.patch_size)
+                logits[(slice(None), *region.at((1, 1, 1)).slices)] = part
+            else:
+                logits = resized(opinion[:, None], image.patch_size)[:, 0]
+                voxels = math.prod(self.stride)
+                iou = self.quality_head(opinion.detach(), image.features, query, voxels)
+            answers.append((logits, iou))
+        logits, iou = zip(*answers, strict=True)
+        return torch.cat(logits), torch.cat(iou)
 
     def forward(self, image: Tensor, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
         """`decode(encode(image), prompts)`."""
         return self.decode(self.encode(image), prompts)
 
-    def _grids(self, encoding: Encoding, region: np.ndarray | None) -> tuple[Grid, Grid]:
-        """The elements of the head's map, and the voxels, of a region (2, 3) in such elements."""
-        stride, spacing = tuple(self.prompt_stride), self.spacing
-        if region is None:  # no arithmetic, which a graph would have to contain
-            shape = tuple(encoding.projected.shape[2:])
-            whole = Grid(shape=tuple(encoding.patch_size), stride=(1, 1, 1), spacing=spacing)
-            return Grid(shape=shape, stride=stride, spacing=spacing), whole
-        first, last = region.tolist()
-        shape = tuple(b - a for a, b in zip(first, last, strict=True))
-        return (
-            Grid(shape=shape, stride=stride, spacing=spacing, first=tuple(first)),
-            Grid(
-                shape=tuple(n * s for n, s in zip(shape, stride, strict=True)),
-                stride=(1, 1, 1),
-                spacing=spacing,
-                first=tuple(f * s for f, s in zip(first, stride, strict=True)),
-            ),
-        )
+    def _whole(self, encoding: Encoding) -> Grid:
+        """The elements of the prompt head's map."""
+        shape = tuple(encoding.projected.shape[2:])
+        return Grid(shape=shape, stride=tuple(self.prompt_stride), spacing=self.spacing)
 
-    def _whole(self, encoding: Encoding) -> np.ndarray:
-        return np.array([(0, 0, 0), encoding.projected.shape[2:]])
+    def _opinions(
+        self, encoding: Encoding, prompts: PromptBatch, *, whole: bool
+    ) -> tuple[Tensor, Tensor]:
+        """What names say about queries: those of their labels, or of the labels that are meant.
 
-    def _opinions(self, encoding: Encoding, prompts: PromptBatch, *, whole: bool) -> Tensor:
-        """(n, z', y', x') logits that names give: of the label, or of those that are meant."""
-        named = encoding.names[prompts.image_index, prompts.labels.clamp(min=0) + 1]
-        opinions = log_odds_of_log(named)
+        Returns:
+            (n, z', y', x') logits and (n, labels) weights of the labels.
+        """
+        labels = prompts.labels.clamp(min=0)
+        opinions = log_odds_of_log(encoding.names[prompts.image_index, labels + 1])
+        meant = F.one_hot(labels, encoding.names.shape[1] - 1).to(opinions)
         if not whole and bool(prompts.label_given.all()):
-            return opinions
+            return opinions, meant
         unnamed = slice(None) if whole else ~prompts.label_given
         some = prompts[unnamed]
         probabilities = encoding.names[some.image_index, 1:].exp()
         weights = decided(self.meant_labels(encoding, some))
         weights = weights * (some.labels != NEW_OBJECT)[:, None]
-        meant = torch.einsum("nl,nlzyx->nzyx", weights, probabilities)
-        meant = log_odds(meant + (1 - weights.sum(1))[:, None, None, None] * NOTHING)
+        mixed = torch.einsum("nl,nlzyx->nzyx", weights, probabilities)
+        mixed = log_odds(mixed + (1 - weights.sum(1))[:, None, None, None] * NOTHING)
         if whole:
-            return torch.where(prompts.label_given[:, None, None, None], opinions, meant)
-        return opinions.index_put((unnamed.nonzero()[:, 0],), meant)
+            given = prompts.label_given[:, None]
+            opinions = torch.where(given[:, :, None, None], opinions, mixed)
+            return opinions, torch.where(given, meant, weights)
+        places = (unnamed.nonzero()[:, 0],)
+        return opinions.index_put(places, mixed), meant.index_put(places, weights.to(meant))
 
     def meant_labels(self, encoding: Encoding, prompts: PromptBatch) -> Tensor:
         """(n, labels) weights of the labels that prompts without a name may mean.
@@ -177,126 +183,101 @@ class PromptableNetwork(nn.Module):
         probabilities = encoding.names[prompts.image_index, 1:].detach().exp()
         return self.name_match(probabilities, there, kinds, clicks)
 
-    def _region(self, encoding: Encoding, prompts: PromptBatch, start: Tensor) -> np.ndarray:
-        """(2, 3) elements that one query concerns: its box, its mask and its clicks, and about."""
-        stride, reach = np.array(self.prompt_stride), self.prompt_head.REACH
-        whole = self._whole(encoding)
-        points = prompts.points[0][prompts.point_labels[0] >= 0].cpu().numpy() / stride
-        boxes = [np.stack([p - reach, p + reach]) for p in points]
-        if bool(prompts.has_box):
-            box = self._loose(prompts.boxes)[0].cpu().numpy() / stride
-            boxes.append(box)
-        elif bool(prompts.has_previous) or bool(prompts.label_given):
-            mask = prompts.previous if bool(prompts.has_previous) else start
-            there = (mask[0] > 0).nonzero()
-            if len(there):
-                corners = torch.stack([there.amin(0), there.amax(0) + 1]).cpu().numpy() / stride
-                boxes.append(corners + [[-reach], [reach]])
-            elif not len(points):
-                return whole
-            if prompts.regions is not None and bool((prompts.regions != 0).any()):
-                return whole
-        else:
-            return whole
-        # whole elements of the head's coarser level, so that a crop sees what the patch would
-        step = np.array(self.prompt_head.halved)
-        lower = (np.floor(np.min([b[0] for b in boxes], axis=0) / step) * step).astype(int)
-        upper = (np.ceil(np.max([b[1] for b in boxes], axis=0) / step) * step).astype(int)
-        region = np.clip([lower, upper], whole[0], whole[1])
-        return region if (region[0] < region[1]).all() else whole
-
-    @staticmethod
-    def _loose(boxes: Tensor) -> Tensor:
-        """(n, 2, 3) boxes with the margin beyond which nothing of their object lies."""
-        margin = LOOSE * (boxes[:, 1] - boxes[:, 0]) + 2
-        return torch.stack([boxes[:, 0] - margin, boxes[:, 1] + margin], dim=1)
-
     def _changed(
         self,
         encoding: Encoding,
         prompts: PromptBatch,
-        start: Tensor,
-        region: np.ndarray | None,
-    ) -> Tensor:
-        """(n, z, y, x) logits of prompted queries, computed in one region, None for all."""
-        grid, fine = self._grids(encoding, region)
-        here, on_voxels = _slices(grid), _slices(fine)
-        features = encoding.projected[(..., *here)]
-        if len(features) > 1:
-            features = features[prompts.image_index]
-        clicks = click_maps(prompts.points, prompts.point_labels, grid, COARSE_WIDTHS)
-        has_box = prompts.has_box[:, None, None, None]
-        box = torch.where(has_box, 2 * box_maps(prompts.boxes, grid) - 1, 0.0)
-        if prompts.regions is not None:
-            drawn = resized(prompts.regions[(slice(None), None, *on_voxels)], grid.shape)[:, 0]
-            box = torch.where(drawn != 0, drawn, box)
+        opinions: Tensor,
+        meant: Tensor,
+        region: Grid | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Answers of prompted queries in one region, None for the whole patch.
+
+        Args:
+            encoding: of the images.
+            prompts: n queries.
+            opinions, meant: of `_opinions`.
+            region: elements of the prompt head's map.
+
+        Returns:
+            (n, z, y, x) logits in the region and (n,) predicted IoU logits.
+        """
+        if region is None:  # no arithmetic, which a graph would have to contain
+            here, named = self._whole(encoding), (slice(None),) * 3
+            fine = Grid(shape=encoding.patch_size, stride=(1, 1, 1), spacing=self.spacing)
+            start = resized(opinions[:, None], fine.shape)
+        else:
+            here, fine, named = region, region.at((1, 1, 1)), region.at(self.stride).slices
+            start = resized_part(opinions[:, None], region.at(self.stride), fine)
+        features = _of_queries(encoding.projected[(..., *here.slices)], prompts)
+        clicks = click_maps(prompts.points, prompts.point_labels, here, COARSE_WIDTHS)
+        pushes = self._pushes(prompts, start[:, 0].detach(), fine)
         before = self._before(prompts, fine)
-        name = torch.tanh(start[(slice(None), None, *on_voxels)] / 4).detach()
+        by_name = torch.tanh(opinions.detach()[:, None][(..., *named)] / LOGITS)
         maps = [
             clicks,
-            box[:, None],
-            resized(before, grid.shape),
-            resized(name, grid.shape),
+            self._drawn(prompts, here, fine),
+            resized(before, here.shape),
+            resized(by_name, here.shape),
+            click_pushes(prompts.points, prompts.point_labels, pushes, here, PUSH_WIDTHS),
             _likeness(features[:, :LIKENESS], clicks[:, :2]),
         ]
-        clicks_on_voxels = click_maps(prompts.points, prompts.point_labels, fine, FINE_WIDTHS)
+        on_voxels = [
+            click_pushes(prompts.points, prompts.point_labels, pushes, fine, PUSH_WIDTHS),
+            click_maps(prompts.points, prompts.point_labels, fine, FINE_WIDTHS),
+            before,
+            torch.tanh(start.detach() / LOGITS),
+        ]
         added = self.prompt_head(
             features,
             torch.cat(maps, dim=1).contiguous(memory_format=torch.channels_last_3d),
-            torch.cat([clicks_on_voxels, before, name], dim=1),
-            prompts.labels,
+            torch.cat(on_voxels, dim=1),
+            meant,
         )
-        logits = start[(slice(None), *on_voxels)] + added
-        if fine.shape != tuple(encoding.patch_size):
-            logits = _put(logits, fine, self._elsewhere(prompts, start))
-        return torch.where(has_box & ~self._allowed(prompts, encoding), -SURE, logits)
+        logits = start[:, 0] + added
+        forbidden = prompts.has_box[:, None, None, None] & ~allowed(prompts, fine)
+        logits = torch.where(forbidden, -SURE, logits)
+        covered = _of_queries(encoding.features.detach()[(..., *named)], prompts)
+        return logits, self.quality_head(logits.detach(), covered, prompts)
+
+    def _pushes(self, prompts: PromptBatch, start: Tensor, fine: Grid) -> Tensor:
+        """(n, k) what each click lacks to a `MARGIN` on its side, in units of `LOGITS`.
+
+        A click that the start already satisfies pushes nothing. The surroundings of another click
+        are about as unsure as its voxel where they are as wrong, and surer where they are right:
+        a push that fades with the distance moves the border where it should.
+        """
+        first = torch.tensor(fine.first, device=start.device)
+        last = torch.tensor(start.shape[1:], device=start.device) - 1
+        places = (prompts.points.round().long() - first).clamp(min=0)
+        z, y, x = torch.minimum(places, last).unbind(-1)
+        query = torch.arange(len(prompts), device=start.device)[:, None].expand_as(z)
+        sides = 2.0 * (prompts.point_labels == 1) - 1
+        lacking = (MARGIN - sides * start[query, z, y, x]).clamp(min=0) / LOGITS
+        return sides * lacking * (prompts.point_labels != NO_POINT)
 
     @staticmethod
-    def _elsewhere(prompts: PromptBatch, start: Tensor) -> Tensor:
-        """(n, z, y, x) logits outside the region of the prompts: nothing changes there."""
-        if prompts.previous is None:
-            return start
-        has_previous = prompts.has_previous[:, None, None, None]
-        return torch.where(has_previous, prompts.previous.float().clamp(-SURE, SURE), start)
+    def _drawn(prompts: PromptBatch, here: Grid, fine: Grid) -> Tensor:
+        """(n, 1, z', y', x') of boxes and what is drawn on slices: 1 inside, -1 outside, or 0."""
+        boxes = 2 * box_maps(prompts.boxes, here)[:, None] - 1
+        boxes = boxes * prompts.has_box[:, None, None, None, None]
+        if prompts.regions is None:
+            return boxes
+        drawn = resized(prompts.regions[(slice(None), None, *fine.slices)], here.shape)
+        return torch.where(drawn != 0, drawn, boxes)
 
     @staticmethod
     def _before(prompts: PromptBatch, fine: Grid) -> Tensor:
         """(n, 1, z, y, x) of the masks to correct in a part of the patch, -1 to 1; 0 for none."""
         if prompts.previous is None:
             return torch.zeros(len(prompts), 1, *fine.shape, device=prompts.boxes.device)
-        return torch.tanh(prompts.previous[(slice(None), None, *_slices(fine))].float() / 4)
-
-    def _allowed(self, prompts: PromptBatch, encoding: Encoding) -> Tensor:
-        """(n, z, y, x) bool, where the object of a box may lie: about it, and at its clicks."""
-        grid = Grid(shape=encoding.patch_size, stride=(1, 1, 1), spacing=self.spacing)
-        loose = self._loose(prompts.boxes)
-        foreground = (prompts.point_labels == 1)[:, :, None]
-        points = prompts.points
-        if points.shape[1]:
-            low = torch.where(foreground, points - 4, torch.inf).amin(1)
-            high = torch.where(foreground, points + 5, -torch.inf).amax(1)
-            lower = torch.minimum(loose[:, 0], low)
-            loose = torch.stack([lower, torch.maximum(loose[:, 1], high)], dim=1)
-        return box_maps(loose, grid) > 0
+        masks = torch.tanh(prompts.previous[(slice(None), None, *fine.slices)].float() / LOGITS)
+        return masks * prompts.has_previous[:, None, None, None, None]
 
 
-def decided(weights: Tensor) -> Tensor:
-    """(n, labels) weights as decisions: what is likely becomes nearly certain."""
-    nothing = 1 - weights.sum(dim=1, keepdim=True)
-    sharp = torch.cat([nothing.clamp(min=0), weights], dim=1) ** DECISIVE
-    return (sharp / sharp.sum(dim=1, keepdim=True))[:, 1:]
-
-
-def _put(part: Tensor, grid: Grid, whole: Tensor) -> Tensor:
-    """(n, z, y, x) maps in which the part on a grid is replaced."""
-    ends = [n - f - p for n, f, p in zip(whole.shape[1:], grid.first, grid.shape, strict=True)]
-    padding = [p for f, end in zip(grid.first, ends, strict=True) for p in (end, f)][::-1]
-    inside = F.pad(torch.ones_like(part, dtype=torch.bool), padding)
-    return torch.where(inside, F.pad(part, padding), whole)
-
-
-def _slices(grid: Grid) -> tuple[slice, ...]:
-    return tuple(slice(f, f + n) for f, n in zip(grid.first, grid.shape, strict=True))
+def _of_queries(maps: Tensor, prompts: PromptBatch) -> Tensor:
+    """(b, ...) maps of images for n queries; not copied where all are about one image."""
+    return maps if len(maps) == 1 else maps[prompts.image_index]
 
 
 def _likeness(features: Tensor, clicks: Tensor) -> Tensor:

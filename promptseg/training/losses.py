@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +67,9 @@ class NameLoss(nn.Module):
             index[value] = number
         self.register_buffer("index", index)
 
-    def forward(self, names: Tensor, segmentation: Tensor) -> Tensor:
+    def forward(
+        self, names: Tensor, segmentation: Tensor, coarser: Sequence[Tensor] = ()
+    ) -> Tensor:
         """The loss of the images of all processes together.
 
         Dice compares sums over these images, so that a label that most of them lack counts where
@@ -76,13 +79,22 @@ class NameLoss(nn.Module):
             names: (b, 1 + labels, z', y', x') log-probabilities. Where their map is coarser than
                 voxels, each element should have the fractions of the labels in it.
             segmentation: (b, z, y, x) label values.
+            coarser: names of coarser maps, finest first; each counts half as much as the one
+                before (nnU-Net's deep supervision).
         """
-        dice, focal = self.weights
         inside = segmentation.long().clamp(0, len(self.index) - 1)
         classes = self.index.to(inside.device)[inside]
-        truth = F.one_hot(classes, names.shape[1]).movedim(-1, 1).float()
-        if truth.shape != names.shape:
-            truth = F.adaptive_avg_pool3d(truth, names.shape[2:])
+        truth = _fractions(classes, names.shape[1], names.shape[2:])
+        losses = [self._of_map(names, truth)]
+        for of_map in coarser:
+            truth = F.adaptive_avg_pool3d(truth, of_map.shape[2:])
+            losses.append(self._of_map(of_map, truth))
+        weights = [0.5**level for level in range(len(losses))]
+        return sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
+
+    def _of_map(self, names: Tensor, truth: Tensor) -> Tensor:
+        """Log-probabilities against fractions, both (b, 1 + labels, z', y', x')."""
+        dice, focal = self.weights
         probabilities = names.exp()
         hard = -truth * names
         if self.gamma:
@@ -95,6 +107,18 @@ class NameLoss(nn.Module):
         )
         overlap = (2 * common + 1) / (found + there + 1)  # smoothed as in `PromptLoss`
         return dice * (1 - overlap).mean() + focal * mean_of_all(hard.mean(), len(names))
+
+
+def _fractions(classes: Tensor, count: int, shape: Sequence[int]) -> Tensor:
+    """(b, z, y, x) numbers of classes to (b, count, z', y', x') fractions of each in an element."""
+    strides = [n // m for n, m in zip(classes.shape[1:], shape, strict=True)]
+    places = itertools.product(*(range(stride) for stride in strides))
+    corners = [tuple(slice(p, None, s) for p, s in zip(q, strides, strict=True)) for q in places]
+    fractions = torch.zeros(len(classes), count, *shape, device=classes.device)
+    for number in range(count):
+        for corner in corners:
+            fractions[:, number] += classes[(slice(None), *corner)] == number
+    return fractions / len(corners)
 
 
 def about_objects(logits: Tensor, targets: Tensor, margin: int = 16) -> list[tuple[slice, ...]]:

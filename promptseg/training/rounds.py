@@ -13,6 +13,7 @@ from promptseg.prompts.simulated import error_click, error_scribble
 
 SCRIBBLES = 0.15  # fraction of corrections
 ANYWHERE = 0.4  # fraction of clicks in a random error, in place of the largest
+AT_ONCE = 0.15  # fraction of corrections without the mask before: all prompts are given at once
 
 
 def answers_by_round(
@@ -74,4 +75,5 @@ def corrected(
         where, kind = (np.zeros((0, 3)), 0) if found is None else found
         points.append(np.reshape(where, (-1, 3)))
         kinds.append(np.full(len(points[-1]), kind))
-    return prompts.corrected(logits, points, kinds)
+    keeps = [rng is None or rng.random() >= AT_ONCE for rng in sources]
+    return prompts.corrected(logits, points, kinds, keeps)

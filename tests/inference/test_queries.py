@@ -19,7 +19,7 @@ from promptseg.inference.queries import (
     region_of,
 )
 from promptseg.inference.sliding_window import patches_of_regions
-from promptseg.networks.mask_decoder import SURE
+from promptseg.networks.names import SURE
 from promptseg.networks.prompt_encoder import NO_LABEL, Query
 from promptseg.prompts.types import make_prompts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from promptseg.networks.encoders import ENCODERS, ImageEmbedding, ImageEncoder
-from promptseg.networks.mask_decoder import SURE
+from promptseg.networks.mask_decoder import (
+    MARGIN,
+    QualityHead,
+    resized,
+    resized_part,
+)
+from promptseg.networks.names import SURE, decided
 from promptseg.networks.prompt_encoder import (
     NEW_OBJECT,
     Grid,
@@ -20,13 +27,14 @@ from promptseg.networks.prompt_encoder import (
     batch_queries,
     box_maps,
     click_maps,
+    click_pushes,
 )
 from promptseg.networks.promptable import (
     PromptableNetwork,
     build_network,
-    decided,
     decode_in_parts,
 )
+from promptseg.networks.regions import CLICK_REACH
 from tests.small_plans import small_plans
 
 PATCH_SIZE = (8, 12, 16)
@@ -121,6 +129,19 @@ def test_a_map_of_a_part_is_that_part_of_the_map():
         torch.testing.assert_close(make(part), make(whole)[here])
 
 
+def test_opposite_clicks_beside_each_other_do_not_cancel_out():
+    grid = Grid(shape=(5, 9, 15), stride=(1, 1, 1), spacing=(3.0, 1.0, 1.0))
+    points = torch.tensor([[[2.0, 4, 4], [2, 4, 6], [0, 0, 0]]])
+    kinds = torch.tensor([[1, 0, -1]])
+    (pushed,) = click_pushes(points, kinds, torch.tensor([[3.0, -4.0, 0.0]]), grid, [4.0])[0]
+    assert pushed[2, 4, 4] > 2 and pushed[2, 4, 6] < -3
+    assert 0.2 < pushed[0, 0, 0] < 0.5  # padding is no click
+    alone = click_pushes(points[:, :1], kinds[:, :1], torch.tensor([[3.0]]), grid, [4.0])[0, 0]
+    # 5 pixels away in the slice; one slice of 3 pixels up
+    for place, away in (((2, 4, 9), 5), ((3, 4, 4), 3)):
+        assert float(alone[place]) == pytest.approx(3 * np.exp(-0.5 * (away / 4) ** 2), abs=0.02)
+
+
 def test_clicks_on_thick_slices_do_not_fall_between_coarse_elements():
     # Half an element, 2 voxels, is the least width. The centre of the voxel (1, 2, 3) is 0.5, 0.5
     # and 1.5 voxels from that of its element of 4x4x4, which is at 2: 2.75 square voxels.
@@ -183,8 +204,11 @@ def test_gradients_reach_every_parameter_of_the_network(name):
     with torch.no_grad():
         network.name_head.classes.bias[1] += 4  # so that not all masks are empty
     queries = [*QUERIES, Query(points=[[1, 1, 1], [2, 2, 2]], point_labels=[0, 1])]
-    logits, iou = network(torch.rand(2, 1, *PATCH_SIZE) * 255, batch_queries(queries))
-    (logits.square().mean() + iou.square().mean()).backward()
+    encoding = network.encode(torch.rand(2, 1, *PATCH_SIZE) * 255)
+    logits, iou = network.decode(encoding, batch_queries(queries))
+    assert encoding.coarse_names
+    coarse = sum(names.square().mean() for names in encoding.coarse_names)
+    (logits.square().mean() + iou.square().mean() + coarse).backward()
     # The bias of an attention's keys adds the same to all scores of a softmax.
     without = [
         name
@@ -214,15 +238,25 @@ def test_a_name_alone_is_the_class_against_all_others(network, encoding):
     torch.testing.assert_close(probabilities.sum(0), torch.ones(PATCH_SIZE))
 
 
-def test_untrained_prompts_change_nothing_about_what_names_say():
+def test_untrained_prompts_change_what_names_say_at_clicks_only():
     network = build_network(small_plans(), "unet").eval()
     image = torch.rand(1, 1, *PATCH_SIZE) * 255
     click = {"points": [[2, 3, 4]], "point_labels": [0]}
-    queries = [Query(label=1), Query(label=1, **click), Query(label=1, previous=PREVIOUS, **click)]
+    queries = [
+        Query(label=1),
+        Query(label=1, **click),
+        Query(label=1, previous=PREVIOUS, **click),
+        Query(label=1, previous=PREVIOUS),
+    ]
     with torch.inference_mode():
-        (named, clicked, corrected), _ = network(image, batch_queries(queries))
-    torch.testing.assert_close(clicked, named)
-    torch.testing.assert_close(corrected, named)
+        (named, clicked, corrected, before), _ = network(image, batch_queries(queries))
+    torch.testing.assert_close(before, named)
+    assert named[2, 3, 4] > -MARGIN
+    torch.testing.assert_close(clicked[2, 3, 4], torch.tensor(-MARGIN))
+    pushed = (named - clicked) / (named - clicked)[2, 3, 4]  # fades with the distance
+    fading = (np.exp(-0.5 * (4 / 2.5) ** 2) + np.exp(-0.5 * (4 / 5) ** 2)) / 2
+    assert float(pushed[2, 3, 8]) == pytest.approx(fading, abs=1e-3)
+    torch.testing.assert_close(corrected, clicked)
 
 
 def test_a_prompt_changes_nothing_far_away():
@@ -243,11 +277,40 @@ def test_a_prompt_changes_nothing_far_away():
         (before, after, boxed), _ = network.decode(encoding, batch_queries(queries))
         whole, _ = network.decode(encoding, batch_queries(queries), whole=True)
     changed = (before != after).nonzero()
-    assert len(changed) and changed.max() < 32
+    reach = 2 * CLICK_REACH  # voxels
+    assert len(changed) and (abs(changed - torch.tensor([6, 10, 8])).amax(0) <= reach + 4).all()
     assert (boxed[:, 20:, :] == -SURE).all() and (boxed[:, :, 20:] == -SURE).all()
     inside = (slice(3, 9), slice(5, 10), slice(5, 10))  # further from the region's border
     torch.testing.assert_close(whole[1][inside], after[inside], rtol=1e-4, atol=1e-4)
     assert ((whole[2] == -SURE) == (boxed == -SURE)).all()
+
+
+def test_a_part_of_a_resized_map_is_that_part():
+    grid = Grid(shape=(3, 5, 6), stride=(1, 4, 2), spacing=(1.0, 1.0, 1.0))
+    maps = torch.rand(2, 1, *grid.shape)
+    whole = resized(maps, (3, 20, 12))
+    for first, shape in (((0, 0, 0), (3, 5, 6)), ((1, 2, 3), (2, 2, 1)), ((0, 4, 5), (1, 1, 1))):
+        part = replace(grid, shape=shape, first=first)
+        fine = part.at((1, 1, 1))
+        assert fine.shape == (shape[0], 4 * shape[1], 2 * shape[2])
+        torch.testing.assert_close(resized_part(maps, part, fine), whole[(..., *fine.slices)])
+        assert resized_part(maps, part, part).shape[2:] == shape
+
+
+def test_an_untrained_quality_is_the_iou_that_the_logits_promise():
+    quality = QualityHead(4)
+    nn.init.zeros_(quality.rate[-1].weight)
+    nn.init.zeros_(quality.rate[-1].bias)
+    # 1000 voxels of probability 3/4 in the mask and 500 of 1/4 beside it: the union of all is
+    # 1000 + 125, and 750 are expected to be right
+    logits = torch.full((1, 10, 20, 20), -9.0)
+    logits[0, :5, :10], logits[0, 5:, :5] = math.log(3), -math.log(3)
+    features = torch.rand(1, 4, 10, 20, 20)
+    iou = quality(logits, features, batch_queries([Query(label=0)])).sigmoid()
+    assert float(iou) == pytest.approx(750 / 1125, abs=0.002)
+    # on a map of elements of 4 voxels the same
+    coarse = quality(logits, features, batch_queries([Query(label=0)]), voxels=4).sigmoid()
+    assert float(coarse) == pytest.approx(750 / 1125, abs=0.002)
 
 
 @pytest.mark.parametrize("unet", ["unet", "vit"])

@@ -8,5 +8,9 @@ from promptseg.training.trainer import TRAINERS, BaseTrainer
 class UNetTrainer(BaseTrainer):
     encoder = "unet"
     default_settings = TrainingSettings(
-        initial_lr=3e-3, focal_gamma=0.0, gradient_clip=5.0, objects_per_step=2
+        initial_lr=3e-3,
+        focal_gamma=0.0,
+        gradient_clip=5.0,
+        objects_per_step=2,
+        zoom_out_fraction=0.1,
     )

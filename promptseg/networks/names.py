@@ -1,0 +1,94 @@
+"""What the labels' names say about a patch, and which of them a prompt without a name means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+SURE = 8.0  # largest logit that a name or a mask to correct may begin with
+DECISIVE = 3.0  # exponent of the weights of the labels that a prompt without a name may mean
+
+
+class NameHead(nn.Module):
+    """What the labels' names say: for all labels at once, one class against the others.
+
+    Args:
+        channels: of the maps, finest first; all but the finest help to train.
+        label_count: number of labels.
+    """
+
+    def __init__(self, channels: Sequence[int], label_count: int) -> None:
+        super().__init__()
+        finest, *coarser = (nn.Conv3d(c, 1 + label_count, 1) for c in channels)
+        self.classes, self.coarser = finest, nn.ModuleList(coarser)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(b, c, z', y', x') to (b, 1 + labels, z', y', x') log-probabilities, background first."""
+        return self.classes(features).float().log_softmax(dim=1)
+
+    def of_coarser(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The same of the coarser maps, for deep supervision (Lee et al. 2015, arXiv:1409.5185)."""
+        pairs = zip(self.coarser, maps, strict=False)
+        return tuple(head(features).float().log_softmax(dim=1) for head, features in pairs)
+
+
+class NameMatch(nn.Module):
+    """Which label a prompt without a name means: it lies where the label's mask would be.
+
+    Each label is rated alike by how its probabilities lie about the box or the mask before, and
+    about the clicks; what no label explains is an object without a name. So a box says at least
+    what the name would, and a new object does not become its neighbour.
+    """
+
+    STATISTICS = 9
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = nn.Sequential(
+            nn.Linear(self.STATISTICS, 16), nn.LeakyReLU(0.01), nn.Linear(16, 1)
+        )
+        self.no_label = nn.Parameter(torch.zeros(()))
+
+    def forward(self, names: Tensor, there: Tensor, kinds: Tensor, clicks: Tensor) -> Tensor:
+        """Weights of the labels for n queries.
+
+        Args:
+            names: (n, labels, z', y', x') probabilities.
+            there: (n, z', y', x') fractions inside the mask before, or else the box.
+            kinds: (n, 2) 0 or 1, whether there is a box, and a mask before.
+            clicks: (n, 2, z', y', x') maps of foreground and background clicks.
+
+        Returns:
+            (n, labels) weights; what they lack to 1 is the weight of no label.
+        """
+        flat, inside, weights = names.flatten(2), there.flatten(1), clicks.flatten(2)
+        total, size, clicked = flat.sum(2), inside.sum(1, keepdim=True), weights.sum(2)
+        within = torch.einsum("nlv,nv->nl", flat, inside)
+        at_clicks = torch.einsum("nlv,ncv->nlc", flat, weights) / clicked.clamp(min=1e-3)[:, None]
+        overlaps = [within / (total + 1), within / (size + 1), 2 * within / (total + size + 1)]
+        flags = torch.cat([kinds.float(), (clicked > 0.01).float()], dim=1)
+        flags = flags[:, None].expand(-1, names.shape[1], -1)
+        rated = self.rate(torch.cat([torch.stack(overlaps, 2), at_clicks, flags], dim=2))[:, :, 0]
+        nothing = self.no_label.expand(rated.shape[0], 1)
+        return torch.cat([nothing, rated], dim=1).softmax(dim=1)[:, 1:]
+
+
+def decided(weights: Tensor) -> Tensor:
+    """(n, labels) weights as decisions: what is likely becomes nearly certain."""
+    nothing = 1 - weights.sum(dim=1, keepdim=True)
+    sharp = torch.cat([nothing.clamp(min=0), weights], dim=1) ** DECISIVE
+    return (sharp / sharp.sum(dim=1, keepdim=True))[:, 1:]
+
+
+def log_odds(probabilities: Tensor) -> Tensor:
+    """Logits of probabilities, between -`SURE` and `SURE`."""
+    return torch.logit(probabilities.float(), eps=1 / (1 + math.exp(SURE)))
+
+
+def log_odds_of_log(log_probabilities: Tensor) -> Tensor:
+    """The same of their logarithms, exact also where a probability is nearly 1."""
+    against = torch.log(-torch.expm1(log_probabilities.float().clamp(max=-1e-6)))
+    return (log_probabilities - against).clamp(-SURE, SURE)
