@@ -43,7 +43,7 @@ class NameMatch(nn.Module):
     what the name would, and a new object does not become its neighbour.
     """
 
-    STATISTICS = 9
+    STATISTICS = 10
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,11 +69,33 @@ class NameMatch(nn.Module):
         within = torch.einsum("nlv,nv->nl", flat, inside)
         at_clicks = torch.einsum("nlv,ncv->nlc", flat, weights) / clicked.clamp(min=1e-3)[:, None]
         overlaps = [within / (total + 1), within / (size + 1), 2 * within / (total + size + 1)]
+        overlaps.append(same_extent(names, there))
         flags = torch.cat([kinds.float(), (clicked > 0.01).float()], dim=1)
         flags = flags[:, None].expand(-1, names.shape[1], -1)
         rated = self.rate(torch.cat([torch.stack(overlaps, 2), at_clicks, flags], dim=2))[:, :, 0]
         nothing = self.no_label.expand(rated.shape[0], 1)
         return torch.cat([nothing, rated], dim=1).softmax(dim=1)[:, 1:]
+
+
+def same_extent(names: Tensor, there: Tensor) -> Tensor:
+    """How well the extent of each label's mask agrees with that of a box or mask, 0 to 1.
+
+    A ring and what it encloses lie alike in the box of the ring, but only one extends as far.
+
+    Args:
+        names: (n, labels, z', y', x') probabilities.
+        there: (n, z', y', x') fractions inside the box or mask.
+
+    Returns:
+        (n, labels) products over the axes of the IoU of the two extents.
+    """
+    alike = torch.ones(names.shape[:2], device=names.device)
+    for others in ((2, 3), (1, 3), (1, 2)):
+        wanted = there.amax(others)[:, None]
+        found = names.amax([axis + 1 for axis in others])
+        common, either = torch.minimum(wanted, found), torch.maximum(wanted, found)
+        alike = alike * common.sum(2) / either.sum(2).clamp(min=1e-3)
+    return alike
 
 
 def decided(weights: Tensor) -> Tensor:

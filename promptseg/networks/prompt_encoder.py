@@ -253,17 +253,24 @@ def click_pushes(
         (n, widths, z, y, x).
     """
 
+    # float64, as far from clicks numbers are tiny; without any point there is still one of padding
+    padding = torch.zeros(points.shape[0], 1, 3, dtype=torch.float64, device=points.device)
+    points = torch.cat([points.double(), padding], dim=1)
+    given = torch.cat([(point_labels != NO_POINT).double(), padding[:, :, 0]], dim=1)
+    pushes = torch.cat([pushes.double(), padding[:, :, 0]], dim=1)
+
     def summed(values: Tensor, *widths: float) -> Tensor:
         axes = []
         for axis in range(3):
             bumps = [_bumps_along(points[:, :, axis], grid, axis, width) for width in widths]
-            axes.append(math.prod(bumps).to(values))
+            axes.append(math.prod(bumps))
         plane = torch.einsum("nk,nkz,nky->nkzy", values, axes[0], axes[1])
         return torch.einsum("nkzy,nkx->nzyx", plane, axes[2])
 
-    with torch.autocast(points.device.type, enabled=False):  # far from clicks, numbers are tiny
-        nearness = summed((point_labels != NO_POINT).float(), NEAREST) + TINY
-        return torch.stack([summed(pushes.float(), NEAREST, w) / nearness for w in widths], dim=1)
+    with torch.autocast(points.device.type, enabled=False):
+        nearness = summed(given, NEAREST).clamp(min=TINY)
+        maps = [summed(pushes, NEAREST, width) / nearness for width in widths]
+    return torch.stack(maps, dim=1).float()
 
 
 def _bumps_along(positions: Tensor, grid: Grid, axis: int, width: float) -> Tensor:

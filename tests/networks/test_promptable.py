@@ -19,7 +19,7 @@ from promptseg.networks.mask_decoder import (
     resized,
     resized_part,
 )
-from promptseg.networks.names import SURE, decided
+from promptseg.networks.names import SURE, decided, same_extent
 from promptseg.networks.prompt_encoder import (
     NEW_OBJECT,
     Grid,
@@ -307,10 +307,10 @@ def test_an_untrained_quality_is_the_iou_that_the_logits_promise():
     logits[0, :5, :10], logits[0, 5:, :5] = math.log(3), -math.log(3)
     features = torch.rand(1, 4, 10, 20, 20)
     iou = quality(logits, features, batch_queries([Query(label=0)])).sigmoid()
-    assert float(iou) == pytest.approx(750 / 1125, abs=0.002)
+    assert float(iou.detach()) == pytest.approx(750 / 1125, abs=0.002)
     # on a map of elements of 4 voxels the same
     coarse = quality(logits, features, batch_queries([Query(label=0)]), voxels=4).sigmoid()
-    assert float(coarse) == pytest.approx(750 / 1125, abs=0.002)
+    assert float(coarse.detach()) == pytest.approx(750 / 1125, abs=0.002)
 
 
 @pytest.mark.parametrize("unet", ["unet", "vit"])
@@ -324,6 +324,18 @@ def test_one_graph_without_regions_answers_alike(unet):
     # a region's border differs: beyond it there are zeros in place of the rest of the patch
     assert ((together - one_by_one).abs() < 1e-4).float().mean() > 0.8
     assert (together - one_by_one).abs().max() < 2
+
+
+def test_a_ring_extends_as_far_as_its_box_and_what_it_encloses_does_not():
+    names = torch.full((1, 2, 4, 12, 12), 0.01)
+    names[0, 0, :, 2:10, 2:10] = 0.9  # a ring of 8x8, a disc of 4x4
+    names[0, 0, :, 4:8, 4:8], names[0, 1, :, 4:8, 4:8] = 0.05, 0.9
+    box = torch.zeros(1, 4, 12, 12)
+    box[0, :, 2:10, 2:10] = 1
+    ring, disc = same_extent(names, box)[0]
+    # along y and x 8 * 0.9 of 8 + 4 * 0.01, along z 4 * 0.9 of 4
+    assert float(ring) == pytest.approx(0.9 * (7.2 / 8.04) ** 2)
+    assert float(disc) == pytest.approx(0.9 * ((4 * 0.9 + 4 * 0.01) / 8.04) ** 2)
 
 
 def test_what_is_likely_becomes_nearly_certain():
