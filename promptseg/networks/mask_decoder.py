@@ -164,17 +164,16 @@ class QualityHead(nn.Module):
         )
 
     def forward(
-        self, logits: Tensor, features: Tensor, prompts: PromptBatch, voxels: int = 1
+        self, logits: Tensor, features: Tensor, prompts: PromptBatch, voxels: int
     ) -> Tensor:
-        """The predicted IoU logits (n,) of n queries.
+        """(n,) predicted IoU logits.
 
         Args:
-            logits: (n, z, y, x) of masks, or of the part of the patch in which they lie.
-            features: (n or 1, c, z', y', x') of the same part.
+            logits: (n, z', y', x') of n masks, on the elements of the features.
+            features: (n or 1, c, z', y', x').
             prompts: the queries.
-            voxels: in one element of the logits.
+            voxels: in one element.
         """
-        shape = logits.shape[1:]
         logits = logits.float().flatten(1)
         mask = (logits > 0).float()
 
@@ -189,18 +188,15 @@ class QualityHead(nn.Module):
         expected = log_odds(inside / (size + all_of_it - inside + 1))
         vector = [*stable, mean, expected, torch.log1p(size) / 8]
         vector += [prompts.has_box.float(), prompts.label_given.float()]
-        unsure = (chances * (1 - chances)).unflatten(1, shape)
-        covered = [
-            self.features(_mean_features(features, resized(weights, features.shape[2:])))
-            for weights in (mask.unflatten(1, shape)[:, None], unsure[:, None])
-        ]
+        unsure = chances * (1 - chances)
+        covered = [self.features(_mean_features(features, weights)) for weights in (mask, unsure)]
         corrected = self.rate(torch.cat([torch.stack(vector, dim=1), *covered], dim=1))[:, 0]
         return expected + corrected.float()
 
 
 def _mean_features(features: Tensor, weights: Tensor) -> Tensor:
-    """(n, c) weighted means of (n or 1, c, z, y, x) features with weights (n, 1, z, y, x)."""
-    flat, weights = features.float().flatten(2), weights.flatten(1)
+    """(n, c) weighted means of (n or 1, c, z, y, x) features with weights (n, voxels)."""
+    flat = features.float().flatten(2)
     if flat.shape[0] == 1:  # all queries are about one image, whose features are not copied
         summed = weights @ flat[0].t()
     else:

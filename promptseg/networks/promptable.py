@@ -105,9 +105,11 @@ class PromptableNetwork(nn.Module):
         opinions, meant = self._opinions(encoding, prompts, whole=whole)
         prompted = prompts.is_prompted
         if whole:
-            changed, iou = self._changed(encoding, prompts, opinions, meant, None)
+            changed = self._changed(encoding, prompts, opinions, meant, None)
             named = resized(opinions[:, None], encoding.patch_size)[:, 0]
-            return torch.where(prompted[:, None, None, None], changed, named), iou
+            logits = torch.where(prompted[:, None, None, None], changed, named)
+            features = encoding.features[prompts.image_index]
+            return logits, self._quality(logits, features, prompts)
         images, answers = encoding.of_each_image(), []
         for index, is_prompted in enumerate(prompted.tolist()):
             one, image = slice(index, index + 1), images[int(prompts.image_index[index])]
@@ -116,14 +118,12 @@ class PromptableNetwork(nn.Module):
                 region = region_of(
                     query, opinion, self.stride, self._whole(image), self.prompt_head.halved
                 )
-                part, iou = self._changed(image, query, opinion, meant[one], region)
+                part = self._changed(image, query, opinion, meant[one], region)
                 logits = elsewhere(query, opinion, image.patch_size)
                 logits[(slice(None), *region.at((1, 1, 1)).slices)] = part
             else:
                 logits = resized(opinion[:, None], image.patch_size)[:, 0]
-                voxels = math.prod(self.stride)
-                iou = self.quality_head(opinion.detach(), image.features, query, voxels)
-            answers.append((logits, iou))
+            answers.append((logits, self._quality(logits, image.features, query)))
         logits, iou = zip(*answers, strict=True)
         return torch.cat(logits), torch.cat(iou)
 
@@ -190,17 +190,14 @@ class PromptableNetwork(nn.Module):
         opinions: Tensor,
         meant: Tensor,
         region: Grid | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Answers of prompted queries in one region, None for the whole patch.
+    ) -> Tensor:
+        """(n, z, y, x) logits of prompted queries in one region, None for the whole patch.
 
         Args:
             encoding: of the images.
             prompts: n queries.
             opinions, meant: of `_opinions`.
             region: elements of the prompt head's map.
-
-        Returns:
-            (n, z, y, x) logits in the region and (n,) predicted IoU logits.
         """
         if region is None:  # no arithmetic, which a graph would have to contain
             here, named = self._whole(encoding), (slice(None),) * 3
@@ -236,9 +233,13 @@ class PromptableNetwork(nn.Module):
         )
         logits = start[:, 0] + added
         forbidden = prompts.has_box[:, None, None, None] & ~allowed(prompts, fine)
-        logits = torch.where(forbidden, -SURE, logits)
-        covered = _of_queries(encoding.features.detach()[(..., *named)], prompts)
-        return logits, self.quality_head(logits.detach(), covered, prompts)
+        return torch.where(forbidden, -SURE, logits)
+
+    def _quality(self, logits: Tensor, features: Tensor, prompts: PromptBatch) -> Tensor:
+        """(n,) predicted IoU logits of (n, z, y, x) logits, from one voxel of each element."""
+        middles = tuple(slice(s // 2, None, s) for s in self.stride)
+        sampled = logits.detach()[(slice(None), *middles)]
+        return self.quality_head(sampled, features.detach(), prompts, math.prod(self.stride))
 
     def _pushes(self, prompts: PromptBatch, start: Tensor, fine: Grid) -> Tensor:
         """(n, k) what each click lacks to a `MARGIN` on its side, in units of `LOGITS`.

@@ -274,8 +274,11 @@ def test_a_prompt_changes_nothing_far_away():
     ]
     with torch.inference_mode():
         encoding = network.encode(torch.rand(1, 1, *plans.patch_size) * 255)
-        (before, after, boxed), _ = network.decode(encoding, batch_queries(queries))
+        (before, after, boxed), iou = network.decode(encoding, batch_queries(queries))
         whole, _ = network.decode(encoding, batch_queries(queries), whole=True)
+        of_all = network.quality_head(
+            after[None], encoding.features, batch_queries([queries[1]]), 1
+        )
     changed = (before != after).nonzero()
     reach = 2 * CLICK_REACH  # voxels
     assert len(changed) and (abs(changed - torch.tensor([6, 10, 8])).amax(0) <= reach + 4).all()
@@ -283,6 +286,7 @@ def test_a_prompt_changes_nothing_far_away():
     inside = (slice(3, 9), slice(5, 10), slice(5, 10))  # further from the region's border
     torch.testing.assert_close(whole[1][inside], after[inside], rtol=1e-4, atol=1e-4)
     assert ((whole[2] == -SURE) == (boxed == -SURE)).all()
+    torch.testing.assert_close(iou[1:2], of_all)  # the predicted IoU is that of the whole mask
 
 
 def test_a_part_of_a_resized_map_is_that_part():
@@ -306,10 +310,10 @@ def test_an_untrained_quality_is_the_iou_that_the_logits_promise():
     logits = torch.full((1, 10, 20, 20), -9.0)
     logits[0, :5, :10], logits[0, 5:, :5] = math.log(3), -math.log(3)
     features = torch.rand(1, 4, 10, 20, 20)
-    iou = quality(logits, features, batch_queries([Query(label=0)])).sigmoid()
+    iou = quality(logits, features, batch_queries([Query(label=0)]), 1).sigmoid()
     assert float(iou.detach()) == pytest.approx(750 / 1125, abs=0.002)
     # on a map of elements of 4 voxels the same
-    coarse = quality(logits, features, batch_queries([Query(label=0)]), voxels=4).sigmoid()
+    coarse = quality(logits, features, batch_queries([Query(label=0)]), 4).sigmoid()
     assert float(coarse.detach()) == pytest.approx(750 / 1125, abs=0.002)
 
 
