@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +18,7 @@ from promptseg.training.dataset import Batch, TrainingSteps
 
 NO_END = 10**9  # steps of a run that ends by time
 PREFETCHED = 4  # batches that each worker keeps ready
+SECONDS_TO_NOTICE = 1.0  # that a worker has died, for the loader
 
 
 def batches(steps: TrainingSteps, first: int, processes: int, *, on_cpu: bool) -> Iterator[Batch]:
@@ -73,7 +75,11 @@ def deaths_explained(processes: int) -> Iterator[None]:
         RuntimeError: in place of the loader's.
     """
     try:
-        yield
+        try:
+            yield
+        except (ConnectionError, EOFError) as error:  # it died while it was sending
+            time.sleep(SECONDS_TO_NOTICE)  # the loader's own error follows from the signal handler
+            raise RuntimeError(f"DataLoader worker exited unexpectedly: {error}") from error
     except RuntimeError as error:
         if not re.search(r"DataLoader worker .*(killed by signal|exited unexpectedly)", str(error)):
             raise

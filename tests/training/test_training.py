@@ -17,7 +17,7 @@ import torch
 from promptseg.commands.train import main
 from promptseg.files import read_json, write_json
 from promptseg.pipeline import validate_fold
-from promptseg.training import distributed
+from promptseg.training import batches, distributed
 from promptseg.training.checkpoint import load_checkpoint
 from promptseg.training.settings import TrainingSettings, extended
 from promptseg.training.step import Learner
@@ -390,6 +390,14 @@ def test_a_killed_sample_worker_is_explained(planned, tmp_path, monkeypatch):
     monkeypatch.setattr(BaseTrainer, "_optimize", killing)
     with pytest.raises(RuntimeError, match="makes samples was killed, .* memory .*--c and fewer"):
         train(7, folders, processes=1, **long)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError("gone")])
+def test_so_is_one_that_was_killed_while_it_was_sending(error, monkeypatch):
+    monkeypatch.setattr(batches, "SECONDS_TO_NOTICE", 0.0)
+    with pytest.raises(RuntimeError, match="killed, .* memory .*--c and fewer of them .* here 3"):
+        with batches.deaths_explained(3):
+            raise error
 
 
 def test_training_that_comes_apart_says_so_also_in_the_log(planned, tmp_path, monkeypatch, capsys):
