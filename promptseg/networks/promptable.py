@@ -119,7 +119,7 @@ class PromptableNetwork(nn.Module):
                     query, opinion, self.stride, self._whole(image), self.prompt_head.halved
                 )
                 part = self._changed(image, query, opinion, meant[one], region)
-                logits = elsewhere(query, opinion, image.patch_size)
+                logits = elsewhere(query, opinion, self._voxels(image))
                 logits[(slice(None), *region.at((1, 1, 1)).slices)] = part
             else:
                 logits = resized(opinion[:, None], image.patch_size)[:, 0]
@@ -135,6 +135,10 @@ class PromptableNetwork(nn.Module):
         """The elements of the prompt head's map."""
         shape = tuple(encoding.projected.shape[2:])
         return Grid(shape=shape, stride=tuple(self.prompt_stride), spacing=self.spacing)
+
+    def _voxels(self, encoding: Encoding) -> Grid:
+        """The voxels of the patch."""
+        return Grid(shape=encoding.patch_size, stride=(1, 1, 1), spacing=self.spacing)
 
     def _opinions(
         self, encoding: Encoding, prompts: PromptBatch, *, whole: bool
@@ -201,7 +205,7 @@ class PromptableNetwork(nn.Module):
         """
         if region is None:  # no arithmetic, which a graph would have to contain
             here, named = self._whole(encoding), (slice(None),) * 3
-            fine = Grid(shape=encoding.patch_size, stride=(1, 1, 1), spacing=self.spacing)
+            fine = self._voxels(encoding)
             start = resized(opinions[:, None], fine.shape)
         else:
             here, fine, named = region, region.at((1, 1, 1)), region.at(self.stride).slices

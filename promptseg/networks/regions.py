@@ -83,16 +83,19 @@ def allowed(prompts: PromptBatch, grid: Grid) -> Tensor:
     return box_maps(boxes, grid) > 0
 
 
-def elsewhere(prompts: PromptBatch, opinion: Tensor, patch_size: Sequence[int]) -> Tensor:
+def elsewhere(prompts: PromptBatch, opinion: Tensor, whole: Grid) -> Tensor:
     """(1, z, y, x) logits of one query outside its region, where it changes nothing.
 
     Args:
-        prompts: the query.
+        prompts: the query; beyond its box there is nothing, in a mask to correct neither.
         opinion: (1, z', y', x') logits that names give.
-        patch_size: voxels, zyx.
+        whole: the voxels of the patch.
     """
-    if bool(prompts.has_previous):
-        return prompts.previous.float().clamp(-SURE, SURE)
+    if not bool(prompts.has_previous):
+        if bool(prompts.has_box):
+            return torch.full((1, *whole.shape), -SURE, device=opinion.device)
+        return resized(opinion.detach()[:, None], whole.shape)[:, 0].clone()
+    before = prompts.previous.float().clamp(-SURE, SURE)
     if bool(prompts.has_box):
-        return torch.full((1, *patch_size), -SURE, device=opinion.device)
-    return resized(opinion.detach()[:, None], patch_size)[:, 0].clone()
+        before = torch.where(allowed(prompts, whole), before, -SURE)
+    return before

@@ -289,6 +289,24 @@ def test_a_prompt_changes_nothing_far_away():
     torch.testing.assert_close(iou[1:2], of_all)  # the predicted IoU is that of the whole mask
 
 
+@pytest.mark.parametrize("clicks", [{}, {"points": [[5, 6, 7]], "point_labels": [1]}])
+def test_nothing_of_a_mask_to_correct_is_left_beyond_a_box(clicks):
+    torch.manual_seed(0)
+    plans = small_plans(patch_size=(16, 48, 64), spacing=(1.0, 1.0, 1.0))
+    network = awake(build_network(plans, "unet")).eval()
+    previous = np.full(plans.patch_size, -5.0)
+    previous[4:12, 4:40, 4:60] = 5
+    query = Query(label=0, previous=previous, box=[[2, 3, 4], [9, 12, 13]], **clicks)
+    with torch.inference_mode():
+        encoding = network.encode(torch.rand(1, 1, *plans.patch_size) * 255)
+        here, _ = network.decode(encoding, batch_queries([query]))
+        whole, _ = network.decode(encoding, batch_queries([query]), whole=True)
+    # a quarter of the side and 2 voxels further: 9 + 1.75 + 2, 12 + 4.25 and 13 + 4.25
+    for beyond in (np.s_[0, 13:], np.s_[0, :, 17:], np.s_[0, :, :, 18:]):
+        assert (here[beyond] == -SURE).all() and (whole[beyond] == -SURE).all()
+    assert (here[0, 4:9, 4:12, 4:13] > -SURE).any()
+
+
 def test_a_part_of_a_resized_map_is_that_part():
     grid = Grid(shape=(3, 5, 6), stride=(1, 4, 2), spacing=(1.0, 1.0, 1.0))
     maps = torch.rand(2, 1, *grid.shape)
