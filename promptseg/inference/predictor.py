@@ -206,6 +206,7 @@ class Predictor:
     ) -> Prediction:
         """`predict` for prompts that have been checked; see there."""
         image = self._current_image()
+        self.check_prompts(prompts)
         values = self._values(labels)
         if unknown := sorted((set(prompts) | set(labels)) - set(values)):
             known = ", ".join(self.plans.labels)
@@ -228,6 +229,13 @@ class Predictor:
             for label, prompts in wanted.items()
         }
         return self._segment(wanted, queries)
+
+    def check_prompts(self, prompts: Mapping[str, Prompts]) -> None:
+        """Refuse prompts by label that the networks cannot use; ours can use all.
+
+        Raises:
+            ValueError: naming the label and what it was given.
+        """
 
     def new_object(self, label: str | None = None) -> Session:
         """Begin to segment one object of the image that was set, prompt by prompt.

@@ -53,17 +53,11 @@ class SegVolPredictor(Predictor):
     def _preprocessed(self, image: np.ndarray, spacing: Sequence[float]) -> SegVolImage:
         return SegVolImage(image, self.plans.normalizations[0])
 
-    def predict_prompts(
-        self,
-        prompts: Mapping[str, Prompts],
-        *,
-        labels: Sequence[str],
-        auto_prompt: str | None = None,
-    ) -> Prediction:
-        """As `Predictor.predict_prompts`; 3D boxes, points and scribbles are the only prompts.
+    def check_prompts(self, prompts: Mapping[str, Prompts]) -> None:
+        """Refuse masks to correct, lassos and boxes that are drawn on a slice.
 
         Raises:
-            ValueError: also for masks to correct, lassos and boxes that are drawn on a slice.
+            ValueError: naming the label and what it was given.
         """
         shape = self._current_image().raw_shape
         for label, of_label in prompts.items():
@@ -78,7 +72,6 @@ class SegVolPredictor(Predictor):
                     f"label {label!r}: SegVol's weights cannot use {' or '.join(found)}; give 3D "
                     f"boxes, points or scribbles, or use a model without the preset segvol"
                 )
-        return super().predict_prompts(prompts, labels=labels, auto_prompt=auto_prompt)
 
     def new_object(self, label: str | None = None) -> Session:
         """Refused: SegVol's answers do not start from a mask that further prompts could correct.
