@@ -136,11 +136,13 @@ def plan_patch(
     """
     spacing = np.asarray(spacing, float)
     patch_size = np.maximum(np.asarray(median_shape, int), 1)
-    finest = np.ones(3, int)
+    finest, is_about_labels = np.ones(3, int), False
     if patch_size.prod() > budget.elements:
         halved = (spacing < 2 * spacing.min()) & (patch_size >= 16)
         finest = np.where(halved, 2, 1)
-        patch_size = _about_labels(patch_size, finest, CONTEXT * np.asarray(extent), budget)
+        about = _about_labels(patch_size, finest, CONTEXT * np.asarray(extent), budget)
+        is_about_labels = bool((about < patch_size).any())
+        patch_size = about
     most = budget.elements * int(finest.prod())
     while patch_size.prod() > most:
         axis = int(np.argmax(np.where(patch_size > 1, patch_size * spacing, 0)))
@@ -151,7 +153,7 @@ def plan_patch(
     batch_size = int(np.clip(budget.elements // elements, 1, budget.batch_size))
     tokens = int((rounded // stride).prod())
     covers = "covers the median image" if (rounded >= median_shape).all() else "smaller than it"
-    if any(extent) and covers.startswith("smaller"):
+    if is_about_labels:
         covers += f" as the labels extend over {tuple(int(n) for n in extent)}"
     reason = (
         f"median image {tuple(int(n) for n in median_shape)}, at most {budget.elements} elements "

@@ -97,6 +97,9 @@ def test_patches_of_a_large_image_shrink_to_twice_what_the_labels_extend_over():
     # vertebrae are one above the other: the height stays, to the sides there is less to see
     spine = plan_patch((77, 224, 224), (1.0, 1.0, 1.0), BUDGETS["tiny"], (59, 182, 62))
     assert spine.patch_size == (96, 224, 128)
+    # where they extend over most of it, the budget is the reason
+    whole = plan_patch((77, 224, 224), (1.0, 1.0, 1.0), BUDGETS["tiny"], (60, 180, 180))
+    assert "smaller than it, 442368 elements" in whole.reason
     # an image within the budget is seen whole
     small = plan_patch((36, 50, 35), (1.0, 1.0, 1.0), BUDGETS["tiny"], (10, 10, 10))
     assert small.patch_size == (40, 56, 40) and "extend" not in small.reason
