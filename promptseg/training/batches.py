@@ -78,6 +78,8 @@ def deaths_explained(processes: int) -> Iterator[None]:
         try:
             yield
         except (ConnectionError, EOFError) as error:  # it died while it was sending
+            if not processes:
+                raise
             time.sleep(SECONDS_TO_NOTICE)  # the loader's own error follows from the signal handler
             raise RuntimeError(f"DataLoader worker exited unexpectedly: {error}") from error
     except RuntimeError as error:
