@@ -52,8 +52,9 @@ LIKENESS = 8  # channels that voxels are compared by
 class PromptableNetwork(nn.Module):
     """Image encoder, feature pyramid and the heads that answer queries; always returns logits.
 
-    Names are answered for all labels at once. Any other prompt starts from what the names say, or
-    from the mask to correct, and adds what the prompt head answers in the region it concerns.
+    Names are answered for all labels at once. Any other prompt starts from what the names say, and
+    adds what its clicks push and the prompt head answers in the region that it concerns; elsewhere
+    a mask to correct stays.
     """
 
     def __init__(self, image_encoder: ImageEncoder, label_count: int) -> None:
@@ -108,7 +109,7 @@ class PromptableNetwork(nn.Module):
             changed = self._changed(encoding, prompts, opinions, meant, None)
             named = resized(opinions[:, None], encoding.patch_size)[:, 0]
             logits = torch.where(prompted[:, None, None, None], changed, named)
-            features = encoding.features[prompts.image_index]
+            features = _of_queries(encoding.features, prompts)
             return logits, self._quality(logits, features, prompts)
         images, answers = encoding.of_each_image(), []
         for index, is_prompted in enumerate(prompted.tolist()):

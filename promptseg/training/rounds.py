@@ -26,8 +26,9 @@ def answers_by_round(
 ) -> Iterator[tuple[PromptBatch, Tensor, Tensor]]:
     """Answers to queries, and to the same after each round of corrections.
 
-    A correction is a click or a scribble in the error of the answer before, which is given to the
-    network as the mask to correct. An answer without error is asked for again as it is.
+    A correction is a click or a scribble in the error of the answer before, which but for `AT_ONCE`
+    of them is given to the network as the mask to correct. An answer without error is asked for
+    again as it is.
 
     Args:
         network: decodes queries.
