@@ -17,17 +17,15 @@ class Encoding:
         names: (b, 1 + labels, z', y', x') log-probabilities of background and of every
             label; None for a network that treats a label's name like any other prompt.
         projected: (b, c', z', y', x'), the features as the prompt head takes them; None as above.
-        coarse_names: the same as `names` from coarser maps, finest first; only in training.
     """
 
     patch_size: tuple[int, int, int]
     features: Tensor
     names: Tensor | None = None
     projected: Tensor | None = None
-    coarse_names: tuple[Tensor, ...] = ()
 
     def of_each_image(self) -> list[Encoding]:
-        """The encodings of single images, whose first axis is kept; without `coarse_names`."""
+        """The encodings of single images, whose first axis is kept."""
         parts = [
             [None] * len(self.features) if tensor is None else tensor.split(1)
             for tensor in (self.features, self.names, self.projected)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,23 +15,17 @@ class NameHead(nn.Module):
     """What the labels' names say: for all labels at once, one class against the others.
 
     Args:
-        channels: of the maps, finest first; all but the finest help to train.
+        channels: of the finest map.
         label_count: number of labels.
     """
 
-    def __init__(self, channels: Sequence[int], label_count: int) -> None:
+    def __init__(self, channels: int, label_count: int) -> None:
         super().__init__()
-        finest, *coarser = (nn.Conv3d(c, 1 + label_count, 1) for c in channels)
-        self.classes, self.coarser = finest, nn.ModuleList(coarser)
+        self.classes = nn.Conv3d(channels, 1 + label_count, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         """(b, c, z', y', x') to (b, 1 + labels, z', y', x') log-probabilities, background first."""
         return self.classes(features).float().log_softmax(dim=1)
-
-    def of_coarser(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The same of the coarser maps, for deep supervision (Lee et al. 2015, arXiv:1409.5185)."""
-        pairs = zip(self.coarser, maps, strict=False)
-        return tuple(head(features).float().log_softmax(dim=1) for head, features in pairs)
 
 
 class NameMatch(nn.Module):

@@ -45,7 +45,6 @@ from promptseg.plans import Plans
 from promptseg.presets import preset_of
 
 NOTHING = 0.02  # probability of a voxel before anything is known about an object without a name
-DEEP = 3  # coarser maps whose names are trained beside those of the finest
 LIKENESS = 8  # channels that voxels are compared by
 
 
@@ -67,7 +66,7 @@ class PromptableNetwork(nn.Module):
         self.pyramid = FeaturePyramid(
             channels[-1], channels[:-1], [kernel_size(s, spacing) for s in strides[:-1]]
         )
-        self.name_head = NameHead(channels[: 1 + DEEP], label_count)
+        self.name_head = NameHead(channels[0], label_count)
         self.name_match = NameMatch()
         # where the finest map is of voxels, the head needs half of that: its end is on voxels
         self.level = 1 if max(self.stride) == 1 and len(strides) > 1 else 0
@@ -86,7 +85,6 @@ class PromptableNetwork(nn.Module):
             features=maps[0],
             names=self.name_head(maps[0]),
             projected=self.prompt_head.project(maps[self.level]),
-            coarse_names=self.name_head.of_coarser(maps[1:]) if self.training else (),
         )
 
     def decode(

@@ -67,9 +67,7 @@ class NameLoss(nn.Module):
             index[value] = number
         self.register_buffer("index", index)
 
-    def forward(
-        self, names: Tensor, segmentation: Tensor, coarser: Sequence[Tensor] = ()
-    ) -> Tensor:
+    def forward(self, names: Tensor, segmentation: Tensor) -> Tensor:
         """The loss of the images of all processes together.
 
         Dice compares sums over these images, so that a label that most of them lack counts where
@@ -79,21 +77,10 @@ class NameLoss(nn.Module):
             names: (b, 1 + labels, z', y', x') log-probabilities. Where their map is coarser than
                 voxels, each element should have the fractions of the labels in it.
             segmentation: (b, z, y, x) label values.
-            coarser: names of coarser maps, finest first; each counts half as much as the one
-                before (nnU-Net's deep supervision).
         """
         inside = segmentation.long().clamp(0, len(self.index) - 1)
         classes = self.index.to(inside.device)[inside]
         truth = _fractions(classes, names.shape[1], names.shape[2:])
-        losses = [self._of_map(names, truth)]
-        for of_map in coarser:
-            truth = F.adaptive_avg_pool3d(truth, of_map.shape[2:])
-            losses.append(self._of_map(of_map, truth))
-        weights = [0.5**level for level in range(len(losses))]
-        return sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
-
-    def _of_map(self, names: Tensor, truth: Tensor) -> Tensor:
-        """Log-probabilities against fractions, both (b, 1 + labels, z', y', x')."""
         dice, focal = self.weights
         probabilities = names.exp()
         hard = -truth * names

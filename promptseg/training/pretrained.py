@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from promptseg.io.torch_files import load_safely
 from promptseg.networks.pretrained_report import PretrainedReport
-from promptseg.networks.promptable import DEEP
 from promptseg.plans import Plans
 from promptseg.presets import find_preset, preset_of
 from promptseg.training.checkpoint import check_format
@@ -27,7 +26,6 @@ _OF_A_CHECKPOINT = ("trainer", "encoder", "plans", "network")
 LABEL_TABLES = {  # with a row for each label: the number of rows before these
     "name_head.classes.weight": 1,
     "name_head.classes.bias": 1,
-    **{f"name_head.coarser.{n}.{part}": 1 for n in range(DEEP) for part in ("weight", "bias")},
     "prompt_head.label_vectors.weight": 0,
     "label_text.tokens.weight": 0,
     "label_text.learned": 0,

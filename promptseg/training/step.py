@@ -114,8 +114,7 @@ class Learner:
                 losses.append(asked + settings.click_weight * click_loss(logits, prompts))
         loss = sum(losses) / len(losses)
         if encoding.names is not None:
-            coarse = encoding.coarse_names
-            loss = loss + self.name_loss(encoding.names, batch.segmentation, coarse)
+            loss = loss + self.name_loss(encoding.names, batch.segmentation)
             loss = loss + settings.match_weight * self._match_loss(encoding, batch, prompts)
         if self.teacher is None:
             return loss

@@ -127,15 +127,6 @@ def test_elements_of_a_coarser_map_have_the_fractions_of_the_labels_in_them():
     assert float(dice) == pytest.approx((1 / 5 + 2 / 7) / 2)
 
 
-def test_names_of_coarser_maps_count_half_as_much_each():
-    names, _, segmentation = random_names((1, 3, 4, 6, 8))
-    coarse = [random_names((1, 3, *shape))[0] for shape in ((4, 3, 4), (2, 1, 2))]
-    loss = NameLoss(LABELS, 1.0, 2.0, 0.0)
-    alone = [loss(of_map, segmentation) for of_map in (names, *coarse)]
-    expected = (alone[0] + alone[1] / 2 + alone[2] / 4) / 1.75
-    torch.testing.assert_close(loss(names, segmentation, coarse), expected)
-
-
 def test_what_is_no_label_of_the_plans_is_background():
     names, _, segmentation = random_names()
     others = torch.where(segmentation == 2, torch.tensor([0, 1, 5, 9])[segmentation % 4], 0)

@@ -123,11 +123,6 @@ def test_nothing_that_fits_is_refused(tmp_path, size, encoder):
                 "prompt_head.label_vectors.weight": 0,
                 "name_head.classes.weight": 1,
                 "name_head.classes.bias": 1,
-                **{
-                    f"name_head.coarser.{n}.{part}": 1
-                    for n in (0, 1)
-                    for part in ("weight", "bias")
-                },
             },
         ),
         ("segvol", {"label_text.tokens.weight": 0}),

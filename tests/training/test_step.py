@@ -165,9 +165,7 @@ def test_the_loss_is_the_mean_over_rounds_and_the_names(monkeypatch):
     ]
     names = NameLoss(small_plans().labels, 1.0, 1.0, 2.0)
     encoding = run.network.encode(asked.image)
-    expected = sum(rounds) / len(rounds) + names(
-        encoding.names, asked.segmentation, encoding.coarse_names
-    )
+    expected = sum(rounds) / len(rounds) + names(encoding.names, asked.segmentation)
     # the second query has no name, and means the first label: by its box, and at the end
     for prompts in (asked.prompts[1:], seen[-1][0][1:]):
         weights = run.network.meant_labels(encoding, prompts)
