@@ -33,6 +33,8 @@ class TrainingSettings:
             by a case with it.
         objects_per_step: objects that are prompted in a step, spread over the images of the
             batch, at least one in each.
+        answer_every: of so many steps one answers its prompts; the others, which take a third of
+            the time, learn names, and what prompts without a name mean.
         unnamed_fraction: fraction of them that carry no name; labels, and objects that are none.
         rounds: most rounds of corrections after the first prompts of an object.
         click_weight: weight of the loss at the clicked voxels.
@@ -72,6 +74,7 @@ class TrainingSettings:
     foreground_fraction: float = 0.7
     rare_label_fraction: float = 0.25
     objects_per_step: int = 4
+    answer_every: int = 1
     unnamed_fraction: float = 0.35
     rounds: int = 3
     click_weight: float = 0.1
@@ -99,6 +102,7 @@ class TrainingSettings:
             "iterations_per_epoch",
             "initial_lr",
             "objects_per_step",
+            "answer_every",
             "teacher_weight",
             "teacher_temperature",
         ):

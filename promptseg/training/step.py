@@ -97,14 +97,17 @@ class Learner:
     def compute_loss(self, batch: Batch) -> Tensor:
         """The loss on a batch on the network's device: of the names, and of every round.
 
+        Where the queries are not to be answered, of what they mean instead of the rounds.
         Of several processes each has a part of the batch, and gets the loss of the whole.
         """
         settings, count = self.settings, len(batch.prompts)
         rng = np.random.default_rng(batch.seed)
         rounds = int(rng.integers(1, settings.rounds + 1)) if settings.rounds else 0
-        losses, first = [], None
+        losses, first, prompts = [], None, batch.prompts
         with self.mixed_precision.autocast():
             encoding = self.encode(batch.image)
+            if not batch.is_answered and encoding.names is not None:
+                return self._names_loss(encoding, batch, prompts)
             answers = answers_by_round(
                 self.network, encoding, batch.prompts, batch.targets, rounds, batch.generators()
             )
@@ -114,8 +117,7 @@ class Learner:
                 losses.append(asked + settings.click_weight * click_loss(logits, prompts))
         loss = sum(losses) / len(losses)
         if encoding.names is not None:
-            loss = loss + self.name_loss(encoding.names, batch.segmentation)
-            loss = loss + settings.match_weight * self._match_loss(encoding, batch, prompts)
+            loss = loss + self._names_loss(encoding, batch, prompts)
         if self.teacher is None:
             return loss
         temperature = settings.teacher_temperature
@@ -123,6 +125,11 @@ class Learner:
             probabilities = self.teacher.probabilities(batch, temperature)
         taught = mean_of_all(distillation_loss(first, probabilities, temperature), count)
         return loss + settings.teacher_weight * taught
+
+    def _names_loss(self, encoding: Encoding, batch: Batch, last: PromptBatch) -> Tensor:
+        """The loss of the names, and of what is meant by queries without one."""
+        loss = self.name_loss(encoding.names, batch.segmentation)
+        return loss + self.settings.match_weight * self._match_loss(encoding, batch, last)
 
     def _match_loss(self, encoding: Encoding, batch: Batch, last: PromptBatch) -> Tensor:
         """What the queries without a name mean, by their first and by their last prompts."""

@@ -73,6 +73,7 @@ def test_replace_changes_only_what_is_given():
         ({"recipe": "best"}, "unknown recipe 'best'; there are scratch, paper"),
         ({"epochs": 0}, "epochs must be positive"),
         ({"objects_per_step": 0}, "objects_per_step must be positive, got 0"),
+        ({"answer_every": 0}, "answer_every must be positive, got 0"),
         ({"rounds": -1}, "rounds must be 0 or more, got -1"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
         ({"initial_lr": -1.0}, "initial_lr must be positive"),

@@ -1,3 +1,4 @@
+import dataclasses
 from functools import partial
 
 import numpy as np
@@ -171,6 +172,22 @@ def test_the_loss_is_the_mean_over_rounds_and_the_names(monkeypatch):
         weights = run.network.meant_labels(encoding, prompts)
         expected = expected - 0.75 * weights[0, 0].log() / 2
     torch.testing.assert_close(loss, expected)
+
+
+def test_a_step_that_answers_nothing_learns_names_and_what_prompts_mean():
+    run, asked = learner(precision="fp32", match_weight=0.75), batch(5)
+    loss = run.compute_loss(dataclasses.replace(asked, is_answered=False))
+    encoding = run.network.encode(asked.image)
+    names = NameLoss(small_plans().labels, 1.0, 1.0, 2.0)
+    weights = run.network.meant_labels(encoding, asked.prompts[1:])
+    expected = names(encoding.names, asked.segmentation) - 0.75 * weights[0, 0].log()
+    torch.testing.assert_close(loss, expected)
+    before = {name: value.clone() for name, value in run.network.state_dict().items()}
+    run.optimizer_step(loss, 1e-3)
+    changed = {n for n, value in run.network.state_dict().items() if (value != before[n]).any()}
+    for learned in ("name_head.", "image_encoder.", "name_match."):
+        assert any(name.startswith(learned) for name in changed), learned
+    assert not [name for name in changed if name.startswith(("prompt_head.", "quality_head."))]
 
 
 def test_the_number_of_rounds_follows_from_the_seed_of_the_batch(monkeypatch):
