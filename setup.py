@@ -16,6 +16,7 @@ COMMANDS = (
     "auto_prompt",
     "evaluate",
     "export",
+    "find_best",
     "demo",
 )
 

@@ -19,8 +19,9 @@ from promptseg.commands.parsing import (
     options_from,
     run_command,
 )
-from promptseg.folders import find_model_folder
+from promptseg.folders import find_dataset_folder, find_model_folder
 from promptseg.inference.options import PredictionOptions
+from promptseg.inference_plan import FILE_NAME, InferencePlan
 from promptseg.signals import interrupted_by_signals
 
 
@@ -53,7 +54,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m", "--model", type=Path, help="model folder or a zip of it; or find it by -d, -tr, -p"
     )
-    parser.add_argument("-d", "--dataset", metavar="ID", help=DATASET_HELP)
+    parser.add_argument(
+        "-d",
+        "--dataset",
+        metavar="ID",
+        help=f"{DATASET_HELP}; alone it follows what promptseg_find_best chose, if that was run",
+    )
     parser.add_argument("-tr", "--trainer", help="trainer class of the model")
     parser.add_argument("-p", "--plans-name", help="name of the model's plans")
     parser.add_argument(
@@ -177,13 +183,11 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     from promptseg.inference.batch.predict_files import predict_files
 
-    model = args.model or find_model_folder(
-        folders_of(args),
-        dataset=args.dataset,
-        trainer=args.trainer,
-        plans_name=args.plans_name,
-        command=shlex.join(["promptseg_predict", *args.typed]),
-    )
+    plan, model = _inference_plan(args)
+    if plan is not None:
+        args.folds, args.postprocessing = list(plan.folds), plan.postprocessing
+        if args.auto_prompt is None and args.prompts is None and args.initial is None:
+            args.auto_prompt = plan.auto_prompt
     options = options_from(args, PredictionOptions)
     with _stopped_cleanly(args.output):
         report = predict_files(model, args.input, args.output, options)
@@ -193,6 +197,31 @@ def _run(args: argparse.Namespace) -> int:
         if entry["status"] == "failed":
             print(f"  failed: {case_id}: {entry['error']}")
     return 1 if report["failed"] else 0
+
+
+def _inference_plan(
+    args: argparse.Namespace,
+) -> tuple[InferencePlan | None, Path | list[Path]]:
+    """The inference plan to follow, and its models; or None, and the model that is meant.
+
+    A plan is followed where the dataset alone says which model to use.
+    """
+    folders = folders_of(args)
+    named = args.model, args.trainer, args.plans_name, args.folds
+    if args.dataset is not None and not any(named):
+        folder = find_dataset_folder(folders.results, args.dataset, "train it with promptseg_train")
+        if (folder / FILE_NAME).is_file():
+            plan = InferencePlan.load(folder)
+            print(f"following {folder / FILE_NAME}: {plan.in_words}")
+            return plan, [folder / name for name in plan.models]
+    model = args.model or find_model_folder(
+        folders,
+        dataset=args.dataset,
+        trainer=args.trainer,
+        plans_name=args.plans_name,
+        command=shlex.join(["promptseg_predict", *args.typed]),
+    )
+    return None, model
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -33,7 +33,7 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
 
 def load_predictor(
-    folder: Path | str,
+    folder: Path | str | Sequence[Path | str],
     *,
     folds: Sequence[str] | None = None,
     checkpoint: str = "checkpoint_final.pth",
@@ -49,7 +49,8 @@ def load_predictor(
     More parameters than usual: each is an independent keyword with a default.
 
     Args:
-        folder: `results/DatasetXXX_Name/TRAINER__PLANS__3d`, or a zip file of it.
+        folder: `results/DatasetXXX_Name/TRAINER__PLANS__3d`, or a zip file of it; several, such as
+            those of different trainers on the same plans, are an ensemble.
         folds: `0`, ..., `all`; every fold with that checkpoint when not given.
         checkpoint: file name in each fold's folder.
         device: where the networks run; a GPU if there is one, when not given.
@@ -58,23 +59,33 @@ def load_predictor(
 
     Raises:
         FileNotFoundError: if the folder or a checkpoint is missing, listing those that exist.
-        ValueError: for a step size outside (0, 1], if the folds were trained with different
+        ValueError: for a step size outside (0, 1], if folds or models were trained with different
             plans, or for a zip file that is damaged or holds no model.
     """
     check_step_size(step_size)
     device = choose_device(device)
-    with opened_model(Path(folder)) as opened:
-        networks, plans, settings = load_networks(opened, folds, checkpoint)
+    folders = [folder] if isinstance(folder, (str, Path)) else list(folder)
+    with ExitStack() as stack:
+        opened = [stack.enter_context(opened_model(Path(one))) for one in folders]
+        loaded = [load_networks(one, folds, checkpoint) for one in opened]
         measured = read_coarse_quality(opened, folds)
+    plans = loaded[0][1]
+    for name, (_, others, _) in zip(folders, loaded, strict=True):
+        if others != plans:
+            raise ValueError(
+                f"{name} was trained with other plans than {folders[0]}; models of an ensemble "
+                f"need the same"
+            )
+    mirrored = set.intersection(*(set(settings.mirror_axes) for _, _, settings in loaded))
     log.info("predicting on %s", device)
     preset = preset_of(plans)
     predictor_class = Predictor if preset is None else preset.predictor_class
     return predictor_class(
-        networks,
+        [network for networks, _, _ in loaded for network in networks],
         plans,
         device=device,
         step_size=step_size,
-        mirror_axes=settings.mirror_axes if tta else (),
+        mirror_axes=sorted(mirrored) if tta else (),
         most_encodings=most_encodings,
         n_perturbations=n_perturbations,
         keep_probabilities=keep_probabilities,
@@ -208,15 +219,14 @@ def write_coarse_quality(fold_folder: Path, box_ious: Mapping[str, float]) -> No
     write_json(fold_folder / COARSE_QUALITY, {"box_iou": dict(box_ious)})
 
 
-def read_coarse_quality(folder: Path, folds: Sequence[str] | None) -> dict[str, float]:
+def read_coarse_quality(folders: Sequence[Path], folds: Sequence[str] | None) -> dict[str, float]:
     """For each label the mean over the folds that measured it; empty where none did."""
-    names = [f"fold_{fold}" for fold in folds or ()]
-    if folds is None:
-        names = sorted(p.name for p in folder.glob("fold_*"))
+    wanted = None if folds is None else {f"fold_{fold}" for fold in folds}
     found: dict[str, list[float]] = {}
-    for name in names:
-        file = folder / name / COARSE_QUALITY
-        if file.is_file():
+    for folder in folders:
+        for file in sorted(folder.glob(f"fold_*/{COARSE_QUALITY}")):
+            if wanted is not None and file.parent.name not in wanted:
+                continue
             for label, box_iou in _box_ious(file).items():
                 found.setdefault(label, []).append(float(box_iou))
     return {label: float(np.mean(values)) for label, values in found.items()}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from promptseg.inference_plan import PostProcessing
 
 _OF_LOADING = {  # options that `load_predictor` takes, and their names there
     "folds": "folds",
@@ -38,6 +42,7 @@ class PredictionOptions:
             grid): its labels are segmented, each with its mask beside what `prompts` has for it.
             A case without one is segmented without. Never written to.
         background_value: of label maps of scribbles among `prompts`, see `read_scribbles`.
+        postprocessing: of labels by name, done where a person gave no prompts for them.
         continue_prediction: keep existing segmentations, except those of cases that the earlier
             run's report calls failed.
         parts: number of commands that share the cases.
@@ -66,6 +71,7 @@ class PredictionOptions:
     prompts: Path | str | None = None
     initial: Path | str | None = None
     background_value: int | None = None
+    postprocessing: Mapping[str, PostProcessing] = field(default_factory=dict)
     continue_prediction: bool = False
     parts: int = 1
     part: int = 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from promptseg.boxes import is_nearly_whole, to_bbox
 from promptseg.files import replacing
+from promptseg.inference_plan import PostProcessing
 from promptseg.io.npz import read_npz
+from promptseg.postprocessing import postprocess
 from promptseg.prompts.types import Prompts
 
 LOW_QUALITY = 0.5  # predicted IoU below which a label is flagged
@@ -96,6 +98,32 @@ def label_result(
         voxels=voxels,
         flags=tuple(dict.fromkeys(flags)),
     )
+
+
+def postprocessed_prediction(
+    prediction: Prediction,
+    values: Mapping[str, int],
+    spacing: Sequence[float],
+    steps: Mapping[str, PostProcessing],
+) -> Prediction:
+    """A prediction whose segmentation went through the steps of some labels.
+
+    Args:
+        prediction: its probabilities stay as they are.
+        values: of the labels, by name.
+        spacing: of the image, mm, zyx.
+        steps: by label name.
+    """
+    by_value = {values[label]: of_label for label, of_label in steps.items()}
+    segmentation = postprocess(prediction.segmentation, spacing, by_value)
+    results = dict(prediction.labels)
+    for label in steps:
+        voxels = int((segmentation == values[label]).sum())
+        flags = results[label].flags
+        if not voxels and "empty" not in flags:
+            flags = (*flags, "empty")
+        results[label] = replace(results[label], voxels=voxels, flags=flags)
+    return replace(prediction, segmentation=segmentation, labels=results)
 
 
 def probabilities_file(output: Path, case_id: str) -> Path:

@@ -20,7 +20,7 @@ from promptseg.pipeline.prompt_quality import measure_prompts
 from promptseg.plans import Plans
 from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.presets import preset_of
-from promptseg.prompts.given import case_from_json
+from promptseg.prompts.given import CasePrompts, case_from_json
 from promptseg.training.fold import Fold
 
 log = logging.getLogger(__name__)
@@ -44,12 +44,11 @@ def validate_fold(model_folder: Path, fold: Fold, *, device: str | None = None) 
         RuntimeError: if cases failed, or if the raw images are no longer where they were, with
             what to do; the training itself is finished then.
     """
-    cases = _raw_cases(fold)
+    cases = raw_validation_cases(fold)
     folder = model_folder / f"fold_{fold.name}" / "validation"
     remove_validation(folder.parent)
     predictor = load_predictor(model_folder, folds=[fold.name], device=device)
-    prompts = {case.case_id: case_from_json(_prompts(fold, case.case_id)) for case in cases}
-    report = predict_cases(predictor, cases, folder, from_file=prompts)
+    report = predict_cases(predictor, cases, folder, from_file=held_out_prompts(fold))
     if report["failed"] == len(cases):  # no file to evaluate
         errors = [f"case {case_id}: {e['error']}" for case_id, e in report["cases"].items()]
         raise _failed(report["failed"], folder, errors)
@@ -101,8 +100,12 @@ def remove_validation(fold_folder: Path) -> None:
     shutil.rmtree(fold_folder / "validation", ignore_errors=True)
 
 
-def _raw_cases(fold: Fold) -> list[RawCase]:
-    """The validation cases with their raw images, which must still be there."""
+def raw_validation_cases(fold: Fold) -> list[RawCase]:
+    """The validation cases with their raw images.
+
+    Raises:
+        RuntimeError: if the images are no longer where they were, with what to do.
+    """
     dataset = PreprocessedDataset(fold.preprocessed)
     cases = []
     for case_id in fold.validation_cases:
@@ -114,6 +117,11 @@ def _raw_cases(fold: Fold) -> list[RawCase]:
             f"they were, first {missing[0]}; bring them back and run the same command with --c"
         )
     return cases
+
+
+def held_out_prompts(fold: Fold) -> dict[str, CasePrompts]:
+    """The automatic prompts of each validation case, of fits that did not see it."""
+    return {c: case_from_json(_prompts(fold, c)) for c in fold.validation_cases}
 
 
 def _prompts(fold: Fold, case_id: str) -> Mapping[str, Any]:

@@ -170,7 +170,7 @@ def test_links_in_a_zip_are_not_followed(model, tmp_path):
         assert not any(path.is_symlink() for path in opened.rglob("*"))
         assert (opened / "fold_2" / "coarse_prompts.json").read_text() == str(secret)
         with pytest.raises(ValueError, match="coarse_prompts.json is not valid JSON"):
-            read_coarse_quality(opened, None)
+            read_coarse_quality([opened], None)
 
 
 def damaged(model: Path, tmp_path: Path, kind: str) -> Path:
@@ -247,9 +247,9 @@ def test_a_model_that_is_not_there_is_said_to_be_missing(tmp_path, name, message
 
 def test_measured_boxes_are_averaged_over_the_folds_in_use(model):
     # fold 0: liver 0.5, spleen 0.25; fold 1: liver 0.75
-    assert read_coarse_quality(model, None) == {"liver": 0.625, "spleen": 0.25}
-    assert read_coarse_quality(model, ["1"]) == {"liver": 0.75}
-    assert read_coarse_quality(model, ["all"]) == {}
+    assert read_coarse_quality([model], None) == {"liver": 0.625, "spleen": 0.25}
+    assert read_coarse_quality([model], ["1"]) == {"liver": 0.75}
+    assert read_coarse_quality([model], ["all"]) == {}
     of_both = load_predictor(model).proposer.measured_coarse
     assert of_both == {"liver": 0.625, "spleen": 0.25}
     of_one = load_predictor(model, folds=["0"]).proposer.measured_coarse
@@ -264,7 +264,7 @@ def test_a_damaged_measurement_is_refused_by_name(tmp_path, content):
     (tmp_path / "fold_0").mkdir()
     (tmp_path / "fold_0" / "coarse_prompts.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"fold_0.*coarse_prompts\.json: expected `box_iou` with"):
-        read_coarse_quality(tmp_path, None)
+        read_coarse_quality([tmp_path], None)
 
 
 def test_training_measures_the_networks_own_boxes_for_prediction(planned, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,12 @@ from promptseg.inference.decoder import PreparedImage
 from promptseg.inference.load import load_predictor
 from promptseg.inference.options import PredictionOptions
 from promptseg.inference.predictor import Predictor
-from promptseg.inference.results import Prediction, probabilities_file, write_probabilities
+from promptseg.inference.results import (
+    Prediction,
+    postprocessed_prediction,
+    probabilities_file,
+    write_probabilities,
+)
 from promptseg.io.dataset import RawCase
 from promptseg.io.images import SEGMENTATION_ENDINGS, Geometry, file_ending, write_image
 from promptseg.prompts.given import CasePrompts
@@ -28,10 +33,11 @@ KEPT_ENCODINGS = 4  # of patches; an image is segmented once, mostly patch after
 
 # Called with the outcome of a case: its report entry and None, or None and the exception.
 Done = Callable[[RawCase, dict[str, Any] | None, Exception | None], None]
+ModelFolders = Path | str | Sequence[Path | str]  # a folder or zip file, or several: an ensemble
 
 
-def load_for_files(model: Path | str, options: PredictionOptions) -> Predictor:
-    """Load a model folder or zip file as options ask for."""
+def load_for_files(model: ModelFolders, options: PredictionOptions) -> Predictor:
+    """Load a model folder or zip file, or an ensemble of them, as options ask for."""
     return load_predictor(
         model,
         folds=options.folds,
@@ -56,6 +62,7 @@ class ReadCase:
         prompts: by label, in raw voxels; labels without an entry have none.
         automatic: those of the labels that a person gave nothing for, where automatic prompts
             were asked for.
+        by_person: labels that a person gave prompts for.
     """
 
     image: PreparedImage
@@ -63,6 +70,7 @@ class ReadCase:
     labels: list[str]
     prompts: dict[str, Prompts]
     automatic: list[str]
+    by_person: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +98,20 @@ class CaseSteps:
         prepared, geometry = self.predictor.prepare_files(case.images)
         prompts = self._given(case.case_id, geometry)
         labels, automatic = list(self.predictor.plans.labels), []
+        by_person = [name for name, given in prompts.items() if not given.is_empty]
         if strategy := self.options.auto_prompt:
-            automatic = [name for name in labels if name not in prompts or prompts[name].is_empty]
+            automatic = [name for name in labels if name not in by_person]
             labels += [name for name in prompts if name not in labels]
             prompts |= self.predictor.proposer.propose(prepared, automatic, strategy)
         elif prompts or self.from_file is not None:
             labels = list(prompts)
         return ReadCase(
-            image=prepared, geometry=geometry, labels=labels, prompts=prompts, automatic=automatic
+            image=prepared,
+            geometry=geometry,
+            labels=labels,
+            prompts=prompts,
+            automatic=automatic,
+            by_person=by_person,
         )
 
     def segment(self, case: RawCase, read: ReadCase) -> tuple[Prediction, Geometry]:
@@ -109,7 +123,16 @@ class CaseSteps:
                 read.image, read.automatic, self.options.auto_prompt, prompts
             )
             prompts = {**prompts, **own}
-        return predictor.predict_prompts(prompts, labels=read.labels), read.geometry
+        prediction = predictor.predict_prompts(prompts, labels=read.labels)
+        steps = {
+            label: of_label
+            for label, of_label in self.options.postprocessing.items()
+            if label in read.labels and label not in read.by_person
+        }
+        if steps:
+            values, spacing = predictor.plans.labels, read.geometry.spacing
+            prediction = postprocessed_prediction(prediction, values, spacing, steps)
+        return prediction, read.geometry
 
     def write(self, case: RawCase, segmented: tuple[Prediction, Geometry]) -> dict[str, Any]:
         """Write all files of a case, each atomically; returns its report entry."""

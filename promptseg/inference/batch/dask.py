@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptseg.inference.batch.case import CaseSteps, Done, load_for_files
+from promptseg.inference.batch.case import CaseSteps, Done, ModelFolders, load_for_files
 from promptseg.inference.options import PredictionOptions
 from promptseg.inference.predictor import Predictor
 from promptseg.io.dataset import RawCase
@@ -32,23 +32,24 @@ class ClusterJob:
     """What a worker needs to know of a run; it must see the paths, too.
 
     Attributes:
-        model: absolute path of the model folder or zip file.
+        models: absolute paths of the model folders or zip files.
         output: absolute path of the folder to write to.
         options: of the run.
         run: identifies the run, so that no worker uses an earlier run's model.
     """
 
-    model: Path
+    models: tuple[Path, ...]
     output: Path
     options: PredictionOptions
     run: str
 
     @classmethod
-    def of(cls, model: Path, output: Path, options: PredictionOptions) -> ClusterJob:
+    def of(cls, model: ModelFolders, output: Path, options: PredictionOptions) -> ClusterJob:
         """A new run."""
+        models = [model] if isinstance(model, (str, Path)) else model
         initial = None if options.initial is None else Path(options.initial).absolute()
         return cls(
-            model=model.absolute(),
+            models=tuple(Path(one).absolute() for one in models),
             output=output.absolute(),
             options=replace(options, initial=initial),
             run=uuid.uuid4().hex,
@@ -161,7 +162,7 @@ def _predictor(job: ClusterJob) -> Predictor:
         _loaded.clear()
         for module in job.options.imports:
             importlib.import_module(module)
-        _loaded[job.run] = load_for_files(job.model, job.options)
+        _loaded[job.run] = load_for_files(job.models, job.options)
     return _loaded[job.run]
 
 

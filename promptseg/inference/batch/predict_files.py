@@ -14,7 +14,14 @@ import numpy as np
 from tqdm import tqdm
 
 from promptseg.files import replacing
-from promptseg.inference.batch.case import CaseSteps, Done, failure, load_for_files, target
+from promptseg.inference.batch.case import (
+    CaseSteps,
+    Done,
+    ModelFolders,
+    failure,
+    load_for_files,
+    target,
+)
 from promptseg.inference.batch.dask import ClusterJob, connect, predict_on_cluster
 from promptseg.inference.batch.report import Report, write_review_list
 from promptseg.inference.batch.stages import overlapped
@@ -39,7 +46,7 @@ _END = object()
 
 
 def predict_files(
-    model: Predictor | Path | str,
+    model: Predictor | ModelFolders,
     inputs: Path | str,
     output: Path | str,
     options: PredictionOptions | None = None,
@@ -53,9 +60,10 @@ def predict_files(
     before its case is predicted anew, so that it cannot be taken for a result of this run.
 
     Args:
-        model: folder of a trained model or a zip file of it; or a predictor from
-            `load_predictor`, whose own step size, perturbations and so on are used. (Without
-            arguments, it has no perturbed prompts, and keeps more encodings.)
+        model: folder of a trained model or a zip file of it, or several, whose networks are
+            averaged; or a predictor from `load_predictor`, whose own step size, perturbations and
+            so on are used. (Without arguments, it has no perturbed prompts, and keeps more
+            encodings.)
         inputs: folder of images, DICOM series folder, or one file.
         output: folder to write to.
         options: see `PredictionOptions`.
@@ -82,13 +90,11 @@ def predict_files(
             predictor = model
         else:  # a cluster's client decodes nothing, and may have no GPU
             predictor = load_for_files(model, replace(options, device="cpu") if client else options)
-        if options.auto_prompt:
-            predictor.proposer.check(options.auto_prompt)  # a wrong name fails here, once
-            predictor.proposer.log_choice(options.auto_prompt)
+        _check_options(options, predictor)
         cases, problems, from_file = _find_cases(inputs, options, predictor.plans)
 
         def on_cluster(cases: Sequence[RawCase], done: Done) -> None:
-            job = ClusterJob.of(Path(model), output, options)
+            job = ClusterJob.of(model, output, options)
             predict_on_cluster(client, cases, done, job, from_file)
 
         steps = CaseSteps(predictor=predictor, output=output, options=options, from_file=from_file)
@@ -96,7 +102,7 @@ def predict_files(
     if options.review_list is not None:
         write_review_list(Path(options.review_list), report)
     if not is_loaded:
-        _keep_dataset_json(Path(model), output)
+        _keep_dataset_json(model, output)
     return report
 
 
@@ -159,6 +165,19 @@ def predict_iterator(
             coming = reader.submit(read_next)
             predictor.set_prepared(image)
             yield predictor.predict(**prompts)
+
+
+def _check_options(options: PredictionOptions, predictor: Predictor) -> None:
+    """Refuse, once, what the model does not have: labels to post-process, and strategies."""
+    labels = predictor.plans.labels
+    if unknown := sorted(set(options.postprocessing) - set(labels)):
+        raise ValueError(
+            f"post-processing of unknown label(s) {', '.join(unknown)}; the model knows "
+            f"{', '.join(labels)}; run promptseg_find_best again"
+        )
+    if options.auto_prompt:
+        predictor.proposer.check(options.auto_prompt)
+        predictor.proposer.log_choice(options.auto_prompt)
 
 
 def _find_cases(
@@ -272,9 +291,10 @@ def _predict(
     return content
 
 
-def _keep_dataset_json(model: Path, output: Path) -> None:
+def _keep_dataset_json(model: ModelFolders, output: Path) -> None:
     """Copy the names of the labels, for the evaluation and for later readers of the folder."""
-    with opened_model(model, endings=(".json",)) as opened:
+    first = model if isinstance(model, (str, Path)) else model[0]
+    with opened_model(Path(first), endings=(".json",)) as opened:
         if (source := opened / "dataset.json").is_file():
             with replacing(output / "dataset.json") as temporary:
                 temporary.write_bytes(source.read_bytes())
