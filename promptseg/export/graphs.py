@@ -38,9 +38,9 @@ class EncoderGraph(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(b, c, z, y, x) in [0, 255] to what an `Encoding` has of features, names, projected."""
+        """(b, c, z, y, x) in [0, 255] to what an `Encoding` has of its tensors."""
         encoding = self.network.encode(image)
-        parts = (encoding.features, encoding.names, encoding.projected)
+        parts = (encoding.features, encoding.names, encoding.projected, encoding.compared)
         return tuple(part for part in parts if part is not None)
 
 
@@ -69,9 +69,13 @@ class DecoderGraph(nn.Module):
         More parameters than usual: each is an input of the graph.
         """
         features, *others = encoded
-        names, projected = others or (None, None)
+        names, projected, compared = others or (None, None, None)
         encoding = Encoding(
-            patch_size=self.patch_size, features=features, names=names, projected=projected
+            patch_size=self.patch_size,
+            features=features,
+            names=names,
+            projected=projected,
+            compared=compared,
         )
         prompts = PromptBatch(
             image_index=torch.zeros_like(labels),
@@ -159,7 +163,7 @@ def encoding_names(count: int) -> list[str]:
 
     Not `embedding`: the exporter names inner values after operators, and lets names clash.
     """
-    return ["image_features", "image_names", "image_projected"][:count]
+    return ["image_features", "image_names", "image_projected", "image_compared"][:count]
 
 
 def _write(graph: nn.Module, example: tuple, path: Path, **names_and_shapes: Any) -> None:

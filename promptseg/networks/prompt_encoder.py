@@ -197,6 +197,15 @@ class Grid:
         """Of the elements in a map over the patch, zyx."""
         return tuple(slice(f, f + n) for f, n in zip(self.first, self.shape, strict=True))
 
+    def widened(self, whole: Sequence[int]) -> Grid:
+        """The part with an element more on each side, as far as the map has them."""
+        first = tuple(max(f - 1, 0) for f in self.first)
+        ends = zip(self.first, self.shape, whole, strict=True)
+        last = [min(f + n + 1, size) for f, n, size in ends]
+        return replace(
+            self, first=first, shape=tuple(e - f for f, e in zip(first, last, strict=True))
+        )
+
     def at(self, stride: Sequence[int]) -> Grid:
         """The same part of the patch in elements of a stride that divides this one's."""
         times = [own // other for own, other in zip(self.stride, stride, strict=True)]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from promptseg.networks.blocks import kernel_size
 from promptseg.networks.encoders import ENCODERS, ImageEncoder
 from promptseg.networks.encoding import Encoding
+from promptseg.networks.likeness import CHANNELS, Likeness, cosines
 from promptseg.networks.mask_decoder import (
     COARSE_WIDTHS,
     FINE_WIDTHS,
@@ -45,7 +46,6 @@ from promptseg.plans import Plans
 from promptseg.presets import preset_of
 
 NOTHING = 0.02  # probability of a voxel before anything is known about an object without a name
-LIKENESS = 8  # channels that voxels are compared by
 
 
 class PromptableNetwork(nn.Module):
@@ -74,6 +74,7 @@ class PromptableNetwork(nn.Module):
         self.prompt_head = PromptHead(
             channels[self.level], label_count, self.prompt_stride, spacing
         )
+        self.likeness = Likeness(channels[self.level])
         self.quality_head = QualityHead(channels[0])
 
     def encode(self, image: Tensor) -> Encoding:
@@ -85,6 +86,7 @@ class PromptableNetwork(nn.Module):
             features=maps[0],
             names=self.name_head(maps[0]),
             projected=self.prompt_head.project(maps[self.level]),
+            compared=self.likeness.compared(maps[self.level]),
         )
 
     def decode(
@@ -211,6 +213,9 @@ class PromptableNetwork(nn.Module):
             start = resized_part(opinions[:, None], region.at(self.stride), fine)
         features = _of_queries(encoding.projected[(..., *here.slices)], prompts)
         clicks = click_maps(prompts.points, prompts.point_labels, here, COARSE_WIDTHS)
+        compared = _of_queries(encoding.compared, prompts)
+        lacking = LOGITS * self._pushes(prompts, start[:, 0].detach(), fine)
+        start = start + self.likeness(compared, prompts, lacking, here)
         pushes = self._pushes(prompts, start[:, 0].detach(), fine)
         before = self._before(prompts, fine)
         by_name = torch.tanh(opinions.detach()[:, None][(..., *named)] / LOGITS)
@@ -220,7 +225,7 @@ class PromptableNetwork(nn.Module):
             resized(before, here.shape),
             resized(by_name, here.shape),
             click_pushes(prompts.points, prompts.point_labels, pushes, here, PUSH_WIDTHS),
-            _likeness(features[:, :LIKENESS], clicks[:, :2]),
+            cosines(features[:, :CHANNELS], clicks[:, :2]),
         ]
         on_voxels = [
             click_pushes(prompts.points, prompts.point_labels, pushes, fine, PUSH_WIDTHS),
@@ -282,20 +287,6 @@ class PromptableNetwork(nn.Module):
 def _of_queries(maps: Tensor, prompts: PromptBatch) -> Tensor:
     """(b, ...) maps of images for n queries; not copied where all are about one image."""
     return maps if len(maps) == 1 else maps[prompts.image_index]
-
-
-def _likeness(features: Tensor, clicks: Tensor) -> Tensor:
-    """(n, 2, ...) cosines between the features of each element and those at the clicks.
-
-    Args:
-        features: (n, c, z', y', x').
-        clicks: (n, 2, z', y', x') foreground and background; without clicks the answer is 0.
-    """
-    directions = F.normalize(features.float(), dim=1)
-    weights = clicks.float().flatten(2)
-    clicked = torch.einsum("ncv,nkv->nkc", directions.flatten(2), weights)
-    clicked = F.normalize(clicked, dim=2, eps=1e-3)
-    return torch.einsum("nczyx,nkc->nkzyx", directions, clicked)
 
 
 def decode_in_parts(

@@ -14,7 +14,7 @@ from promptseg.networks.names import SURE
 from promptseg.networks.prompt_encoder import LOOSE, Grid, PromptBatch, box_maps
 
 REACH = 8  # elements about a box or a mask; what lies further away changes nothing
-CLICK_REACH = 12  # the same about a click in a mask to correct
+CLICK_REACH = 20  # the same about a click in a mask to correct
 
 
 def region_of(

@@ -238,6 +238,7 @@ def test_a_name_alone_is_the_class_against_all_others(network, encoding):
 
 def test_untrained_prompts_change_what_names_say_at_clicks_only():
     network = build_network(small_plans(), "unet").eval()
+    network.likeness.logarithms.data[-1] = -30.0  # and not at voxels like theirs
     image = torch.rand(1, 1, *PATCH_SIZE) * 255
     click = {"points": [[2, 3, 4]], "point_labels": [0]}
     queries = [

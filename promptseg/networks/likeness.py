@@ -1,0 +1,141 @@
+"""What clicks say about voxels that are near and look alike: a Gaussian process on the logits."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from promptseg.networks.mask_decoder import resized
+from promptseg.networks.prompt_encoder import NO_POINT, Grid, PromptBatch
+
+CHANNELS = 8  # that voxels are compared by
+ITERATIONS = 12  # of conjugate gradients, which solve as many clicks exactly
+FURTHEST = 4.0  # standard deviations of a channel that count
+
+
+class Likeness(nn.Module):
+    """What clicked voxels lack, carried to voxels that are near and look alike.
+
+    Where a network errs it errs alike on voxels that look alike. What has to be added to the logits
+    is taken as a Gaussian process, whose kernel is a bump of the distance times one of the
+    difference of features. What clicked voxels lack are noisy observations of it; one that lacks
+    nothing holds what is like it. The widths, the noise and the features are learned.
+
+    Args:
+        channels_in: of the shared features.
+
+    Source:
+        Rasmussen and Williams 2006, Gaussian Processes for Machine Learning, equation 2.23: the
+        mean of the process given its observations. Differs: it is multiplied by a learned factor.
+    """
+
+    # what is learned begins with these: voxels of the shortest side, standard deviations of a
+    # channel, variance beside the kernel's 1, and the factor
+    WIDTH, DIFFERENCE, NOISE, FACTOR = 16.0, 2.0, 0.3, 1.0
+
+    def __init__(self, channels_in: int) -> None:
+        super().__init__()
+        self.project = nn.Conv3d(channels_in, CHANNELS, 1)
+        nn.init.orthogonal_(self.project.weight)
+        start = torch.tensor([self.WIDTH, self.DIFFERENCE, self.NOISE, self.FACTOR])
+        self.logarithms = nn.Parameter(start.log())
+
+    def compared(self, features: Tensor) -> Tensor:
+        """(b, c, z', y', x') to (b, CHANNELS, z', y', x'), standardized over the patch."""
+        return F.instance_norm(self.project(features).float()).clamp(-FURTHEST, FURTHEST)
+
+    def forward(
+        self, compared: Tensor, prompts: PromptBatch, lacking: Tensor, here: Grid
+    ) -> Tensor:
+        """What to add to the logits of n queries in a part of the patch.
+
+        Args:
+            compared: (n or 1, CHANNELS, z', y', x') over the patch.
+            prompts: the queries, whose points are used.
+            lacking: (n, k) what to add to the logits at each point.
+            here: the part, in elements of `compared`.
+
+        Returns:
+            (n, 1, z, y, x) on the voxels of the part.
+        """
+        with torch.autocast(lacking.device.type, enabled=False):
+            wider = here.widened(compared.shape[2:])  # for the interpolation at the border
+            field = self.field(compared.float(), prompts, lacking.float(), wider)
+        sides = zip(here.first, wider.first, here.shape, here.stride, strict=True)
+        cut = [slice((a - b) * step, (a - b + n) * step) for a, b, n, step in sides]
+        return resized(field[:, None], wider.at((1, 1, 1)).shape)[(..., *cut)]
+
+    def field(self, compared: Tensor, prompts: PromptBatch, lacking: Tensor, here: Grid) -> Tensor:
+        """(n, z', y', x') of `forward` on the elements of a part."""
+        width, difference, noise, factor = self.logarithms.exp()
+        points, given = prompts.points, (prompts.point_labels != NO_POINT).float()
+        stride = torch.tensor(here.stride, device=points.device)
+        last = torch.tensor(compared.shape[2:], device=points.device) - 1
+        z, y, x = torch.minimum((points / stride).long().clamp(min=0), last).unbind(-1)
+        image = torch.zeros_like(z)
+        if len(compared) > 1:
+            image = torch.arange(len(points), device=points.device)[:, None].expand_as(z)
+        clicked = compared[image, :, z, y, x] / difference  # (n, k, c)
+        places = (points + 0.5) * torch.tensor(here.spacing, device=points.device) / width
+        apart = (places[:, :, None] - places[:, None]).pow(2).sum(-1)
+        unlike = (clicked[:, :, None] - clicked[:, None]).pow(2).mean(-1)
+        kernel = torch.exp(-0.5 * (apart + unlike)) * given[:, :, None] * given[:, None]
+        weights = solved(kernel, noise, lacking * given)
+        around = compared[(..., *here.slices)].flatten(2) / difference
+        unlike = around.pow(2).mean(1)[:, None] + clicked.pow(2).mean(-1)[..., None]
+        unlike = unlike - 2 * (clicked @ around) / CHANNELS
+        apart = _squared_distances(places, here, width).flatten(2)
+        reached = torch.exp(-0.5 * (apart + unlike.clamp(min=0)))
+        field = (weights[:, None] @ reached)[:, 0]
+        return factor * field.view(-1, *here.shape)
+
+
+def _squared_distances(places: Tensor, grid: Grid, width: Tensor) -> Tensor:
+    """(n, k, z', y', x') of elements from (n, k, 3) places, both in units of a width."""
+    z, y, x = (
+        (
+            (grid.edges(axis, places.device) + grid.stride[axis] / 2) * grid.spacing[axis] / width
+            - places[..., axis, None]
+        ).pow(2)
+        for axis in range(3)
+    )
+    return z[..., :, None, None] + y[..., None, :, None] + x[..., None, None, :]
+
+
+def solved(kernel: Tensor, noise: Tensor, wanted: Tensor) -> Tensor:
+    """The solution of `(kernel + noise) x = wanted` by conjugate gradients.
+
+    Ours rather than `torch.linalg.solve`, which ONNX has no operator for.
+
+    Args:
+        kernel: (n, k, k), symmetric and without negative eigenvalues.
+        noise: what is added to the diagonal.
+        wanted: (n, k).
+
+    Returns:
+        (n, k); exact for up to `ITERATIONS` clicks.
+    """
+    x, rest = torch.zeros_like(wanted), wanted
+    direction, size = rest, rest.pow(2).sum(1, keepdim=True)
+    for _ in range(ITERATIONS):
+        along = (kernel @ direction[..., None])[..., 0] + noise * direction
+        step = size / (direction * along).sum(1, keepdim=True).clamp(min=1e-12)
+        x, rest = x + step * direction, rest - step * along
+        before, size = size, rest.pow(2).sum(1, keepdim=True)
+        direction = rest + size / before.clamp(min=1e-12) * direction
+    return x
+
+
+def cosines(features: Tensor, clicks: Tensor) -> Tensor:
+    """(n, 2, ...) cosines between the features of each element and those at the clicks.
+
+    Args:
+        features: (n, c, z', y', x').
+        clicks: (n, 2, z', y', x') foreground and background; without clicks the answer is 0.
+    """
+    directions = F.normalize(features.float(), dim=1)
+    weights = clicks.float().flatten(2)
+    clicked = torch.einsum("ncv,nkv->nkc", directions.flatten(2), weights)
+    clicked = F.normalize(clicked, dim=2, eps=1e-3)
+    return torch.einsum("nczyx,nkc->nkzyx", directions, clicked)
