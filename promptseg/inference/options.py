@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +71,7 @@ class PredictionOptions:
     prompts: Path | str | None = None
     initial: Path | str | None = None
     background_value: int | None = None
-    postprocessing: Mapping[str, PostProcessing] = field(default_factory=dict)
+    postprocessing: Mapping[str, PostProcessing] | None = None
     continue_prediction: bool = False
     parts: int = 1
     part: int = 0

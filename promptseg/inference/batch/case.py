@@ -126,7 +126,7 @@ class CaseSteps:
         prediction = predictor.predict_prompts(prompts, labels=read.labels)
         steps = {
             label: of_label
-            for label, of_label in self.options.postprocessing.items()
+            for label, of_label in (self.options.postprocessing or {}).items()
             if label in read.labels and label not in read.by_person
         }
         if steps:

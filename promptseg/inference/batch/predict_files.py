@@ -170,7 +170,7 @@ def predict_iterator(
 def _check_options(options: PredictionOptions, predictor: Predictor) -> None:
     """Refuse, once, what the model does not have: labels to post-process, and strategies."""
     labels = predictor.plans.labels
-    if unknown := sorted(set(options.postprocessing) - set(labels)):
+    if unknown := sorted(set(options.postprocessing or ()) - set(labels)):
         raise ValueError(
             f"post-processing of unknown label(s) {', '.join(unknown)}; the model knows "
             f"{', '.join(labels)}; run promptseg_find_best again"
