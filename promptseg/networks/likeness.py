@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from promptseg.networks.mask_decoder import resized
 from promptseg.networks.prompt_encoder import NO_POINT, Grid, PromptBatch
 
-CHANNELS = 8  # that voxels are compared by
 ITERATIONS = 12  # of conjugate gradients, which solve as many clicks exactly
+SOLVED = 1e-11  # squared remainder, as a part of the first, that ends them
 FURTHEST = 4.0  # standard deviations of a channel that count
 
 
@@ -20,10 +20,9 @@ class Likeness(nn.Module):
     Where a network errs it errs alike on voxels that look alike. What has to be added to the logits
     is taken as a Gaussian process, whose kernel is a bump of the distance times one of the
     difference of features. What clicked voxels lack are noisy observations of it; one that lacks
-    nothing holds what is like it. The widths, the noise and the features are learned.
-
-    Args:
-        channels_in: of the shared features.
+    nothing holds what is like it. The widths, the noise and a factor are learned; the features are
+    learned by what else needs them. (Their gradients from here, standardized where they hardly
+    vary yet, would be rounding.)
 
     Source:
         Rasmussen and Williams 2006, Gaussian Processes for Machine Learning, equation 2.23: the
@@ -32,18 +31,17 @@ class Likeness(nn.Module):
 
     # what is learned begins with these: voxels of the shortest side, standard deviations of a
     # channel, variance beside the kernel's 1, and the factor
-    WIDTH, DIFFERENCE, NOISE, FACTOR = 16.0, 2.0, 0.3, 1.0
+    WIDTH, DIFFERENCE, NOISE, FACTOR = 16.0, 1.4, 0.3, 1.0
 
-    def __init__(self, channels_in: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.project = nn.Conv3d(channels_in, CHANNELS, 1)
-        nn.init.orthogonal_(self.project.weight)
         start = torch.tensor([self.WIDTH, self.DIFFERENCE, self.NOISE, self.FACTOR])
         self.logarithms = nn.Parameter(start.log())
 
-    def compared(self, features: Tensor) -> Tensor:
-        """(b, c, z', y', x') to (b, CHANNELS, z', y', x'), standardized over the patch."""
-        return F.instance_norm(self.project(features).float()).clamp(-FURTHEST, FURTHEST)
+    @staticmethod
+    def compared(features: Tensor) -> Tensor:
+        """(b, c, z', y', x') features, each channel standardized over the patch."""
+        return F.instance_norm(features.detach().float()).clamp(-FURTHEST, FURTHEST)
 
     def forward(
         self, compared: Tensor, prompts: PromptBatch, lacking: Tensor, here: Grid
@@ -51,7 +49,7 @@ class Likeness(nn.Module):
         """What to add to the logits of n queries in a part of the patch.
 
         Args:
-            compared: (n or 1, CHANNELS, z', y', x') over the patch.
+            compared: (n or 1, c, z', y', x') over the patch.
             prompts: the queries, whose points are used.
             lacking: (n, k) what to add to the logits at each point.
             here: the part, in elements of `compared`.
@@ -84,7 +82,7 @@ class Likeness(nn.Module):
         weights = solved(kernel, noise, lacking * given)
         around = compared[(..., *here.slices)].flatten(2) / difference
         unlike = around.pow(2).mean(1)[:, None] + clicked.pow(2).mean(-1)[..., None]
-        unlike = unlike - 2 * (clicked @ around) / CHANNELS
+        unlike = unlike - 2 * (clicked @ around) / compared.shape[1]
         apart = _squared_distances(places, here, width).flatten(2)
         reached = torch.exp(-0.5 * (apart + unlike.clamp(min=0)))
         field = (weights[:, None] @ reached)[:, 0]
@@ -116,14 +114,17 @@ def solved(kernel: Tensor, noise: Tensor, wanted: Tensor) -> Tensor:
     Returns:
         (n, k); exact for up to `ITERATIONS` clicks.
     """
-    x, rest = torch.zeros_like(wanted), wanted
-    direction, size = rest, rest.pow(2).sum(1, keepdim=True)
+    x, rest, direction = torch.zeros_like(wanted), wanted, wanted
+    size = rest.pow(2).sum(1, keepdim=True)
+    solved_at = SOLVED * size.detach()
     for _ in range(ITERATIONS):
+        goes_on = size > solved_at  # what follows would be rounding, with gradients out of bounds
         along = (kernel @ direction[..., None])[..., 0] + noise * direction
-        step = size / (direction * along).sum(1, keepdim=True).clamp(min=1e-12)
+        curvature = torch.where(goes_on, (direction * along).sum(1, keepdim=True), 1.0)
+        step = torch.where(goes_on, size / curvature, 0.0)
         x, rest = x + step * direction, rest - step * along
-        before, size = size, rest.pow(2).sum(1, keepdim=True)
-        direction = rest + size / before.clamp(min=1e-12) * direction
+        before, size = torch.where(goes_on, size, 1.0), rest.pow(2).sum(1, keepdim=True)
+        direction = rest + torch.where(goes_on, size / before, 0.0) * direction
     return x
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from promptseg.networks.blocks import kernel_size
 from promptseg.networks.encoders import ENCODERS, ImageEncoder
 from promptseg.networks.encoding import Encoding
-from promptseg.networks.likeness import CHANNELS, Likeness, cosines
+from promptseg.networks.likeness import Likeness, cosines
 from promptseg.networks.mask_decoder import (
     COARSE_WIDTHS,
     FINE_WIDTHS,
@@ -45,6 +45,7 @@ from promptseg.networks.regions import allowed, elsewhere, region_of
 from promptseg.plans import Plans
 from promptseg.presets import preset_of
 
+DIRECTIONS = 8  # channels whose directions are compared with those at clicks
 NOTHING = 0.02  # probability of a voxel before anything is known about an object without a name
 
 
@@ -74,7 +75,7 @@ class PromptableNetwork(nn.Module):
         self.prompt_head = PromptHead(
             channels[self.level], label_count, self.prompt_stride, spacing
         )
-        self.likeness = Likeness(channels[self.level])
+        self.likeness = Likeness()
         self.quality_head = QualityHead(channels[0])
 
     def encode(self, image: Tensor) -> Encoding:
@@ -225,7 +226,7 @@ class PromptableNetwork(nn.Module):
             resized(before, here.shape),
             resized(by_name, here.shape),
             click_pushes(prompts.points, prompts.point_labels, pushes, here, PUSH_WIDTHS),
-            cosines(features[:, :CHANNELS], clicks[:, :2]),
+            cosines(features[:, :DIRECTIONS], clicks[:, :2]),
         ]
         on_voxels = [
             click_pushes(prompts.points, prompts.point_labels, pushes, fine, PUSH_WIDTHS),
