@@ -40,7 +40,7 @@ class Likeness(nn.Module):
 
     @staticmethod
     def compared(features: Tensor) -> Tensor:
-        """(b, c, z', y', x') features, each channel standardized over the patch."""
+        """(b, c, z', y', x') of the finest map, each channel standardized over the patch."""
         return F.instance_norm(features.detach().float()).clamp(-FURTHEST, FURTHEST)
 
     def forward(
@@ -71,10 +71,9 @@ class Likeness(nn.Module):
         stride = torch.tensor(here.stride, device=points.device)
         last = torch.tensor(compared.shape[2:], device=points.device) - 1
         z, y, x = torch.minimum((points / stride).long().clamp(min=0), last).unbind(-1)
-        image = torch.zeros_like(z)
-        if len(compared) > 1:
-            image = torch.arange(len(points), device=points.device)[:, None].expand_as(z)
-        clicked = compared[image, :, z, y, x] / difference  # (n, k, c)
+        element = ((z * compared.shape[3] + y) * compared.shape[4] + x)[:, None]  # (n, 1, k)
+        flat = compared.flatten(2).expand(len(points), -1, -1)
+        clicked = flat.gather(2, element.expand(-1, flat.shape[1], -1)).transpose(1, 2) / difference
         places = (points + 0.5) * torch.tensor(here.spacing, device=points.device) / width
         apart = (places[:, :, None] - places[:, None]).pow(2).sum(-1)
         unlike = (clicked[:, :, None] - clicked[:, None]).pow(2).mean(-1)

@@ -82,12 +82,13 @@ class PromptableNetwork(nn.Module):
         """Encode (b, c, z, y, x) images with intensities in [0, 255]."""
         encoded = self.image_encoder(image.float() / 127.5 - 1.0)
         maps = self.pyramid(encoded.embedding, encoded.features)
+        pooled = [of // finest for of, finest in zip(self.prompt_stride, self.stride, strict=True)]
         return Encoding(
             patch_size=tuple(image.shape[2:]),
             features=maps[0],
             names=self.name_head(maps[0]),
             projected=self.prompt_head.project(maps[self.level]),
-            compared=self.likeness.compared(maps[self.level]),
+            compared=self.likeness.compared(F.avg_pool3d(maps[0], pooled)),
         )
 
     def decode(

@@ -224,7 +224,7 @@ def test_the_json_says_what_the_files_take_and_what_the_plans_say(exported, caps
     assert shapes["image_features"] == [1, 16, 8, 12, 16]
     assert shapes["image_names"] == [1, 4, 8, 12, 16]  # background and three labels
     assert shapes["image_projected"] == [1, 16, 8, 6, 8]
-    assert shapes["image_compared"] == [1, 32, 8, 6, 8]
+    assert shapes["image_compared"] == [1, 16, 8, 6, 8]
     assert shapes["regions"] == shapes["previous"] == ["queries", 8, 12, 16]
     assert shapes["has_previous"] == ["queries"]
     assert about["decoder"]["outputs"][0]["shape"] == ["queries", 8, 12, 16]
