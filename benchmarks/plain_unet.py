@@ -30,6 +30,7 @@ from monai.networks.nets import BasicUNet
 from tqdm import tqdm
 
 import promptseg
+from promptseg.evaluation.metrics import confusion_counts
 from promptseg.folders import find_dataset_folder
 from promptseg.io.dataset import read_raw_dataset
 from promptseg.io.images import read_image, read_segmentation
@@ -100,14 +101,17 @@ def resampled(volume: np.ndarray, shape: tuple[int, ...], mode: str) -> torch.Te
     return F.interpolate(tensor, shape, mode=mode, align_corners=corners)
 
 
-def example(case: dict, spacing: np.ndarray, values: list[int], dimensions: int) -> torch.Tensor:
-    """(2, z, y, x) image and class numbers at a spacing."""
+def example(
+    case: dict, spacing: np.ndarray, values: list[int], dimensions: int
+) -> tuple[torch.Tensor, np.ndarray]:
+    """(2, z, y, x) image and class numbers at a spacing, and the (n, 3) voxels of labels."""
     shape = shape_at(case, spacing, dimensions)
     classes = np.zeros(case["segmentation"].shape, np.float32)
     for number, value in enumerate(values, 1):
         classes[case["segmentation"] == value] = number
     image = resampled(case["image"], shape, "trilinear")
-    return torch.cat([image, resampled(classes, shape, "nearest-exact")], dim=1)[0]
+    volume = torch.cat([image, resampled(classes, shape, "nearest-exact")], dim=1)[0]
+    return volume, volume[1].nonzero().numpy()
 
 
 def train(network, examples, args, rng: np.random.Generator) -> tuple[int, float]:
@@ -121,7 +125,7 @@ def train(network, examples, args, rng: np.random.Generator) -> tuple[int, float
                 falling = 0.5 * (1 + math.cos(math.pi * elapsed / args.seconds))
                 group["lr"] = LEARNING_RATE * falling
             drawn = [examples[i] for i in rng.integers(len(examples), size=args.batch)]
-            batch = torch.stack([patch(volume, args.patch, rng) for volume in drawn])
+            batch = torch.stack([patch(*example, args.patch, rng) for example in drawn])
             image, classes = batch.split(1, dim=1)
             with torch.autocast("cpu", torch.bfloat16):
                 logits = network(image)
@@ -136,18 +140,20 @@ def train(network, examples, args, rng: np.random.Generator) -> tuple[int, float
     return step, time.monotonic() - start
 
 
-def patch(volume: torch.Tensor, size: list[int], rng: np.random.Generator) -> torch.Tensor:
+def patch(
+    volume: torch.Tensor, voxels: np.ndarray, size: list[int], rng: np.random.Generator
+) -> torch.Tensor:
     """A random patch, about foreground in two of three, turned, scaled and changed in contrast.
 
     Args:
         volume: (2, z, y, x) image and class numbers.
+        voxels: (n, 3) of its labels.
         size: voxels; two of a slice, or three.
     """
     shape = np.array(volume.shape[1:])
-    voxels = volume[1].nonzero()
     centre = rng.integers(shape)
     if len(voxels) and rng.random() < 2 / 3:
-        centre = voxels[rng.integers(len(voxels))].numpy() + rng.integers(-16, 17, 3)
+        centre = voxels[rng.integers(len(voxels))] + rng.integers(-16, 17, 3)
     if len(size) == 2:
         number, centre = np.clip(centre[0], 0, shape[0] - 1), centre[1:]
         volume, shape = volume[:, number], shape[1:]
@@ -182,13 +188,9 @@ def measure(network, case: dict, spacing: np.ndarray, values: list[int], args) -
     if dimensions == 2:
         logits = logits.transpose(0, 1)[None]
     logits = F.interpolate(logits, case["image"].shape, mode="trilinear", align_corners=False)
-    found = logits[0].argmax(dim=0).numpy()
-    dice = []
-    for number, value in enumerate(values, 1):
-        mask, target = found == number, case["segmentation"] == value
-        total = mask.sum() + target.sum()
-        dice.append(2 * (mask & target).sum() / total if total else math.nan)
-    return dice
+    found = np.array([0, *values])[logits[0].argmax(dim=0).numpy()]
+    counts = confusion_counts(case["segmentation"], found, values)
+    return [of_label.dice for of_label in counts.values()]
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from promptseg.commands.parsing import (
     DATASET_HELP,
+    add_device,
     add_folders,
     add_import,
     add_processes,
@@ -43,9 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_false",
         help="compare single models only",
     )
-    parser.add_argument(
-        "-device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one, else cpu)"
-    )
+    add_device(parser)
     add_processes(parser, default=2)
     add_import(parser)
     add_folders(parser, "preprocessed", "results")
@@ -70,8 +69,8 @@ def _run(args: argparse.Namespace) -> int:
     before = plan.measured["dice"][" + ".join(plan.models)]
     after = plan.measured["dice_after_postprocessing"]
     print(f"\n{plan.measured['cases']} held-out cases: {before:.4f}, post-processed {after:.4f}")
-    roots = [f for f in (("--results", args.results),) if f[1] is not None]
     command = ["promptseg_predict", "-i", "INPUT", "-o", "OUTPUT", "-d", args.dataset]
-    command += [str(part) for root in roots for part in root]
+    if args.results is not None:
+        command += ["--results", str(args.results)]
     print(f"{FILE_NAME} is written; this follows it:\n  {shlex.join(command)}")
     return 0

@@ -72,6 +72,12 @@ def add_processes(parser: argparse.ArgumentParser, default: int) -> None:
     )
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one, else cpu)"
+    )
+
+
 def folders_of(args: argparse.Namespace) -> Folders:
     return find_folders(*(getattr(args, root, None) for root in ("raw", "preprocessed", "results")))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from promptseg.commands.parsing import (
     DATASET_HELP,
+    add_device,
     add_folders,
     add_import,
     command_parser,
@@ -90,9 +91,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="no test-time mirroring; has no effect unless training used mirroring",
     )
-    parser.add_argument(
-        "-device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one, else cpu)"
-    )
+    add_device(parser)
 
 
 def _add_prompts(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from promptseg.commands.parsing import (
     DATASET_HELP,
+    add_device,
     add_folders,
     add_import,
     command_parser,
@@ -185,9 +186,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="worker processes that make samples; 0 makes them in the training process (default: "
         "%(default)s)",
     )
-    parser.add_argument(
-        "-device", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one, else cpu)"
-    )
+    add_device(parser)
     parser.add_argument(
         "-num_gpus",
         type=int,

@@ -28,6 +28,12 @@ class Confusion:
         return _ratio(self.tp, self.tp + self.fp + self.fn)
 
 
+def mask_dice(mask: np.ndarray, target: np.ndarray) -> float:
+    """Dice of two (z, y, x) bool masks; NaN when both are empty."""
+    total = np.count_nonzero(mask) + np.count_nonzero(target)
+    return _ratio(2 * np.count_nonzero(mask & target), total)
+
+
 def confusion_counts(
     reference: np.ndarray,
     prediction: np.ndarray,

@@ -24,13 +24,13 @@ def summarize(cases: list[dict], names: dict[int, str]) -> dict[str, Any]:
             metric: [row["metrics"][label][metric] for row in cases]
             for metric in (*_NNUNET_METRICS, *_OUR_METRICS)
         }
-        mean[str(label)] = {metric: _mean(column) for metric, column in values.items()}
+        mean[str(label)] = {metric: mean_of_defined(column) for metric, column in values.items()}
         undefined[str(label)] = {
             metric: int(np.isnan(values[metric]).sum()) for metric in ("Dice", "box_iou")
         }
     return {
         "foreground_mean": {
-            metric: _mean([row[metric] for row in mean.values()])
+            metric: mean_of_defined([row[metric] for row in mean.values()])
             for metric in (*_NNUNET_METRICS, *_OUR_METRICS)
         },
         "mean": mean,
@@ -48,7 +48,7 @@ def summarize(cases: list[dict], names: dict[int, str]) -> dict[str, Any]:
     }
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean_of_defined(values: Sequence[float]) -> float:
     """The mean of the values that are not NaN; NaN if there are none."""
     defined = [value for value in values if not np.isnan(value)]
     return float(np.mean(defined)) if defined else float("nan")

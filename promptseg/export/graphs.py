@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from promptseg.networks.encoding import Encoding
+from promptseg.networks.encoding import TENSORS, Encoding
 from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
 from promptseg.networks.promptable import PromptableNetwork
 from promptseg.plans import Plans
@@ -39,9 +39,7 @@ class EncoderGraph(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(b, c, z, y, x) in [0, 255] to what an `Encoding` has of its tensors."""
-        encoding = self.network.encode(image)
-        parts = (encoding.features, encoding.names, encoding.projected, encoding.compared)
-        return tuple(part for part in parts if part is not None)
+        return tuple(self.network.encode(image).tensors().values())
 
 
 class DecoderGraph(nn.Module):
@@ -68,15 +66,8 @@ class DecoderGraph(nn.Module):
 
         More parameters than usual: each is an input of the graph.
         """
-        features, *others = encoded
-        names, projected, compared = others or (None, None, None)
-        encoding = Encoding(
-            patch_size=self.patch_size,
-            features=features,
-            names=names,
-            projected=projected,
-            compared=compared,
-        )
+        tensors = dict(zip(TENSORS, encoded, strict=False))  # a preset's has features alone
+        encoding = Encoding(patch_size=self.patch_size, **tensors)
         prompts = PromptBatch(
             image_index=torch.zeros_like(labels),
             labels=labels,
@@ -88,7 +79,7 @@ class DecoderGraph(nn.Module):
             previous=previous,
             has_previous=torch.zeros_like(has_box) if has_previous is None else has_previous,
         )
-        if names is None:
+        if encoding.names is None:
             return self.network.decode(encoding, prompts)
         return self.network.decode(encoding, prompts, whole=True)
 
@@ -163,7 +154,7 @@ def encoding_names(count: int) -> list[str]:
 
     Not `embedding`: the exporter names inner values after operators, and lets names clash.
     """
-    return ["image_features", "image_names", "image_projected", "image_compared"][:count]
+    return [f"image_{name}" for name in TENSORS[:count]]
 
 
 def _write(graph: nn.Module, example: tuple, path: Path, **names_and_shapes: Any) -> None:

@@ -25,6 +25,7 @@ from promptseg.training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 
+ModelFolders = Path | str | Sequence[Path | str]  # a folder or zip file, or several: an ensemble
 COARSE_QUALITY = "coarse_prompts.json"  # in each fold's folder
 MOST_BYTES = 2**36  # into which a zip file may unpack
 _OF_A_MODEL = (".json", ".pth")
@@ -32,8 +33,13 @@ _ENCRYPTED = 1  # bit of a zip member's flags
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
 
+def model_folders(model: ModelFolders) -> list[Path]:
+    """The folders or zip files of a model, one for each member where it is an ensemble."""
+    return [Path(one) for one in ([model] if isinstance(model, (str, Path)) else model)]
+
+
 def load_predictor(
-    folder: Path | str | Sequence[Path | str],
+    folder: ModelFolders,
     *,
     folds: Sequence[str] | None = None,
     checkpoint: str = "checkpoint_final.pth",
@@ -64,9 +70,9 @@ def load_predictor(
     """
     check_step_size(step_size)
     device = choose_device(device)
-    folders = [folder] if isinstance(folder, (str, Path)) else list(folder)
+    folders = model_folders(folder)
     with ExitStack() as stack:
-        opened = [stack.enter_context(opened_model(Path(one))) for one in folders]
+        opened = [stack.enter_context(opened_model(one)) for one in folders]
         loaded = [load_networks(one, folds, checkpoint) for one in opened]
         measured = read_coarse_quality(opened, folds)
     plans = loaded[0][1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
@@ -26,13 +26,18 @@ class Encoding:
     projected: Tensor | None = None
     compared: Tensor | None = None
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that there are, by name, in the order of `TENSORS`."""
+        values = {name: getattr(self, name) for name in TENSORS}
+        return {name: tensor for name, tensor in values.items() if tensor is not None}
+
     def of_each_image(self) -> list[Encoding]:
         """The encodings of single images, whose first axis is kept."""
-        parts = [
-            [None] * len(self.features) if tensor is None else tensor.split(1)
-            for tensor in (self.features, self.names, self.projected, self.compared)
-        ]
+        parts = {name: tensor.split(1) for name, tensor in self.tensors().items()}
         return [
-            Encoding(patch_size=self.patch_size, features=f, names=n, projected=p, compared=c)
-            for f, n, p, c in zip(*parts, strict=True)
+            Encoding(patch_size=self.patch_size, **dict(zip(parts, of_image, strict=True)))
+            for of_image in zip(*parts.values(), strict=True)
         ]
+
+
+TENSORS = tuple(field.name for field in fields(Encoding) if field.name != "patch_size")

@@ -92,9 +92,8 @@ def _squared_distances(places: Tensor, grid: Grid, width: Tensor) -> Tensor:
     """(n, k, z', y', x') of elements from (n, k, 3) places, both in units of a width."""
     z, y, x = (
         (
-            (grid.edges(axis, places.device) + grid.stride[axis] / 2) * grid.spacing[axis] / width
-            - places[..., axis, None]
-        ).pow(2)
+            grid.centres(axis, places.device) * grid.spacing[axis] / width - places[..., axis, None]
+        ).square()
         for axis in range(3)
     )
     return z[..., :, None, None] + y[..., None, :, None] + x[..., None, None, :]

@@ -192,6 +192,10 @@ class Grid:
         first, stride = self.first[axis], self.stride[axis]
         return (torch.arange(self.shape[axis], device=device) + first) * float(stride)
 
+    def centres(self, axis: int, device: torch.device) -> Tensor:
+        """(elements,) of their centres along an axis, in voxels of the patch."""
+        return self.edges(axis, device) + self.stride[axis] / 2
+
     @property
     def slices(self) -> tuple[slice, ...]:
         """Of the elements in a map over the patch, zyx."""
@@ -285,8 +289,7 @@ def click_pushes(
 def _bumps_along(positions: Tensor, grid: Grid, axis: int, width: float) -> Tensor:
     """(n, k, elements) values along one axis of a bump at each of (n, k) positions."""
     stride, length = grid.stride[axis], grid.spacing[axis]
-    centres = grid.edges(axis, positions.device) + stride / 2
-    distances = (centres - (positions.unsqueeze(-1) + 0.5)) * length
+    distances = (grid.centres(axis, positions.device) - (positions.unsqueeze(-1) + 0.5)) * length
     return torch.exp(-0.5 * (distances / max(width, 0.5 * stride * length)) ** 2)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from promptseg.evaluation.metrics import confusion_counts, mask_dice
+from promptseg.evaluation.summary import mean_of_defined
 from promptseg.inference_plan import PostProcessing
 from promptseg.io.images import read_segmentation
 from promptseg.parallel import map_cases
@@ -50,9 +52,7 @@ def choose_postprocessing(
             steps[label] = tried[chosen]
     by_value = {labels[label]: of_label for label, of_label in steps.items()}
     after = _over_cases(_dice_after, rows, list(labels.values()), by_value, processes=processes)
-    with np.errstate(all="ignore"):
-        mean = float(np.nanmean([mean_of_defined(column) for column in np.array(after).T]))
-    return steps, choices, mean
+    return steps, choices, mean_of_defined([mean_of_defined(dice) for dice in np.transpose(after)])
 
 
 def cross_validated_choice(dice: np.ndarray, parts: int = PARTS) -> tuple[int, float]:
@@ -118,7 +118,7 @@ def _dice_of_options(
         dice = []
         for steps in options[label]:
             new = postprocessed(mask, geometry.spacing, steps) & ~others
-            dice.append(_dice(new, target, empty=1.0))
+            dice.append(float(np.nan_to_num(mask_dice(new, target), nan=1.0)))
         found[label] = dice
     return found
 
@@ -130,15 +130,4 @@ def _dice_after(
     prediction, geometry = read_segmentation(Path(files[1]))
     reference, _ = read_segmentation(Path(files[2]))
     new = postprocess(prediction, geometry.spacing, steps)
-    return [_dice(new == value, reference == value, empty=np.nan) for value in values]
-
-
-def _dice(mask: np.ndarray, target: np.ndarray, *, empty: float) -> float:
-    total = int(mask.sum()) + int(target.sum())
-    return 2 * int((mask & target).sum()) / total if total else empty
-
-
-def mean_of_defined(values: Sequence[float]) -> float:
-    """The mean of the values that are not NaN; NaN if there are none."""
-    defined = [value for value in values if not np.isnan(value)]
-    return float(np.mean(defined)) if defined else float("nan")
+    return [counts.dice for counts in confusion_counts(reference, new, values).values()]

@@ -14,17 +14,19 @@ from typing import Any
 import numpy as np
 
 from promptseg.evaluation.evaluate import evaluate_folders
+from promptseg.evaluation.summary import mean_of_defined
 from promptseg.files import read_json
 from promptseg.folders import Folders, find_dataset_folder
 from promptseg.inference.batch.predict_files import predict_cases
 from promptseg.inference.load import load_predictor
 from promptseg.inference_plan import InferencePlan
-from promptseg.pipeline.choose_postprocessing import choose_postprocessing, mean_of_defined
+from promptseg.pipeline.choose_postprocessing import choose_postprocessing
 from promptseg.pipeline.validate_fold import (
     held_out_prompts,
     is_validated,
     raw_validation_cases,
 )
+from promptseg.plans import load_plans
 from promptseg.tables import aligned
 from promptseg.training.fold import load_fold
 from promptseg.words import some
@@ -92,15 +94,15 @@ def find_best(
     planned = find_dataset_folder(folders.preprocessed, dataset, "run promptseg_plan first")
     trained = _validated(results, trainers)
     chosen = _common_folds(trained, folds)
-    candidates = []
-    for models in _combinations(list(trained), ensembles):
-        if len(models) > 1 and len({_plans_name(name) for name in models}) > 1:
-            log.info("no ensemble of %s: their plans differ", " and ".join(models))
-            continue
-        summaries = [_summary(results, planned, models, fold, device) for fold in chosen]
+    candidates = [
+        Candidate.of((name,), [_validation(results, planned, name, fold) for fold in chosen])
+        for name in trained
+    ]
+    for models in _ensembles(list(trained)) if ensembles else ():
+        summaries = [_of_ensemble(results, planned, models, fold, device) for fold in chosen]
         candidates.append(Candidate.of(models, summaries))
     best = max(candidates, key=lambda c: (c.dice, -len(c.models)))  # of equal ones the smallest
-    labels = read_json(results / best.models[0] / "plans.json")["labels"]
+    labels = load_plans(results / best.models[0] / "plans.json").labels
     steps, choices, after = choose_postprocessing(best.rows, labels, processes)
     plan = InferencePlan(
         models=best.models,
@@ -174,39 +176,46 @@ def _common_folds(trained: Mapping[str, list[str]], folds: Sequence[str] | None)
     return wanted
 
 
-def _combinations(models: list[str], ensembles: bool) -> list[tuple[str, ...]]:
-    """Each model, and with ensembles all pairs and all together."""
-    combined = [(name,) for name in models]
-    if ensembles:
-        combined += itertools.combinations(models, 2)
-        combined += [tuple(models)] * (len(models) > 2)
-    return combined
+def _ensembles(models: list[str]) -> list[tuple[str, ...]]:
+    """All pairs, and all together, of the same plans; says which are left out."""
+    combined = [*itertools.combinations(models, 2), *[tuple(models)] * (len(models) > 2)]
+    alike = [of for of in combined if len({_plans_name(name) for name in of}) == 1]
+    for names in combined:
+        if names not in alike:
+            log.info("no ensemble of %s: their plans differ", " and ".join(names))
+    return alike
 
 
 def _plans_name(model: str) -> str:
     return model.split("__")[1]
 
 
-def _summary(
-    results: Path, planned: Path, models: tuple[str, ...], fold: str, device: str | None
-) -> dict[str, Any]:
-    """The evaluation of a fold's validation cases; those of an ensemble are predicted first.
+def _validation(results: Path, planned: Path, name: str, fold: str) -> dict[str, Any]:
+    """The evaluation of a model's fold that its training made.
 
     Raises:
-        ValueError: if the fold's cases are not those that were validated.
-        RuntimeError: naming cases that an ensemble could not predict.
+        ValueError: if the cases that were validated are not the fold's.
+    """
+    cases = load_fold(planned, _plans_name(name), fold).validation_cases
+    summary = read_json(results / name / f"fold_{fold}" / "validation" / "summary.json")
+    validated = {row["case"] for row in summary["metric_per_case"]}
+    if validated != set(cases):
+        raise ValueError(
+            f"{results / name}, fold {fold}: {len(validated)} cases were validated, which are not "
+            f"the {len(cases)} of splits_final.json; train the fold again"
+        )
+    return summary
+
+
+def _of_ensemble(
+    results: Path, planned: Path, models: tuple[str, ...], fold: str, device: str | None
+) -> dict[str, Any]:
+    """The evaluation of an ensemble, which predicts a fold's validation cases first.
+
+    Raises:
+        RuntimeError: naming the report of cases that it could not predict.
     """
     of_fold = load_fold(planned, _plans_name(models[0]), fold)
-    for name in models:
-        summary = read_json(results / name / f"fold_{fold}" / "validation" / "summary.json")
-        cases = {row["case"] for row in summary["metric_per_case"]}
-        if cases != set(of_fold.validation_cases):
-            raise ValueError(
-                f"{results / name}, fold {fold}: {len(cases)} cases were validated, which are not "
-                f"the {len(of_fold.validation_cases)} of splits_final.json; train the fold again"
-            )
-    if len(models) == 1:
-        return summary
     log.info("fold %s of the ensemble %s", fold, " + ".join(models))
     output = results / ENSEMBLES / "+".join(models) / f"fold_{fold}"
     shutil.rmtree(output, ignore_errors=True)
@@ -230,6 +239,5 @@ def _mean_dice(rows: Sequence[Mapping[str, Any]]) -> float:
     by_label = defaultdict(list)
     for row in rows:
         for label, metrics in row["metrics"].items():
-            dice = metrics["Dice"]
-            by_label[label].append(np.nan if dice is None else dice)
-    return float(np.nanmean([mean_of_defined(column) for column in by_label.values()]))
+            by_label[label].append(np.nan if metrics["Dice"] is None else metrics["Dice"])
+    return mean_of_defined([mean_of_defined(dice) for dice in by_label.values()])

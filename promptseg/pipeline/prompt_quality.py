@@ -14,6 +14,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from promptseg.boxes import mask_box
+from promptseg.evaluation.metrics import mask_dice
 from promptseg.inference.predictor import Predictor
 from promptseg.inference.session import Session
 from promptseg.io.dataset import RawCase
@@ -152,7 +153,7 @@ def correct(
         clicks: number of clicks; fewer where the mask is right before.
         into: what is measured is added here.
     """
-    scores = [_dice(session.mask, target)]
+    scores = [mask_dice(session.mask, target)]
     into.ious.append((session.predicted_iou, _iou(scores[-1])))
     for _ in range(clicks):
         click = error_click(session.mask, target)
@@ -168,7 +169,7 @@ def correct(
         if box is not None:
             offsets = (np.argwhere(mask != before) - point) * np.asarray(spacing)
             into.distances.append(float(np.linalg.norm(offsets, axis=1).mean()))
-        scores.append(_dice(mask, target))
+        scores.append(mask_dice(mask, target))
         into.ious.append((session.predicted_iou, _iou(scores[-1])))
     into.dice.append(scores)
 
@@ -199,12 +200,6 @@ def _in_numbers(measured: Measured) -> dict[str, Any]:
         "clicked_right": float(np.mean(right)) if right else float("nan"),
         "iou_rank_correlation": rank_correlation(measured.ious),
     }
-
-
-def _dice(mask: np.ndarray, target: np.ndarray) -> float:
-    """Dice of two (z, y, x) bool masks, the second one with a voxel or more."""
-    total = np.count_nonzero(mask) + np.count_nonzero(target)
-    return 2 * np.count_nonzero(mask & target) / total
 
 
 def _iou(dice: float) -> float:

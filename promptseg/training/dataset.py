@@ -57,15 +57,8 @@ class Batch:
         return [np.random.default_rng([*self.seed, number]) for number in numbers]
 
     def to(self, device: str | torch.device) -> Batch:
-        return Batch(
-            image=self.image.to(device),
-            segmentation=self.segmentation.to(device),
-            prompts=self.prompts.to(device),
-            targets=self.targets.to(device),
-            seed=self.seed,
-            first_query=self.first_query,
-            is_answered=self.is_answered,
-        )
+        moving = ("image", "segmentation", "prompts", "targets")
+        return replace(self, **{name: getattr(self, name).to(device) for name in moving})
 
 
 def make_batch(

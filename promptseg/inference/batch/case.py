@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from promptseg.inference.decoder import PreparedImage
-from promptseg.inference.load import load_predictor
+from promptseg.inference.load import ModelFolders, load_predictor
 from promptseg.inference.options import PredictionOptions
 from promptseg.inference.predictor import Predictor
 from promptseg.inference.results import (
@@ -33,7 +33,6 @@ KEPT_ENCODINGS = 4  # of patches; an image is segmented once, mostly patch after
 
 # Called with the outcome of a case: its report entry and None, or None and the exception.
 Done = Callable[[RawCase, dict[str, Any] | None, Exception | None], None]
-ModelFolders = Path | str | Sequence[Path | str]  # a folder or zip file, or several: an ensemble
 
 
 def load_for_files(model: ModelFolders, options: PredictionOptions) -> Predictor:
@@ -62,7 +61,6 @@ class ReadCase:
         prompts: by label, in raw voxels; labels without an entry have none.
         automatic: those of the labels that a person gave nothing for, where automatic prompts
             were asked for.
-        by_person: labels that a person gave prompts for.
     """
 
     image: PreparedImage
@@ -70,7 +68,11 @@ class ReadCase:
     labels: list[str]
     prompts: dict[str, Prompts]
     automatic: list[str]
-    by_person: list[str]
+
+    def is_prompted_by_person(self, label: str) -> bool:
+        """Whether a person gave prompts for a label."""
+        prompted = label in self.prompts and not self.prompts[label].is_empty
+        return prompted and label not in self.automatic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,20 +100,14 @@ class CaseSteps:
         prepared, geometry = self.predictor.prepare_files(case.images)
         prompts = self._given(case.case_id, geometry)
         labels, automatic = list(self.predictor.plans.labels), []
-        by_person = [name for name, given in prompts.items() if not given.is_empty]
         if strategy := self.options.auto_prompt:
-            automatic = [name for name in labels if name not in by_person]
+            automatic = [name for name in labels if name not in prompts or prompts[name].is_empty]
             labels += [name for name in prompts if name not in labels]
             prompts |= self.predictor.proposer.propose(prepared, automatic, strategy)
         elif prompts or self.from_file is not None:
             labels = list(prompts)
         return ReadCase(
-            image=prepared,
-            geometry=geometry,
-            labels=labels,
-            prompts=prompts,
-            automatic=automatic,
-            by_person=by_person,
+            image=prepared, geometry=geometry, labels=labels, prompts=prompts, automatic=automatic
         )
 
     def segment(self, case: RawCase, read: ReadCase) -> tuple[Prediction, Geometry]:
@@ -127,7 +123,7 @@ class CaseSteps:
         steps = {
             label: of_label
             for label, of_label in (self.options.postprocessing or {}).items()
-            if label in read.labels and label not in read.by_person
+            if label in read.labels and not read.is_prompted_by_person(label)
         }
         if steps:
             values, spacing = predictor.plans.labels, read.geometry.spacing

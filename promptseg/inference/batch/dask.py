@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptseg.inference.batch.case import CaseSteps, Done, ModelFolders, load_for_files
+from promptseg.inference.batch.case import CaseSteps, Done, load_for_files
+from promptseg.inference.load import ModelFolders, model_folders
 from promptseg.inference.options import PredictionOptions
 from promptseg.inference.predictor import Predictor
 from promptseg.io.dataset import RawCase
@@ -46,10 +47,9 @@ class ClusterJob:
     @classmethod
     def of(cls, model: ModelFolders, output: Path, options: PredictionOptions) -> ClusterJob:
         """A new run."""
-        models = [model] if isinstance(model, (str, Path)) else model
         initial = None if options.initial is None else Path(options.initial).absolute()
         return cls(
-            models=tuple(Path(one).absolute() for one in models),
+            models=tuple(folder.absolute() for folder in model_folders(model)),
             output=output.absolute(),
             options=replace(options, initial=initial),
             run=uuid.uuid4().hex,

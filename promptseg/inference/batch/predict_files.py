@@ -17,7 +17,6 @@ from promptseg.files import replacing
 from promptseg.inference.batch.case import (
     CaseSteps,
     Done,
-    ModelFolders,
     failure,
     load_for_files,
     target,
@@ -26,7 +25,7 @@ from promptseg.inference.batch.dask import ClusterJob, connect, predict_on_clust
 from promptseg.inference.batch.report import Report, write_review_list
 from promptseg.inference.batch.stages import overlapped
 from promptseg.inference.decoder import PreparedImage
-from promptseg.inference.load import opened_model
+from promptseg.inference.load import ModelFolders, model_folders, opened_model
 from promptseg.inference.options import PredictionOptions, check_for_loaded
 from promptseg.inference.predictor import Predictor, is_windowed
 from promptseg.inference.results import Prediction, probabilities_file
@@ -293,8 +292,7 @@ def _predict(
 
 def _keep_dataset_json(model: ModelFolders, output: Path) -> None:
     """Copy the names of the labels, for the evaluation and for later readers of the folder."""
-    first = model if isinstance(model, (str, Path)) else model[0]
-    with opened_model(Path(first), endings=(".json",)) as opened:
+    with opened_model(model_folders(model)[0], endings=(".json",)) as opened:
         if (source := opened / "dataset.json").is_file():
             with replacing(output / "dataset.json") as temporary:
                 temporary.write_bytes(source.read_bytes())
