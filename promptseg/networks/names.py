@@ -50,9 +50,10 @@ class NameMatch(nn.Module):
 
         Args:
             names: (n, labels, z', y', x') probabilities.
-            there: (n, z', y', x') fractions inside the mask before, or else the box.
-            kinds: (n, 2) 0 or 1, whether there is a box, and a mask before.
-            clicks: (n, 2, z', y', x') maps of foreground and background clicks.
+            there: (n, z', y', x') fractions inside the box, or else the mask before.
+            kinds: (n, 2) 0 or 1, whether it is a box, or a mask.
+            clicks: (n, 2, z', y', x') maps of foreground and background clicks; zeros where
+                they correct a mask.
 
         Returns:
             (n, labels) weights; what they lack to 1 is the weight of no label.

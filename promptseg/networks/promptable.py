@@ -173,20 +173,25 @@ class PromptableNetwork(nn.Module):
     def meant_labels(self, encoding: Encoding, prompts: PromptBatch) -> Tensor:
         """(n, labels) weights of the labels that prompts without a name may mean.
 
-        What they lack to 1 is the weight of an object that is none of the labels.
+        What they lack to 1 is the weight of an object that is none of the labels. The first prompts
+        tell. Clicks that correct a mask say where that is wrong, and not that something else was
+        meant: a click where the names err would else replace a whole mask by the neighbour's.
         """
         grid = Grid(
             shape=tuple(encoding.names.shape[2:]), stride=tuple(self.stride), spacing=self.spacing
         )
-        there = box_maps(prompts.boxes, grid) * prompts.has_box[:, None, None, None]
+        has_box, has_previous = prompts.has_box, prompts.has_previous
+        is_mask = has_previous & ~has_box  # what a mask is of; a box was there before it
+        there = box_maps(prompts.boxes, grid) * has_box[:, None, None, None]
         if prompts.previous is not None:
             before = resized(prompts.previous[:, None].float().sigmoid(), grid.shape)[:, 0]
-            there = torch.where(prompts.has_previous[:, None, None, None], before, there)
+            there = torch.where(is_mask[:, None, None, None], before, there)
         clicks = click_maps(prompts.points, prompts.point_labels, grid, COARSE_WIDTHS[:1])
         if prompts.regions is not None:
             drawn = resized(prompts.regions[:, None].clamp(min=0), grid.shape)
             clicks = torch.cat([torch.maximum(clicks[:, :1], drawn), clicks[:, 1:]], dim=1)
-        kinds = torch.stack([prompts.has_box, prompts.has_previous], dim=1)
+        clicks = clicks * ~has_previous[:, None, None, None, None]
+        kinds = torch.stack([has_box, is_mask], dim=1)
         probabilities = encoding.names[prompts.image_index, 1:].detach().exp()
         return self.name_match(probabilities, there, kinds, clicks)
 

@@ -359,6 +359,21 @@ def test_a_ring_extends_as_far_as_its_box_and_what_it_encloses_does_not():
     assert float(disc) == pytest.approx(0.9 * ((4 * 0.9 + 4 * 0.01) / 8.04) ** 2)
 
 
+@pytest.mark.parametrize("first", [{"box": BOX}, {}])
+def test_clicks_tell_what_is_meant_until_there_is_a_mask_to_correct(network, encoding, first):
+    def meant(**given):
+        return network.meant_labels(encoding, batch_queries([Query(**first, **given)]))
+
+    clicks = points(4, 3)
+    assert (meant() - meant(**clicks)).abs().max() > 1e-4
+    corrected = meant(previous=PREVIOUS, **clicks)
+    torch.testing.assert_close(corrected, meant(previous=PREVIOUS))
+    if first:  # the mask is an answer to the box
+        torch.testing.assert_close(corrected, meant())
+    else:
+        assert (corrected - meant()).abs().max() > 1e-4
+
+
 def test_what_is_likely_becomes_nearly_certain():
     # none 1/4, 1/2 and 1/4: their cubes are as 1, 8 and 1
     weights = decided(torch.tensor([[0.5, 0.25], [0.0, 0.0], [0.5, 0.5]]))
