@@ -34,13 +34,13 @@ import numpy as np
 import torch
 
 from promptseg.inference.predictor import Predictor
-from promptseg.networks.cost_table import plans_for_cost
 from promptseg.networks.device import choose_device
 from promptseg.networks.encoders import ENCODERS
 from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
 from promptseg.networks.promptable import PromptableNetwork, build_network
 from promptseg.plans import Plans
 from promptseg.tables import markdown_row, markdown_table
+from promptseg.training.cost_table import plans_for_cost
 
 LABELS, BAR = 20, 3.0
 PATCHES = {  # patch size and stride, zyx: of the hippocampus plans, and of a CT's

@@ -81,6 +81,7 @@ def measure_alone(trainer: str, args: argparse.Namespace) -> dict[str, Any]:
     from ready_trainer import ready_trainer
 
     from promptseg.networks.cost import network_cost
+    from promptseg.training.cost import step_cost
 
     source = find_dataset_folder(args.preprocessed, args.dataset, "promptseg_plan makes it")
     with ready_trainer(source, args.plans_name, trainer) as (run, steps):
@@ -97,6 +98,7 @@ def measure_alone(trainer: str, args: argparse.Namespace) -> dict[str, Any]:
         "stride": plans.stride,
         "batch_size": plans.batch_size,
         **vars(network_cost(plans, run.encoder)),
+        "training_bytes": step_cost(plans, run.encoder, run.settings).bytes,
         "seconds_a_step": statistics.median(taken[WARM_UP:]),
         "seconds_a_step_all": taken[WARM_UP:],
         "device": run.options.device,

@@ -12,6 +12,7 @@ from promptseg.files import read_json, write_json
 
 PLANS_FORMAT = 1
 DEFAULT_PLANS_NAME = "PromptSegPlans"
+DEFAULT_TRAINER = "UNetTrainer"
 PRESETS = ("none", "segvol")  # see presets.py
 KEEPING_SPACING = ("segvol",)  # presets that leave every image on its own voxels
 NORMALIZATIONS = ("window", "percentiles", "foreground")
@@ -51,6 +52,7 @@ class Plans:
         dataset_name: `Dataset004_Hippocampus`.
         plans_name: the file's name without `.json`; several plans of one dataset can coexist.
         size: encoder size, `tiny`, `small` or `base`.
+        trainer: trainer that `promptseg_train` takes unless told otherwise.
         preset: `segvol` for the patch, stride and network of SegVol's released weights; `none`
             where the rules decide. Plans written before there were presets have none.
         channel_names: as in dataset.json.
@@ -66,6 +68,8 @@ class Plans:
         labels: foreground names to values, ordered by value.
         auto_prompts: for each label the strategies that were tried, what they measured, and the
             one chosen.
+        estimate: what training with `trainer` takes: on which `machine`, bytes at the peak as
+            `memory`, and `seconds` of a step, None on a GPU. Plans made before have none.
         reasons: for each rule, why it chose what it chose.
     """
 
@@ -73,6 +77,7 @@ class Plans:
     dataset_name: str
     plans_name: str = DEFAULT_PLANS_NAME
     size: str
+    trainer: str = DEFAULT_TRAINER
     preset: str = "none"
     channel_names: tuple[str, ...]
     modalities: tuple[str, ...]
@@ -85,6 +90,7 @@ class Plans:
     batch_size: int
     labels: dict[str, int]
     auto_prompts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    estimate: dict[str, Any] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -117,7 +123,7 @@ class Plans:
                 f"{PLANS_FORMAT}; run promptseg_plan again"
             )
         content = {_FORMER_NAMES.get(name, name): value for name, value in content.items()}
-        content = {"preset": "none", "finest_stride": [1, 1, 1], **content}
+        content = {**_FORMERLY, **content}
         names = {f.name for f in fields(cls)}
         if missing := sorted(names - set(content)):
             raise ValueError(f"{source}: missing {', '.join(missing)}; run promptseg_plan again")
@@ -149,6 +155,12 @@ class Plans:
 
 
 _FORMER_NAMES = {"window": "patch_size"}  # of fields, in earlier plans
+_FORMERLY = {  # fields that earlier plans lack
+    "preset": "none",
+    "finest_stride": [1, 1, 1],
+    "trainer": DEFAULT_TRAINER,
+    "estimate": {},
+}
 _OF_EACH_CHANNEL = ("channel_names", "modalities", "normalizations")
 
 
@@ -185,6 +197,7 @@ _FORMS = {  # field: its check, and what to expect in words
     "dataset_name": _NAME,
     "plans_name": _NAME,
     "size": _NAME,
+    "trainer": _NAME,
     "preset": (lambda v: v in PRESETS, f"one of {', '.join(PRESETS)}"),
     "channel_names": _NAMES,
     "modalities": _NAMES,
@@ -197,6 +210,7 @@ _FORMS = {  # field: its check, and what to expect in words
     "batch_size": (_is_count, "a positive whole number"),
     "labels": (_are_labels, "names with different positive whole numbers"),
     "auto_prompts": _OBJECT,
+    "estimate": _OBJECT,
     "reasons": _OBJECT,
 }
 

@@ -27,6 +27,7 @@ class Preset(ABC):
         name: as in plans.
         title: names the preset's weights in messages.
         encoder: the only encoder that its network has.
+        trainer: the trainer of that encoder.
         size: the encoder's size.
         patch_size: voxels, zyx.
         stride: voxels, zyx, of one token.
@@ -38,6 +39,7 @@ class Preset(ABC):
     name: str
     title: str
     encoder: str
+    trainer: str
     size: str
     patch_size: tuple[int, int, int]
     stride: tuple[int, int, int]

@@ -37,7 +37,7 @@ def roots(tmp_path_factory):
     stages = {name: str(root / name) for name in ("raw", "preprocessed", "results")}
     flags = {name: [f"--{name}", path] for name, path in stages.items()}
     assert plan.main(["-d", "4", *flags["raw"], *flags["preprocessed"]]) == 0
-    training = ["-d", "4", "-tr", "UNetTrainer", "-f", "all", "--epochs", "4", "--iterations", "25"]
+    training = ["-d", "4", "-f", "all", "--epochs", "4", "--iterations", "25"]
     assert train.main([*training, *flags["preprocessed"], *flags["results"]]) == 0
     return root
 

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-device",
         default="cpu",
-        help="device on which memory is measured, such as cuda (default: cpu)",
+        help="device on which the memory of prediction is measured (default: cpu)",
     )
     add_import(parser)
     add_folders(parser, "preprocessed")
@@ -60,9 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from promptseg.folders import find_dataset_folder
-    from promptseg.networks.cost_table import cost_table, plans_for_cost
     from promptseg.networks.device import choose_device
     from promptseg.plans import load_plans
+    from promptseg.training.cost_table import cost_table, plans_for_cost
     from promptseg.training.trainers import TRAINERS
 
     own = {name: getattr(args, name) for name in ("patch_size", "stride", "size")}

@@ -29,7 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--size",
         choices=("tiny", "small", "base"),
-        help="encoder size (default: tiny, or base with --preset segvol)",
+        help="encoder size (default: the largest that fits the machine, without a GPU tiny; base "
+        "with --preset segvol)",
+    )
+    parser.add_argument(
+        "--memory",
+        metavar="GB",
+        help="what training will have: a GPU's memory such as 8GB or 24GB, or cpu for this "
+        "computer without its GPU (default: what is there)",
     )
     parser.add_argument(
         "--preset",
@@ -70,6 +77,7 @@ def _planned(dataset: str, args: argparse.Namespace, workers: Workers) -> int:
             dataset,
             folders_of(args),
             size=args.size,
+            memory=args.memory,
             preset=args.preset,
             plans_name=args.plans_name,
             processes=workers,
@@ -82,7 +90,8 @@ def _planned(dataset: str, args: argparse.Namespace, workers: Workers) -> int:
     print(f"\n{plans.dataset_name}: {result.folder / (plans.plans_name + '.json')}")
     spacing = rounded(plans.spacing, digits=4)
     print(f"  spacing {spacing} mm, median shape {plans.median_shape} (zyx)")
-    print(f"  patch {plans.patch_size}, stride {plans.stride}, batch size {plans.batch_size}")
+    patch = f"patch {plans.patch_size}, stride {plans.stride}, batch size {plans.batch_size}"
+    print(f"  size {plans.size}, {patch}")
     for rule, reason in plans.reasons.items():
         print(f"  {rule}: {reason}")
     print(result.auto_prompt_table)

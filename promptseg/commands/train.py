@@ -46,8 +46,7 @@ def _add_task(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-tr",
         "--trainer",
-        default=TrainingRequest.trainer,
-        help="name of the trainer (default: %(default)s)",
+        help="name of the trainer (default: the one that the plans name)",
     )
     parser.add_argument(
         "-f",
@@ -224,7 +223,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _list_trainers() -> int:
-    from promptseg.networks.cost_table import plans_for_cost, trainer_table
+    from promptseg.training.cost_table import plans_for_cost, trainer_table
     from promptseg.training.trainers import TRAINERS
 
     print(trainer_table(plans_for_cost(), {name: TRAINERS.get(name).encoder for name in TRAINERS}))

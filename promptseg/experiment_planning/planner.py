@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from promptseg.experiment_planning.auto_prompt_cases import (
     FitCase,
@@ -21,20 +20,14 @@ from promptseg.experiment_planning.auto_prompt_cases import (
 )
 from promptseg.experiment_planning.auto_prompt_fit import fit_auto_prompts
 from promptseg.experiment_planning.examine import examine_dataset
-from promptseg.experiment_planning.fingerprint import (
-    HU_EDGES,
-    Fingerprint,
-    save_fingerprint,
-)
+from promptseg.experiment_planning.fingerprint import save_fingerprint
 from promptseg.experiment_planning.integrity import Problem, report
-from promptseg.experiment_planning.rules import (
-    BUDGETS,
-    PatchPlan,
-    choose_ct_window,
-    labelled_extent,
-    plan_patch,
-    target_spacing,
+from promptseg.experiment_planning.make_plans import (
+    choose_normalizations,
+    make_plans,
+    normalization_by_name,
 )
+from promptseg.experiment_planning.rules import BUDGETS, Budget
 from promptseg.files import replacing, write_json
 from promptseg.folders import Folders, find_dataset_folder
 from promptseg.io.dataset import RawCase, RawDataset, case_groups, read_raw_dataset
@@ -42,18 +35,16 @@ from promptseg.io.images import file_ending
 from promptseg.parallel import Workers, map_cases
 from promptseg.plans import (
     DEFAULT_PLANS_NAME,
-    KEEPING_SPACING,
-    Normalization,
     Plans,
     remove_other_plans,
     save_plans,
 )
 from promptseg.preprocessing.dataset import PreprocessedDataset, remove_case
-from promptseg.preprocessing.modality import declared_modality, looks_windowed
-from promptseg.preprocessing.normalize import ct_window, keep_windowed, percentile_clipping
 from promptseg.preprocessing.preprocess import preprocess_and_summarize, preprocess_dataset
-from promptseg.preprocessing.resample import resampled_shape
 from promptseg.presets import find_preset
+
+if TYPE_CHECKING:
+    from promptseg.experiment_planning.machine import Machine
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +86,7 @@ def plan_dataset(
     folders: Folders,
     *,
     size: str | None = None,
+    memory: str | None = None,
     preset: str = "none",
     plans_name: str = DEFAULT_PLANS_NAME,
     processes: int | Workers = 2,
@@ -105,7 +97,9 @@ def plan_dataset(
     Args:
         dataset: number or full name of a folder under `folders.raw`.
         folders: the three roots.
-        size: encoder size: `tiny` (the default), `small` or `base`.
+        size: encoder size: `tiny`, `small` or `base`; None for the largest that fits the machine,
+            without a GPU for `tiny`.
+        memory: of the machine to train on, see `find_machine`; None for this one.
         preset: `segvol` for the patch size, stride, normalization and network of SegVol's released
             weights, which have size `base`; `none` to follow the rules.
         plans_name: name of the plans file; choose another to keep plans side by side.
@@ -119,9 +113,13 @@ def plan_dataset(
     Raises:
         FileNotFoundError: if the dataset is not there.
         BrokenDatasetError: listing every broken case, unless `skip_broken` and others are left.
-        ValueError: for an unknown size or preset, or a preset that does not fit size or images.
+        ValueError: for an unknown size, memory or preset, or a preset that does not fit size or
+            images.
     """
-    size = checked_size(size, preset)
+    # torch, which takes seconds to load and which the workers do not need
+    from promptseg.experiment_planning.machine import find_machine
+
+    sizes, machine = possible_sizes(size, preset), find_machine(memory)
     raw_folder = find_dataset_folder(
         folders.raw, dataset, "set promptseg_raw or --raw to the folder that has your datasets"
     )
@@ -129,25 +127,28 @@ def plan_dataset(
     own = None if isinstance(processes, Workers) else Workers(processes)
     with own or nullcontext(processes) as workers:
         folder = folders.preprocessed / raw.name
-        return _plan(raw, folder, size, preset, plans_name, workers, skip_broken)
+        return _plan(raw, folder, sizes, machine, preset, plans_name, workers, skip_broken)
 
 
-def checked_size(size: str | None, preset: str) -> str:
-    """The given size or the default one; a ValueError for a size that does not exist or fit."""
+def possible_sizes(size: str | None, preset: str) -> list[str]:
+    """The sizes to choose among, the smallest first.
+
+    Raises:
+        ValueError: for a size that does not exist, or another than the preset's.
+    """
     fixed = find_preset(preset)
-    usual = fixed.size if fixed else "tiny"
-    size = size or usual
-    if size not in BUDGETS:
+    if size is not None and size not in BUDGETS:
         raise ValueError(f"unknown size {size!r}; there are {', '.join(BUDGETS)}")
-    if fixed and size != usual:
-        raise ValueError(f"{fixed.title} have size {usual!r}; leave out the size {size!r}")
-    return size
+    if fixed and size not in (None, fixed.size):
+        raise ValueError(f"{fixed.title} have size {fixed.size!r}; leave out the size {size!r}")
+    return [fixed.size] if fixed else [size] if size else list(BUDGETS)
 
 
 def _plan(
     raw: RawDataset,
     folder: Path,
-    size: str,
+    sizes: Sequence[str],
+    machine: Machine,
     preset: str,
     plans_name: str,
     workers: Workers,
@@ -167,7 +168,10 @@ def _plan(
 
     fingerprint = examination.fingerprint
     normalizations, window_reason = choose_normalizations(fingerprint, preset)
-    plans = make_plans(raw, fingerprint, normalizations, window_reason, size, preset, plans_name)
+    plans_of = partial(
+        make_plans, raw, fingerprint, normalizations, window_reason, preset, plans_name
+    )
+    plans = _fitting(plans_of, sizes, machine, len(cases))
     write_json(folder / "dataset.json", raw.content)
     save_fingerprint(folder, fingerprint)
     data_folder = folder / plans.data_identifier
@@ -188,6 +192,18 @@ def _plan(
         failed=failed,
         auto_prompt_table=fit.table(),
     )
+
+
+def _fitting(
+    plans_of: Callable[[str, Budget], Plans], sizes: Sequence[str], machine: Machine, count: int
+) -> Plans:
+    """The plans of so many cases that fit the machine."""
+    from promptseg.experiment_planning.machine import fit_to_machine
+
+    plans = fit_to_machine(plans_of, sizes, machine, count)
+    if not plans.estimate["fits"]:
+        log.warning("%s", plans.reasons["memory"])
+    return plans
 
 
 def _preprocess(
@@ -223,101 +239,6 @@ def _preprocess(
             raise ValueError(f"case {case.case_id!r}: {error}") from error
         fit_cases[case.case_id] = fit_case
     return failed, fit_cases
-
-
-def normalization_by_name(channel_name: str, preset: str = "none") -> Normalization | None:
-    """A channel's normalization where it follows from the preset or the channel's name alone.
-
-    None where it follows from the intensities of all cases: CT, and names that name no modality.
-    """
-    if fixed := find_preset(preset):
-        return fixed.normalization
-    return None if declared_modality(channel_name) in ("CT", None) else percentile_clipping()
-
-
-def choose_normalizations(
-    fingerprint: Fingerprint, preset: str = "none"
-) -> tuple[tuple[Normalization, ...], str]:
-    """A CT window where a channel is CT, percentile clipping elsewhere, and the reason.
-
-    With a preset every channel has the preset's normalization.
-    """
-    if fixed := find_preset(preset):
-        reason = f"preset {preset}: {fixed.normalization_reason}"
-        return (fixed.normalization,) * len(fingerprint.modalities), reason
-    chosen, reasons = [], []
-    for channel, modality in enumerate(fingerprint.modalities):
-        statistics = [case.channels[channel] for case in fingerprint.cases]
-        if modality == "CT" and looks_windowed(statistics):
-            chosen.append(keep_windowed())
-            reasons.append(f"channel {channel}: CT windowed to 0 to 255 before, kept as it is")
-        elif modality == "CT":
-            name, reason = choose_ct_window(fingerprint.hu_histograms.get(channel, {}), HU_EDGES)
-            chosen.append(ct_window(name))
-            reasons.append(f"channel {channel}: CT window {name!r}, {reason}")
-        else:
-            chosen.append(percentile_clipping())
-            reasons.append(f"channel {channel}: {modality}, clipped to percentiles 0.5 and 99.5")
-    return tuple(chosen), "; ".join(reasons)
-
-
-def make_plans(
-    raw: RawDataset,
-    fingerprint: Fingerprint,
-    normalizations: tuple[Normalization, ...],
-    normalization_reason: str,
-    size: str,
-    preset: str,
-    plans_name: str,
-) -> Plans:
-    """Call the rules in order; reads no file, writes none and fits no automatic prompts."""
-    spacings = np.array([case.spacing for case in fingerprint.cases])
-    shapes = np.array([case.shape for case in fingerprint.cases])
-    spacing, spacing_reason = target_spacing(spacings, shapes)
-    own_voxels = preset in KEEPING_SPACING
-    resampled = [
-        s if own_voxels else resampled_shape(s, sp, spacing)
-        for s, sp in zip(shapes, spacings, strict=True)
-    ]
-    median_shape = tuple(int(n) for n in np.median(resampled, axis=0).round())
-    if own_voxels:
-        spacing_reason += (
-            f"; preset {preset}: only for the record, every image keeps its own voxels"
-        )
-    if fixed := find_preset(preset):
-        patch = PatchPlan(
-            patch_size=fixed.patch_size,
-            finest_stride=(1, 1, 1),
-            stride=fixed.stride,
-            batch_size=BUDGETS[size].batch_size,
-            reason=f"preset {preset}: what the released weights were trained with",
-        )
-    else:
-        boxes = [[label.box for label in case.labels.values()] for case in fingerprint.cases]
-        extent = labelled_extent(boxes, spacings, spacing)
-        patch = plan_patch(median_shape, spacing, BUDGETS[size], extent)
-    return Plans(
-        dataset_name=raw.name,
-        plans_name=plans_name,
-        size=size,
-        preset=preset,
-        channel_names=raw.channel_names,
-        modalities=tuple(fingerprint.modalities),
-        normalizations=normalizations,
-        spacing=spacing,
-        median_shape=median_shape,
-        patch_size=patch.patch_size,
-        stride=patch.stride,
-        finest_stride=patch.finest_stride,
-        batch_size=patch.batch_size,
-        labels=raw.labels,
-        reasons={
-            "modality": "; ".join(fingerprint.modality_sources),
-            "normalization": normalization_reason,
-            "spacing": spacing_reason,
-            "patch_size": patch.reason,
-        },
-    )
 
 
 def remove_other_cases(cases: Sequence[RawCase], folder: Path) -> None:

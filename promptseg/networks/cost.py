@@ -15,13 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from promptseg.networks.mask_decoder import resized
-from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
-from promptseg.networks.promptable import PromptableNetwork, build_network
+from promptseg.networks.prompt_encoder import Query, batch_queries
+from promptseg.networks.promptable import build_network
 from promptseg.plans import Plans
-
-QUERIES_PER_IMAGE = 2  # in the measured training step, and the most rounds that correct them
-ROUNDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +29,6 @@ class NetworkCost:
         parameters: number of parameters of the whole network.
         encode_flops: floating-point operations to encode one patch.
         decode_flops: floating-point operations to decode one query, a label with a box.
-        training_bytes: peak memory of one training step with the plans' batch size, including
-            weights, gradients and optimizer state.
         prediction_bytes: peak memory of encoding one patch and decoding one query, including
             weights.
     """
@@ -43,7 +37,6 @@ class NetworkCost:
     parameters: int
     encode_flops: int
     decode_flops: int
-    training_bytes: int
     prediction_bytes: int
 
 
@@ -54,33 +47,27 @@ def network_cost(plans: Plans, encoder: str, device: str | torch.device = "cpu")
         ValueError: for an unknown encoder, or a size that it does not have.
     """
     network = build_network(plans, encoder).to(device, memory_format=torch.channels_last_3d)
-    image = torch.zeros(
-        plans.batch_size, len(plans.channel_names), *plans.patch_size, device=device
-    )
+    image = torch.zeros(1, len(plans.channel_names), *plans.patch_size, device=device)
     image += torch.linspace(0, 255, plans.patch_size[2], device=device)
-    query = _queries(plans, images=1, each=1).to(device)
+    patch_size = np.asarray(plans.patch_size, float)
+    box = np.stack([patch_size / 4, patch_size * 3 / 4])
+    query = batch_queries([Query(label=0, box=box)]).to(device)
     network.eval()
-    encode_flops = count_flops(lambda: network.encode(image[:1]))
+    encode_flops = count_flops(lambda: network.encode(image))
     with torch.no_grad():
-        encoding = network.encode(image[:1])
+        encoding = network.encode(image)
     decode_flops = count_flops(lambda: network.decode(encoding, query))
 
     @torch.inference_mode()
     def predict() -> None:
-        network(image[:1], query)
+        network(image, query)
 
-    prediction_bytes = peak_bytes(predict, [network, image[:1]], device)
-    prompts = _queries(plans, images=plans.batch_size, each=QUERIES_PER_IMAGE).to(device)
-    network.train()
-    training_bytes = peak_bytes(
-        lambda: _training_step(network, image, prompts), [network, image], device
-    )
+    prediction_bytes = peak_bytes(predict, [network, image], device)
     return NetworkCost(
         encoder_parameters=count_parameters(network.image_encoder),
         parameters=count_parameters(network),
         encode_flops=encode_flops,
         decode_flops=decode_flops,
-        training_bytes=training_bytes,
         prediction_bytes=prediction_bytes,
     )
 
@@ -101,6 +88,45 @@ def count_flops(call: Callable[[], Any]) -> int:
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count:
         call()
     return count.get_total_flops()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """What a call costs.
+
+    Attributes:
+        peak_bytes: see `peak_bytes`.
+        flops: see `count_flops`.
+        written_bytes: of the results of all operations.
+        notes: what had been counted whenever the call noted it, with the memory of the time in
+            place of the peak.
+    """
+
+    peak_bytes: int = 0
+    flops: int = 0
+    written_bytes: int = 0
+    notes: tuple[Counted, ...] = ()
+
+
+def counted(
+    call: Callable[[Callable[[], None]], Any], held: Iterable[nn.Module | Tensor]
+) -> Counted:
+    """Count memory and arithmetic of a call in one go; also of tensors that have no values.
+
+    Args:
+        call: the function to measure; is given a function that makes a note.
+        held: modules and tensors that exist before the call.
+    """
+    notes = []
+    with _LiveTensors() as live, FlopCounterMode(display=False) as count:
+
+        def counted_so_far(memory: int) -> dict[str, int]:
+            flops = count.get_total_flops()
+            return {"peak_bytes": memory, "flops": flops, "written_bytes": live.written}
+
+        live.hold(held)
+        call(lambda: notes.append(Counted(**counted_so_far(live.live))))
+        return Counted(**counted_so_far(live.peak), notes=tuple(notes))
 
 
 def peak_bytes(
@@ -125,10 +151,7 @@ def peak_bytes(
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device)
     with _LiveTensors() as live:
-        for item in held:
-            is_module = isinstance(item, nn.Module)
-            for tensor in [*item.parameters(), *item.buffers()] if is_module else [item]:
-                live.add(tensor)
+        live.hold(held)
         call()
     return live.peak
 
@@ -138,7 +161,7 @@ class _LiveTensors(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = 0
+        self.live = self.peak = self.written = 0
         self._sizes: dict[int, int] = {}  # by the address of the storage object
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -148,6 +171,13 @@ class _LiveTensors(TorchDispatchMode):
                 self.add(leaf)
         return result
 
+    def hold(self, items: Iterable[nn.Module | Tensor]) -> None:
+        for item in items:
+            is_module = isinstance(item, nn.Module)
+            for tensor in [*item.parameters(), *item.buffers()] if is_module else [item]:
+                self.add(tensor)
+        self.written = 0
+
     def add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
@@ -156,36 +186,8 @@ class _LiveTensors(TorchDispatchMode):
         self._sizes[key] = storage.nbytes()
         weakref.finalize(storage, self._free, key)
         self.live += storage.nbytes()
+        self.written += storage.nbytes()
         self.peak = max(self.peak, self.live)
 
     def _free(self, key: int) -> None:
         self.live -= self._sizes.pop(key)
-
-
-def _training_step(network: PromptableNetwork, image: Tensor, prompts: PromptBatch) -> None:
-    """One training step, except for the targets of the loss, which cost little in comparison."""
-    optimizer = torch.optim.AdamW(network.parameters())
-    encoding, loss = network.encode(image), 0.0
-    if encoding.names is not None:
-        loss = loss + resized(encoding.names, image.shape[2:]).log_softmax(dim=1).mean()
-    for _ in range(1 + ROUNDS):
-        logits, iou = network.decode(encoding, prompts)
-        loss = loss + logits.sigmoid().mean() + iou.mean()
-        nothing = [np.zeros((0, 3))] * len(prompts), [np.zeros(0)] * len(prompts)
-        prompts = prompts.corrected(logits, *nothing)
-    loss.backward()
-    optimizer.step()
-    network.zero_grad(set_to_none=True)
-
-
-def _queries(plans: Plans, *, images: int, each: int) -> PromptBatch:
-    """`each` queries per image: a label, and a box around the middle half of the patch."""
-    patch_size = np.asarray(plans.patch_size, float)
-    box = np.stack([patch_size / 4, patch_size * 3 / 4])
-    return batch_queries(
-        [
-            Query(image=image, label=number % len(plans.labels), box=box)
-            for image in range(images)
-            for number in range(each)
-        ]
-    )

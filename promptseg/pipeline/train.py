@@ -58,10 +58,10 @@ def train(
             range, and for a patient in both halves.
     """
     request, options = request or TrainingRequest(), options or RunOptions()
-    trainer_class = TRAINERS.get(request.trainer)
+    fold = _find_fold(dataset, folders, request)
+    trainer_class = TRAINERS.get(request.trainer or fold.plans.trainer)
     options = dataclasses.replace(options, device=join(choose_device(options.device)))
     settings = trainer_class.settings_for(request.recipe_name).replace(**request.overrides())
-    fold = _find_fold(dataset, folders, request)
     model_folder = _model_folder(folders, fold, request)
     fold_folder = model_folder / f"fold_{fold.name}"
     run = trainer_class(
@@ -106,8 +106,8 @@ def check_folds(
         FileExistsError: if any of the folds was trained before, without `resume` or `overwrite`.
     """
     for request in requests:
-        TRAINERS.get(request.trainer)
         fold = _find_fold(dataset, folders, request)
+        TRAINERS.get(request.trainer or fold.plans.trainer)
         if not (options.resume or options.overwrite):
             check_untrained(_model_folder(folders, fold, request) / f"fold_{fold.name}")
 
@@ -119,7 +119,8 @@ def _find_fold(dataset: int | str, folders: Folders, request: TrainingRequest) -
 
 
 def _model_folder(folders: Folders, fold: Fold, request: TrainingRequest) -> Path:
-    return folders.results / fold.source.name / f"{request.trainer}__{request.plans_name}__3d"
+    trainer = request.trainer or fold.plans.trainer
+    return folders.results / fold.source.name / f"{trainer}__{request.plans_name}__3d"
 
 
 def _prepare_model_folder(model_folder: Path, fold: Fold, run: BaseTrainer) -> None:

@@ -101,8 +101,15 @@ class SegVolNetwork(nn.Module):
         embedding = self.image_encoder(image.float() / 255)
         return Encoding(patch_size=self.patch_size, features=embedding)
 
-    def decode(self, encoding: Encoding, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, encoding: Encoding, prompts: PromptBatch, *, whole: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Decode n queries about encoded images.
+
+        Args:
+            encoding: of the images.
+            prompts: n queries.
+            whole: changes nothing; this network answers in the whole patch.
 
         Returns:
             (n, z, y, x) mask logits, of the first mask token as in SegVol, and (n,) predicted IoU

@@ -24,6 +24,7 @@ class SegVolPreset(Preset):
     name = "segvol"
     title = "SegVol's weights"
     encoder = "vit"
+    trainer = "ViTTrainer"
     size = "base"
     patch_size = (32, 256, 256)
     stride = (4, 16, 16)

@@ -19,7 +19,7 @@ class TrainingRequest:
     `teacher`, which may have been moved.
 
     Attributes:
-        trainer: name of a registered trainer.
+        trainer: name of a registered trainer; None for the one that the plans name.
         fold: `0`, `1`, ..., or `all` (every case trains, none validates).
         plans_name: as given to `plan_dataset`.
         group_regex: finds the patient in a case identifier, see `groups_by_regex`; no patient is
@@ -42,7 +42,7 @@ class TrainingRequest:
             that computes in it, else `fp32`.
     """
 
-    trainer: str = "UNetTrainer"
+    trainer: str | None = None
     fold: str | int = "0"
     plans_name: str = DEFAULT_PLANS_NAME
     group_regex: str | None = None

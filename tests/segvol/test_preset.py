@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from promptseg.commands import plan as plan_command
-from promptseg.experiment_planning.planner import checked_size, plan_dataset
+from promptseg.experiment_planning.planner import plan_dataset, possible_sizes
 from promptseg.files import read_json, write_json
 from promptseg.folders import Folders
 from promptseg.inference.load import load_predictor
@@ -106,7 +106,6 @@ def test_plans_of_the_preset_train_and_predict(folders):
     model = train(
         3,
         folders,
-        trainer="ViTTrainer",
         plans_name="Small",
         fold="0",
         epochs=1,
@@ -114,6 +113,7 @@ def test_plans_of_the_preset_train_and_predict(folders):
         processes=0,
     )
 
+    assert model.name == "ViTTrainer__Small__3d"  # as the plans say
     report = read_json(model / "fold_0" / "validation" / "predict_report.json")
     assert report["failed"] == 0 and report["cases"]
     predictor = load_predictor(model, device="cpu")
@@ -128,14 +128,15 @@ def test_plans_of_the_preset_train_and_predict(folders):
 
 
 def test_what_does_not_fit_the_preset_is_refused(tmp_path):
-    assert checked_size(None, "none") == "tiny" and checked_size(None, "segvol") == "base"
-    assert checked_size("small", "none") == "small" and checked_size("base", "segvol") == "base"
+    assert possible_sizes(None, "none") == ["tiny", "small", "base"]
+    assert possible_sizes("small", "none") == ["small"]
+    assert possible_sizes(None, "segvol") == possible_sizes("base", "segvol") == ["base"]
     with pytest.raises(ValueError, match="unknown preset 'sam'; there are none, segvol"):
-        checked_size(None, "sam")
+        possible_sizes(None, "sam")
     with pytest.raises(ValueError, match="SegVol's weights have size 'base'; leave out.*'tiny'"):
-        checked_size("tiny", "segvol")
+        possible_sizes("tiny", "segvol")
     with pytest.raises(ValueError, match="unknown size 'huge'; there are tiny, small, base"):
-        checked_size("huge", "segvol")
+        possible_sizes("huge", "segvol")
     write_raw_dataset(tmp_path / "raw", 2, "Two", cases=2, channels=2, modality="MRI")
     roots = Folders(raw=tmp_path / "raw", preprocessed=tmp_path / "p", results=tmp_path / "r")
     with pytest.raises(

@@ -11,13 +11,16 @@ from promptseg.networks.encoders import ENCODERS
 from promptseg.networks.promptable import build_network
 from promptseg.plans import Normalization, Plans
 from promptseg.tables import aligned
+from promptseg.training.cost import step_cost
+from promptseg.training.settings import TrainingSettings
 
 DEFAULT_PATCH_SIZE, DEFAULT_STRIDE = (40, 56, 40), (8, 8, 8)  # as planned for hippocampus MR
 
 _NOTES = """
 M: million parameters. GFLOP: convolutions and matrix products for encoding one patch and for
 decoding one query; a multiplication and an addition count as two. MB: peak memory of tensors in
-one training step of a whole batch with AdamW's state, and in predicting one patch."""
+one training step of a whole batch with AdamW's state (counted, with the default settings in fp32),
+and in predicting one patch."""
 
 
 def plans_for_cost(
@@ -54,7 +57,7 @@ def cost_table(
     Args:
         plans: whose patch size, stride, encoder size and batch size are used.
         trainers: the name of each trainer's encoder, by the trainer's name.
-        device: the device on which memory is measured.
+        device: the device on which the memory of prediction is measured.
     """
     titles = ["encoder", "trainers", "encoder M", "network M", "encode GFLOP", "decode GFLOP"]
     rows = [[*titles, "train MB", "predict MB", "description"]]
@@ -88,6 +91,7 @@ def trainer_table(plans: Plans, trainers: Mapping[str, str]) -> str:
 def _cost_cells(plans: Plans, encoder: str, device: str | torch.device) -> list[str]:
     try:
         cost = network_cost(plans, encoder, device)
+        training_bytes = step_cost(plans, encoder, TrainingSettings()).bytes
     except ValueError as error:  # an encoder may lack this size, or not fit this patch size
         return [*["-"] * 6, str(error)]
     return [
@@ -95,7 +99,7 @@ def _cost_cells(plans: Plans, encoder: str, device: str | torch.device) -> list[
         f"{cost.parameters / 1e6:.2f}",
         f"{cost.encode_flops / 1e9:.2f}",
         f"{cost.decode_flops / 1e9:.3f}",
-        f"{cost.training_bytes / 1e6:.0f}",
+        f"{training_bytes / 1e6:.0f}",
         f"{cost.prediction_bytes / 1e6:.0f}",
         _first_sentence(encoder),
     ]
