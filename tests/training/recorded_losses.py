@@ -23,7 +23,7 @@ def recording(trainer, batch):
 def unmoved_by_rounding(network, settings):
     optimizer = make_optimizer(network, settings)
     for group in optimizer.param_groups:
-        group["eps"] = 1e-3
+        group["eps"] = 1e-2
     return optimizer
 
 

@@ -86,10 +86,8 @@ def test_two_processes_have_the_losses_of_one_also_when_they_are_stopped(planned
     expected = np.loadtxt(one / "0.txt")
     assert len(expected) == STEPS and np.ptp(expected) > 0.05
     for rank in range(2):
-        # sums are rounded in another order, and Adam magnifies that a little; where two voxels of
-        # an error are equally deep, rounding decides which is clicked, and the step differs more
-        apart = np.abs(np.loadtxt(two / f"{rank}.txt") / expected - 1)
-        assert np.quantile(apart, 0.8) < 1e-4 and apart.max() < 1e-2, apart
+        # sums are rounded in another order, and Adam magnifies that a little
+        np.testing.assert_allclose(np.loadtxt(two / f"{rank}.txt"), expected, rtol=1e-4)
     alone, shared = weights(one / FOLD), weights(two / FOLD)
     assert alone.keys() == shared.keys()
     # Adam goes by signs: a weight with hardly a gradient goes where rounding sends it, some steps
