@@ -20,6 +20,12 @@ Item = TypeVar("Item")
 _QUEUED = 3  # items per worker: one running, two waiting, so that results do not pile up unread
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 class Workers:
     """Worker processes that several `map_cases` share, so that they start once.
 

@@ -13,6 +13,7 @@ import torch
 
 from promptseg.experiment_planning.rules import BUDGETS, Budget
 from promptseg.networks.device import choose_device
+from promptseg.parallel import cores
 from promptseg.plans import Plans
 from promptseg.presets import preset_of
 from promptseg.training.cost import step_cost
@@ -67,7 +68,6 @@ def find_machine(memory: str | None = None) -> Machine:
     Raises:
         ValueError: for other words.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if memory is None:
         device = torch.device(choose_device()).type
     elif memory.lower() == "cpu":
@@ -76,13 +76,13 @@ def find_machine(memory: str | None = None) -> Machine:
         if not float(match[1]) > 0:
             raise ValueError(f"--memory: expected more than 0 GB, found {memory!r}")
         size = float(match[1]) * GB
-        return Machine(device="cuda", memory=size, cores=cores or 1, precision="bf16")
+        return Machine(device="cuda", memory=size, cores=cores(), precision="bf16")
     else:
         raise ValueError(f"--memory: expected cpu, or a GPU's such as 24GB, found {memory!r}")
     return Machine(
         device=device,
         memory=_memory_of(device),
-        cores=cores or 1,
+        cores=cores(),
         precision=choose_precision(None, device),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +49,7 @@ def network_cost(plans: Plans, encoder: str, device: str | torch.device = "cpu")
     network = build_network(plans, encoder).to(device, memory_format=torch.channels_last_3d)
     image = torch.zeros(1, len(plans.channel_names), *plans.patch_size, device=device)
     image += torch.linspace(0, 255, plans.patch_size[2], device=device)
-    patch_size = np.asarray(plans.patch_size, float)
-    box = np.stack([patch_size / 4, patch_size * 3 / 4])
-    query = batch_queries([Query(label=0, box=box)]).to(device)
+    query = batch_queries([Query(label=0, box=middle_half(plans.patch_size))]).to(device)
     network.eval()
     encode_flops = count_flops(lambda: network.encode(image))
     with torch.no_grad():
@@ -70,6 +68,12 @@ def network_cost(plans: Plans, encoder: str, device: str | torch.device = "cpu")
         decode_flops=decode_flops,
         prediction_bytes=prediction_bytes,
     )
+
+
+def middle_half(patch_size: Sequence[int]) -> np.ndarray:
+    """The (2, 3) box around the middle half of a patch, voxels, zyx; of the queries that count."""
+    patch_size = np.asarray(patch_size, float)
+    return np.stack([patch_size / 4, patch_size * 3 / 4])
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from promptseg.networks.cost import Counted, counted
+from promptseg.networks.cost import Counted, counted, middle_half
 from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
 from promptseg.networks.promptable import build_network
 from promptseg.plans import Plans
@@ -22,7 +22,7 @@ from promptseg.training.optimizer import make_optimizer
 from promptseg.training.precision import MixedPrecision
 from promptseg.training.settings import TrainingSettings
 
-POINTS = 4  # of a query in every round, about as many as a scribble has
+POINTS = 4  # of a query in every round: more than a click, fewer than a scribble
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def _counted(plans_text: str, encoder: str, settings: TrainingSettings, precisio
         few = min(settings.rounds, 1)
         answered = counted(partial(step.answer_prompts, few), step.held)
         others = settings.answer_every - 1 if step.has_names else 0
-        learned = counted(step.learn_names, step.held) if others else Counted()
+        learned = counted(lambda _: step.learn_names(), step.held) if others else Counted()
     # further rounds are like the second answer: what it keeps is kept until the backward pass,
     # which computes twice as much as the answer
     first, second = answered.notes[0], answered.notes[few]
@@ -128,7 +128,7 @@ class Step:
         with self.mixed_precision.autocast(), torch.no_grad():
             self.has_names = network.encode(self.image[:1]).names is not None
 
-    def learn_names(self, note: Callable[[], None]) -> None:
+    def learn_names(self) -> None:
         with self.mixed_precision.autocast():
             encoding = self.network.encode(self.image)
         self._optimize(self.name_loss(encoding.names, self.segmentation))
@@ -164,8 +164,7 @@ def _prompt_loss(logits: Tensor, iou: Tensor, targets: Tensor) -> Tensor:
 
 def _queries(plans: Plans, settings: TrainingSettings) -> PromptBatch:
     """As many queries as a step has, spread over the images: labels with a box."""
-    patch_size = np.asarray(plans.patch_size, float)
-    box = np.stack([patch_size / 4, patch_size * 3 / 4])
+    box = middle_half(plans.patch_size)
     count = max(settings.objects_per_step, plans.batch_size)
     return batch_queries(
         [

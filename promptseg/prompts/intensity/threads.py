@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from promptseg.parallel import cores
+
 WORTH_THREADS = 500_000  # voxels; below, starting threads costs more than they save
 MOST_THREADS = 8  # beyond this the steps wait for memory, not for cores
 
@@ -30,7 +32,5 @@ def map_pieces(function: Callable[[Any], Any], pieces: Iterable[Any], voxels: in
 
 def _cores() -> int:
     """Cores this process may use; `OMP_NUM_THREADS` lowers it, as it does for other libraries."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(cores, int(wanted))) if wanted.isdigit() else cores
+    return max(1, min(cores(), int(wanted))) if wanted.isdigit() else cores()
