@@ -1,8 +1,9 @@
-"""One function over many cases in worker processes, with a progress bar and real errors."""
+"""One function over many cases in worker processes or a cluster, with progress and real errors."""
 
 from __future__ import annotations
 
 import importlib
+import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -10,14 +11,19 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+if TYPE_CHECKING:
+    from distributed import Client
+
 Item = TypeVar("Item")
+log = logging.getLogger(__name__)
 
 _QUEUED = 3  # items per worker: one running, two waiting, so that results do not pile up unread
+_CONNECT_SECONDS = 10
 
 
 def cores() -> int:
@@ -56,7 +62,7 @@ class Workers:
         return self._pool
 
     def start(self, module: str) -> None:
-        """Start them now, importing a module, while this process continues with its own imports."""
+        """Have them import a module now, while this process continues with its own imports."""
         for _ in range(self.processes):
             self.pool.submit(_load, module)
 
@@ -66,6 +72,67 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+
+class ClusterWorkers(Workers):
+    """The workers of a Dask cluster, which must see the same files under the same paths.
+
+    Args:
+        address: of its scheduler, see `connect`. It is left again at the end of the `with` block.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._client = connect(address)
+        self._pool = self._client.get_executor(pure=False)
+
+    @property
+    def processes(self) -> int:
+        """Threads of the workers that are there now; one before the first has come."""
+        return max(1, sum(self._client.nthreads().values()))
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+
+def connect(address: str) -> Client:
+    """A client of the scheduler at an address such as `tcp://host:8786`.
+
+    Raises:
+        ImportError: if Dask is not installed, with what to install.
+        ConnectionError: if no scheduler answers there, with how to start one.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ImportError(
+            f"--dask needs Dask, which is not installed here ({error}); install it on every "
+            f'machine with: pip install "promptseg[dask]"'
+        ) from error
+    try:
+        client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ConnectionError(
+            f"no Dask scheduler at {address!r} ({error}); expected tcp://HOST:PORT of a running "
+            f"`dask scheduler`, with one `dask worker tcp://HOST:PORT --nthreads 1` per machine or "
+            f"GPU"
+        ) from error
+    if not client.scheduler_info()["workers"]:
+        log.warning("no worker has joined the cluster yet; waiting for the first")
+    return client
+
+
+def unfinished(cause: Exception, advice: str = "run the same command again") -> RuntimeError:
+    """The error of a task that did not finish on a cluster, with what to do, in words."""
+    found = f"{type(cause).__name__}: {cause}"
+    if type(cause).__name__ == "KilledWorker":
+        return RuntimeError(
+            f"its workers were lost ({found}); most often they ran out of memory: give each more, "
+            f"and {advice}"
+        )
+    return RuntimeError(
+        f"its task did not finish on the cluster ({found}); the worker's log may say more; then "
+        f"{advice}"
+    )
 
 
 def map_cases(
@@ -169,4 +236,5 @@ def _outcome_of_future(future: Future) -> tuple[Any, Exception | None]:
     except BrokenProcessPool:
         raise
     except Exception as error:
-        return None, error
+        of_cluster = type(error).__module__.startswith("distributed.")
+        return None, unfinished(error) if of_cluster else error

@@ -16,7 +16,7 @@ from promptseg.commands.parsing import (
     print_error,
     run_command,
 )
-from promptseg.parallel import Workers
+from promptseg.parallel import ClusterWorkers, Workers
 from promptseg.words import rounded
 
 
@@ -52,6 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_processes(parser, default=2)
     parser.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="read, preprocess and fit on the workers of a Dask cluster in place of processes; "
+        "tcp://HOST:PORT of its scheduler",
+    )
+    parser.add_argument(
         "--skip-broken",
         action="store_true",
         help="plan without the cases that have problems, instead of stopping",
@@ -62,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    with Workers(args.processes) as workers:
+    with ClusterWorkers(args.dask) if args.dask else Workers(args.processes) as workers:
         workers.start("promptseg.experiment_planning.planner")  # while this process loads it too
         results = [_planned(dataset, args, workers) for dataset in args.dataset]
     return max(results)

@@ -103,8 +103,8 @@ def plan_dataset(
         preset: `segvol` for the patch size, stride, normalization and network of SegVol's released
             weights, which have size `base`; `none` to follow the rules.
         plans_name: name of the plans file; choose another to keep plans side by side.
-        processes: worker processes, or `Workers` that several plannings share; 0 does everything
-            in this one.
+        processes: worker processes, or `Workers` that several plannings share, such as those of a
+            cluster; 0 does everything in this one.
         skip_broken: plan without the cases that have problems.
 
     Returns:
@@ -123,10 +123,10 @@ def plan_dataset(
     raw_folder = find_dataset_folder(
         folders.raw, dataset, "set promptseg_raw or --raw to the folder that has your datasets"
     )
-    raw = read_raw_dataset(raw_folder)
+    raw = read_raw_dataset(raw_folder.absolute())  # as workers elsewhere find it
     own = None if isinstance(processes, Workers) else Workers(processes)
     with own or nullcontext(processes) as workers:
-        folder = folders.preprocessed / raw.name
+        folder = folders.preprocessed.absolute() / raw.name
         return _plan(raw, folder, sizes, machine, preset, plans_name, workers, skip_broken)
 
 

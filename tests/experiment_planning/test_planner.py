@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from promptseg.commands import plan
 from promptseg.experiment_planning import planner
 from promptseg.experiment_planning.planner import (
     BrokenDatasetError,
@@ -21,10 +22,12 @@ from promptseg.folders import Folders
 from promptseg.io import images
 from promptseg.io.dataset import RawCase
 from promptseg.io.images import read_segmentation
+from promptseg.parallel import ClusterWorkers, map_cases
 from promptseg.plans import load_plans, remove_other_plans, save_plans
 from promptseg.preprocessing.dataset import PreprocessedDataset
 from tests.small_plans import small_plans
 from tests.synthetic import write_raw_dataset
+from tests.test_parallel import die
 
 
 @pytest.fixture
@@ -186,3 +189,36 @@ def test_a_case_that_is_gone_before_it_is_reduced_stops_planning_by_name(folders
     with pytest.raises(ValueError, match="case 'case_1': .*case_1_0000.nii.gz"):
         plan_dataset(1, folders, processes=0)
     assert not list(folders.preprocessed.rglob("PromptSegPlans.json"))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as started:
+        yield started.scheduler_address
+
+
+def test_a_cluster_makes_the_same_files_as_one_process(cluster, tmp_path, monkeypatch):
+    write_raw_dataset(tmp_path / "raw", cases=["case_0", "case_1", "case_2", "case_3"])
+    monkeypatch.chdir(tmp_path)  # the workers are in another folder
+    command = ["-d", "1", "--raw", "raw", "--memory", "cpu"]
+    assert plan.main([*command, "--preprocessed", "alone", "-np", "0"]) == 0
+    assert plan.main([*command, "--preprocessed", "shared", "--dask", cluster]) == 0
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    files = sorted(path.relative_to(alone) for path in alone.rglob("*") if path.is_file())
+    assert sorted(p.relative_to(shared) for p in shared.rglob("*") if p.is_file()) == files
+    assert len(files) == 4 + 4 * 4  # dataset.json, fingerprint, plans, boxes; four files a case
+    for file in files:
+        assert (shared / file).read_bytes() == (alone / file).read_bytes(), file
+
+
+def test_a_case_that_kills_its_workers_is_the_only_one_that_fails(cluster):
+    with ClusterWorkers(cluster) as workers:
+        assert workers.processes == 2
+        outcomes = map_cases(die, range(4), processes=workers, description="dying")
+        found = {item: (result, error) for item, result, error in outcomes}
+    assert [found[n] for n in (0, 1, 3)] == [(0, None), (1, None), (3, None)]
+    assert "its workers were lost" in str(found[2][1])

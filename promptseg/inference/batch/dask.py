@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
@@ -16,14 +15,13 @@ from promptseg.inference.load import ModelFolders, model_folders
 from promptseg.inference.options import PredictionOptions
 from promptseg.inference.predictor import Predictor
 from promptseg.io.dataset import RawCase
+from promptseg.parallel import unfinished
 from promptseg.prompts.given import CasePrompts
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-log = logging.getLogger(__name__)
-
-_CONNECT_SECONDS = 10
+_AGAIN = "run the same command with --continue_prediction"
 _one_at_a_time = threading.Lock()  # a predictor holds one image; a worker may have threads
 _loaded: dict[str, Predictor] = {}  # of the latest run, by its identifier
 
@@ -56,30 +54,6 @@ class ClusterJob:
         )
 
 
-def connect(address: str) -> Client:
-    """A client of the scheduler at an address such as `tcp://host:8786`.
-
-    Raises:
-        ImportError: if Dask is not installed, with what to install.
-        ConnectionError: if no scheduler answers there, with how to start one.
-    """
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise ImportError(
-            f"--dask needs Dask, which is not installed here ({error}); install it on every "
-            f'machine with: pip install "promptseg[dask]"'
-        ) from error
-    try:
-        return Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise ConnectionError(
-            f"no Dask scheduler at {address!r} ({error}); expected tcp://HOST:PORT of a running "
-            f"`dask scheduler`, with one `dask worker tcp://HOST:PORT --nthreads 1` per machine or "
-            f"GPU"
-        ) from error
-
-
 def predict_on_cluster(
     client: Client,
     cases: Sequence[RawCase],
@@ -94,14 +68,12 @@ def predict_on_cluster(
     file, so that repeating a case changes nothing.
 
     Args:
-        client: of the scheduler; see `connect`.
+        client: of the scheduler; see `promptseg.parallel.connect`.
         cases: to segment.
         done: called with the outcome of each case, in the order in which cases end.
         job: the run.
         from_file: see `CaseSteps`.
     """
-    if not client.scheduler_info()["workers"]:
-        log.warning("no worker has joined the cluster yet; waiting for the first")
     from distributed import as_completed
 
     running = {}
@@ -113,7 +85,7 @@ def predict_on_cluster(
                 entry, message = task.result()
                 error = None if message is None else RuntimeError(message)
             except Exception as cause:
-                entry, error = None, _in_words(cause)
+                entry, error = None, unfinished(cause, _AGAIN)
             # Dask would repeat a case whose worker is lost while its result is still held.
             task.release()
             done(running.pop(task), entry, error)
@@ -164,18 +136,3 @@ def _predictor(job: ClusterJob) -> Predictor:
             importlib.import_module(module)
         _loaded[job.run] = load_for_files(job.models, job.options)
     return _loaded[job.run]
-
-
-def _in_words(cause: Exception) -> Exception:
-    """The error of a case whose task did not finish; a task returns errors in the case itself."""
-    from distributed.scheduler import KilledWorker
-
-    if isinstance(cause, KilledWorker):
-        return RuntimeError(
-            f"its workers were lost (KilledWorker: {cause}); most often they ran out of memory: "
-            f"give each more, and run the same command with --continue_prediction"
-        )
-    return RuntimeError(
-        f"its task did not finish on the cluster ({type(cause).__name__}: {cause}); the worker's "
-        f"log may say more; then run the same command with --continue_prediction"
-    )

@@ -21,7 +21,7 @@ from promptseg.inference.batch.case import (
     load_for_files,
     target,
 )
-from promptseg.inference.batch.dask import ClusterJob, connect, predict_on_cluster
+from promptseg.inference.batch.dask import ClusterJob, predict_on_cluster
 from promptseg.inference.batch.report import Report, write_review_list
 from promptseg.inference.batch.stages import overlapped
 from promptseg.inference.decoder import PreparedImage
@@ -30,6 +30,7 @@ from promptseg.inference.options import PredictionOptions, check_for_loaded
 from promptseg.inference.predictor import Predictor, is_windowed
 from promptseg.inference.results import Prediction, probabilities_file
 from promptseg.io.dataset import RawCase, cases_in_folder
+from promptseg.parallel import connect
 from promptseg.plans import Normalization, Plans
 from promptseg.preprocessing.normalize import windows_in_words
 from promptseg.prompts.given import CasePrompts

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from promptseg import parallel
 from promptseg.files import read_json
-from promptseg.inference.batch import dask as cluster
 from promptseg.inference.batch.predict_files import predict_files
 from promptseg.io.images import Geometry, read_image, write_image
 from promptseg.prompts.strategies import AUTO_PROMPTERS
@@ -168,15 +168,15 @@ def test_only_workers_need_the_device(model_folder, images, workers, tmp_path):
 
 
 def test_only_lost_workers_are_said_to_be_lost():
-    error = str(cluster._in_words(TypeError("cannot pickle it")))
-    assert "(TypeError: cannot pickle it)" in error and "--continue_prediction" in error
+    error = str(parallel.unfinished(TypeError("cannot pickle it")))
+    assert "(TypeError: cannot pickle it)" in error and "run the same command again" in error
     assert "lost" not in error and "memory" not in error
 
 
 def test_what_is_missing_is_said_before_anything_is_done(
     model_folder, images, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(parallel, "_CONNECT_SECONDS", 0.2)
     for address in ("tcp://127.0.0.1:9", "nowhere:1", "smoke://signals:5"):
         with pytest.raises(
             ConnectionError, match=rf"no Dask scheduler at '{address}'.*dask worker"
