@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from promptseg.networks.prompt_encoder import NO_POINT, Grid, PromptBatch
+
 SURE = 8.0  # largest logit that a name or a mask to correct may begin with
 DECISIVE = 3.0  # exponent of the weights of the labels that a prompt without a name may mean
+AROUND = 5.0  # voxels of the shortest side about a click that tell whether a label is meant
+BALL = [
+    place
+    for place in itertools.product(np.linspace(-AROUND, AROUND, 5).tolist(), repeat=3)
+    if math.hypot(*place) <= AROUND
+]
+ENOUGH = 0.1  # of them on the click's side leave a label possible
+LEAST = 0.1  # what one click leaves of a label
 
 
 class NameHead(nn.Module):
@@ -69,6 +81,36 @@ class NameMatch(nn.Module):
         rated = self.rate(torch.cat([torch.stack(overlaps, 2), at_clicks, flags], dim=2))[:, :, 0]
         nothing = self.no_label.expand(rated.shape[0], 1)
         return torch.cat([nothing, rated], dim=1).softmax(dim=1)[:, 1:]
+
+
+def agreeing(names: Tensor, prompts: PromptBatch, grid: Grid) -> Tensor:
+    """How far clicks leave it possible that each label is meant, 0 to 1.
+
+    About a click that contradicts a label over more than its border, hardly anything of the
+    neighbourhood is on the side that the click demands. A click never makes a label likelier: at an
+    error of one label its neighbour would be right.
+
+    Args:
+        names: (n, labels, z', y', x') probabilities.
+        prompts: n queries, whose points are used.
+        grid: of the elements of `names`.
+
+    Returns:
+        (n, labels) products over the clicks.
+    """
+    given, device = prompts.point_labels != NO_POINT, names.device
+    ball = torch.tensor(BALL, device=device)
+    length = torch.tensor(grid.spacing, device=device)
+    places = (prompts.points + 0.5)[:, :, None] + ball / length  # (n, k, offsets, 3)
+    last = torch.tensor(grid.shape, device=device) - 1
+    elements = (places / torch.tensor(grid.stride, device=device)).long().clamp(min=0)
+    z, y, x = torch.minimum(elements, last).unbind(-1)
+    flat = ((z * grid.shape[1] + y) * grid.shape[2] + x).flatten(1)[:, None]
+    found = names.flatten(2).gather(2, flat.expand(-1, names.shape[1], -1))
+    found = found.view(*names.shape[:2], *z.shape[1:]).mean(-1)  # (n, labels, k)
+    right = torch.where(prompts.point_labels[:, None] == 1, found, 1 - found)
+    agrees = (right / ENOUGH).clamp(min=LEAST, max=1.0)
+    return torch.where(given[:, None], agrees, 1.0).prod(dim=2)
 
 
 def same_extent(names: Tensor, there: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ from promptseg.networks.names import (
     SURE,
     NameHead,
     NameMatch,
+    agreeing,
     decided,
     log_odds,
     log_odds_of_log,
@@ -105,7 +107,8 @@ class PromptableNetwork(nn.Module):
         Returns:
             (n, z, y, x) mask logits and (n,) predicted IoU logits.
         """
-        opinions, meant = self._opinions(encoding, prompts, whole=whole)
+        opinions, meant, has_previous = self._opinions(encoding, prompts, whole=whole)
+        prompts = replace(prompts, has_previous=has_previous)
         prompted = prompts.is_prompted
         if whole:
             changed = self._changed(encoding, prompts, opinions, meant, None)
@@ -139,36 +142,51 @@ class PromptableNetwork(nn.Module):
         shape = tuple(encoding.projected.shape[2:])
         return Grid(shape=shape, stride=tuple(self.prompt_stride), spacing=self.spacing)
 
+    def _named(self, encoding: Encoding) -> Grid:
+        """The elements of the names' maps."""
+        shape = tuple(encoding.names.shape[2:])
+        return Grid(shape=shape, stride=tuple(self.stride), spacing=self.spacing)
+
     def _voxels(self, encoding: Encoding) -> Grid:
         """The voxels of the patch."""
         return Grid(shape=encoding.patch_size, stride=(1, 1, 1), spacing=self.spacing)
 
     def _opinions(
         self, encoding: Encoding, prompts: PromptBatch, *, whole: bool
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """What names say about queries: those of their labels, or of the labels that are meant.
 
+        Clicks may rule out what a box seemed to mean; then the mask that answered it is not one to
+        correct.
+
         Returns:
-            (n, z', y', x') logits and (n, labels) weights of the labels.
+            (n, z', y', x') logits, (n, labels) weights of the labels, and (n,) whether there is a
+            mask to correct.
         """
         labels = prompts.labels.clamp(min=0)
         opinions = log_odds_of_log(encoding.names[prompts.image_index, labels + 1])
         meant = F.one_hot(labels, encoding.names.shape[1] - 1).to(opinions)
         if not whole and bool(prompts.label_given.all()):
-            return opinions, meant
+            return opinions, meant, prompts.has_previous
         unnamed = slice(None) if whole else ~prompts.label_given
         some = prompts[unnamed]
         probabilities = encoding.names[some.image_index, 1:].exp()
-        weights = decided(self.meant_labels(encoding, some))
-        weights = weights * (some.labels != NEW_OBJECT)[:, None]
+        by_box = self.meant_labels(encoding, some) * (some.labels != NEW_OBJECT)[:, None]
+        weights = decided(by_box * agreeing(probabilities, some, self._named(encoding)))
+        ruled_out = some.has_box & (decided(by_box).sum(1) > 0.5) & (weights.sum(1) < 0.5)
+        has_previous = some.has_previous & (some.label_given | ~ruled_out)
         mixed = torch.einsum("nl,nlzyx->nzyx", weights, probabilities)
         mixed = log_odds(mixed + (1 - weights.sum(1))[:, None, None, None] * NOTHING)
         if whole:
             given = prompts.label_given[:, None]
             opinions = torch.where(given[:, :, None, None], opinions, mixed)
-            return opinions, torch.where(given, meant, weights)
+            return opinions, torch.where(given, meant, weights), has_previous
         places = (unnamed.nonzero()[:, 0],)
-        return opinions.index_put(places, mixed), meant.index_put(places, weights.to(meant))
+        return (
+            opinions.index_put(places, mixed),
+            meant.index_put(places, weights.to(meant)),
+            prompts.has_previous.index_put(places, has_previous),
+        )
 
     def meant_labels(self, encoding: Encoding, prompts: PromptBatch) -> Tensor:
         """(n, labels) weights of the labels that prompts without a name may mean.
@@ -177,10 +195,7 @@ class PromptableNetwork(nn.Module):
         tell. Clicks that correct a mask say where that is wrong, and not that something else was
         meant: a click where the names err would else replace a whole mask by the neighbour's.
         """
-        grid = Grid(
-            shape=tuple(encoding.names.shape[2:]), stride=tuple(self.stride), spacing=self.spacing
-        )
-        has_box, has_previous = prompts.has_box, prompts.has_previous
+        grid, has_box, has_previous = self._named(encoding), prompts.has_box, prompts.has_previous
         is_mask = has_previous & ~has_box  # what a mask is of; a box was there before it
         there = box_maps(prompts.boxes, grid) * has_box[:, None, None, None]
         if prompts.previous is not None:

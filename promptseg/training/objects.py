@@ -11,7 +11,7 @@ from skimage.segmentation import slic
 from promptseg.boxes import box_slices, mask_box
 
 FEWEST_VOXELS = 20  # of an object
-BLOCK = 32  # voxels of the side of a block that is divided into supervoxels
+BLOCK = (16, 64)  # voxels of the side of a block that is divided into supervoxels
 
 
 def unnamed_object(
@@ -35,13 +35,13 @@ def unnamed_object(
         return supervoxel(image, rng), False
     chosen = rng.permutation(list(values.values()))
     mask, kind = segmentation == chosen[0], rng.random()
-    if kind < 0.4:
+    if kind < 0.3:
         return mask, True
-    if kind < 0.55:
+    if kind < 0.4:
         part = component(mask, rng)
-    elif kind < 0.7 and len(chosen) > 1:
+    elif kind < 0.5 and len(chosen) > 1:
         part = mask | (segmentation == chosen[1])
-    elif kind < 0.85:
+    elif kind < 0.6:
         part = cut(mask, rng)
     else:
         part = supervoxel(image, rng)
@@ -76,8 +76,9 @@ def cut(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def supervoxel(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A supervoxel of a random block of the image: voxels that are alike and lie together."""
     shape = image.shape[1:]
-    start = [int(rng.integers(0, max(n - BLOCK, 0) + 1)) for n in shape]
-    block = tuple(slice(s, s + BLOCK) for s in start)
+    side = int(rng.integers(*BLOCK, endpoint=True))
+    start = [int(rng.integers(0, max(n - side, 0) + 1)) for n in shape]
+    block = tuple(slice(s, s + side) for s in start)
     values = image[0][block].astype(np.float32)
     spread = float(np.ptp(values))
     found = np.zeros(shape, bool)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from promptseg.networks import promptable
 from promptseg.networks.encoders import ENCODERS, ImageEmbedding, ImageEncoder
 from promptseg.networks.mask_decoder import (
     MARGIN,
@@ -19,7 +20,7 @@ from promptseg.networks.mask_decoder import (
     resized,
     resized_part,
 )
-from promptseg.networks.names import SURE, decided, same_extent
+from promptseg.networks.names import AROUND, ENOUGH, LEAST, SURE, agreeing, decided, same_extent
 from promptseg.networks.prompt_encoder import (
     NEW_OBJECT,
     Grid,
@@ -372,6 +373,52 @@ def test_clicks_tell_what_is_meant_until_there_is_a_mask_to_correct(network, enc
         torch.testing.assert_close(corrected, meant())
     else:
         assert (corrected - meant()).abs().max() > 1e-4
+
+
+def test_a_label_is_ruled_out_by_clicks_that_it_contradicts_beyond_its_border():
+    # the first label fills the volume from x = 12, on voxels of 2x1x1
+    names = torch.zeros(1, 2, 8, 24, 24)
+    names[:, 0, ..., 12:], names[:, 1] = 1.0, 0.04
+    grid = Grid(shape=(8, 24, 24), stride=(1, 1, 1), spacing=(2.0, 1.0, 1.0))
+
+    def factors(x, kind):
+        query = Query(points=np.array([[4, 12, x]]), point_labels=[kind])
+        return agreeing(names, batch_queries([query]), grid)[0].tolist()
+
+    assert (AROUND, ENOUGH, LEAST) == (5, 0.1, 0.1)
+    assert factors(20, 1) == [1, pytest.approx(0.4)]  # 0.04 of 0.1
+    assert factors(20, 0) == [pytest.approx(0.1), 1]
+    assert factors(4, 1) == [pytest.approx(0.1), pytest.approx(0.4)] and factors(4, 0) == [1, 1]
+    # at the border about half of the ball lies on either side
+    assert factors(11, 1)[0] == factors(12, 0)[0] == 1
+
+
+def test_a_mask_of_what_clicks_rule_out_is_not_corrected(network, encoding, monkeypatch):
+    meant = torch.zeros(1, network.name_head.classes.out_channels - 1)
+    meant[0, 0] = 0.9
+    monkeypatch.setattr(network, "meant_labels", lambda *_: meant)
+
+    def answer(factor, **given):
+        monkeypatch.setattr(promptable, "agreeing", lambda *_: torch.full_like(meant, factor))
+        query = Query(box=BOX, **points(2, 4), **given)
+        with torch.inference_mode():
+            return network.decode(encoding, batch_queries([query]))[0]
+
+    without, corrected = answer(1.0), answer(1.0, previous=PREVIOUS)
+    assert (without - corrected).abs().max() > 1e-3
+    ruled_out = answer(0.01, previous=PREVIOUS)
+    torch.testing.assert_close(ruled_out, answer(0.01))
+    # told that it is no label, there was nothing to rule out
+    told = answer(0.01, label=NEW_OBJECT, previous=PREVIOUS)
+    assert (told - answer(0.01, label=NEW_OBJECT)).abs().max() > 1e-3
+
+
+def test_clicks_rule_out_a_label_together():
+    grid = Grid(shape=(4, 12, 12), stride=(2, 2, 2), spacing=(1.0, 1.0, 1.0))
+    clicked = np.array([[1, 9, 9], [5, 20, 2]])
+    queries = [Query(points=clicked[:k], point_labels=[1] * k) for k in (0, 1, 2)]
+    found = agreeing(torch.full((3, 1, 4, 12, 12), 0.05), batch_queries(queries), grid)
+    torch.testing.assert_close(found, torch.tensor([[1.0], [0.5], [0.25]]))
 
 
 def test_what_is_likely_becomes_nearly_certain():

@@ -71,7 +71,7 @@ def test_a_supervoxel_lies_together_in_one_block(seed, shape):
     found = supervoxel(image, rng)
     assert found.shape == shape and found.dtype == bool and found.any()
     voxels = np.argwhere(found)
-    assert (np.ptp(voxels, axis=0) < BLOCK).all()
+    assert (np.ptp(voxels, axis=0) < max(BLOCK)).all()
 
 
 def test_a_supervoxel_follows_the_edges_of_the_image():
@@ -120,9 +120,9 @@ def test_objects_are_labels_components_unions_parts_and_pieces_of_the_image():
             seen["part"] += 1
         else:
             seen["other"] += 1
-    # 0.4 labels, and what is too small; 0.15 each of components, unions and cuts; 0.15 pieces
-    assert seen["label"] > 140 and seen["union"] > 30
-    assert seen["part"] > 50 and seen["other"] > 30
+    # 0.3 labels, and what is too small; 0.1 each of components, unions and cuts; 0.4 pieces
+    assert seen["label"] > 100 and seen["union"] > 20
+    assert seen["part"] > 30 and seen["other"] > 100
 
 
 def test_a_part_of_too_few_voxels_becomes_the_label():
