@@ -7,7 +7,7 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from itertools import islice
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _QUEUED = 3  # items per worker: one running, two waiting, so that results do not pile up unread
 _CONNECT_SECONDS = 10
+_GONE = "the Dask scheduler no longer answers; start it again, and run the same command again"
 
 
 def cores() -> int:
@@ -87,8 +88,18 @@ class ClusterWorkers(Workers):
 
     @property
     def processes(self) -> int:
-        """Threads of the workers that are there now; one before the first has come."""
+        """Threads of the workers that are there now; one before the first has come.
+
+        Raises:
+            RuntimeError: if the scheduler no longer answers.
+        """
+        if self._client.status != "running":
+            raise RuntimeError(_GONE)
         return max(1, sum(self._client.nthreads().values()))
+
+    def start(self, module: str) -> None:
+        """Have every worker import a module, which shows whether it is installed there."""
+        self._client.run(_load, module)
 
     def __exit__(self, *_: object) -> None:
         self._client.close()
@@ -121,11 +132,15 @@ def connect(address: str) -> Client:
     return client
 
 
+class LostWorkersError(RuntimeError):
+    """Several workers in a row were lost while a task was theirs."""
+
+
 def unfinished(cause: Exception, advice: str = "run the same command again") -> RuntimeError:
     """The error of a task that did not finish on a cluster, with what to do, in words."""
     found = f"{type(cause).__name__}: {cause}"
     if type(cause).__name__ == "KilledWorker":
-        return RuntimeError(
+        return LostWorkersError(
             f"its workers were lost ({found}); most often they ran out of memory: give each more, "
             f"and {advice}"
         )
@@ -145,7 +160,7 @@ def map_cases(
     """Call `function(item, *arguments)` for every item; yield results as they are completed.
 
     `function` must be defined at the top level of a module, and everything passed must pickle. A
-    caller that stops early waits only for the calls that have begun.
+    caller that stops early waits only for the calls that have begun, on a cluster not for those.
 
     Args:
         function: called in a worker.
@@ -182,18 +197,25 @@ def _outcomes_of_pool(
     workers: Workers,
     description: str,
 ) -> Iterator[tuple[Item, Any, Exception | None]]:
-    remaining = iter(items)
+    remaining, lost, is_alone = iter(items), [], False
     running: dict[Future, Item] = {}
     try:
         while True:
-            for item in islice(remaining, _QUEUED * workers.processes - len(running)):
+            for item in islice(remaining, max(_QUEUED * workers.processes - len(running), 0)):
+                running[workers.pool.submit(function, item, *arguments)] = item
+            if not running and lost:  # workers may have been lost to another case of theirs
+                is_alone, item = True, lost.pop(0)
                 running[workers.pool.submit(function, item, *arguments)] = item
             if not running:
                 return
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 result, error = _outcome_of_future(future)
-                yield running.pop(future), result, error
+                item = running.pop(future)
+                if isinstance(error, LostWorkersError) and not is_alone:
+                    lost.append(item)
+                else:
+                    yield item, result, error
     except BrokenProcessPool as error:
         names = ", ".join(str(getattr(item, "case_id", item)) for item in running.values())
         raise RuntimeError(
@@ -235,6 +257,8 @@ def _outcome_of_future(future: Future) -> tuple[Any, Exception | None]:
         return future.result(), None
     except BrokenProcessPool:
         raise
+    except CancelledError as error:  # nobody here cancels what is waited for
+        raise RuntimeError(_GONE) from error
     except Exception as error:
         of_cluster = type(error).__module__.startswith("distributed.")
         return None, unfinished(error) if of_cluster else error

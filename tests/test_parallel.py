@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import itertools
 import os
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from promptseg.parallel import Workers, map_cases
+from promptseg.parallel import Workers, _outcome_of_future, map_cases
 
 
 def square(number: int, offset: int = 0) -> int:
@@ -121,3 +123,30 @@ def test_shared_workers_start_once_for_several_calls():
         next(map_cases(process_of, range(8), processes=workers, description="third"))
         outcomes = map_cases(process_of, range(4), processes=workers, description="fourth")
         assert [error for _, _, error in outcomes] == [None] * 4
+
+
+def test_a_smaller_cluster_than_before_is_sent_nothing_until_it_has_caught_up():
+    class Shrinking(Workers):
+        @property
+        def processes(self):
+            return next(sizes)
+
+        @processes.setter
+        def processes(self, count):
+            self.count = count
+
+        @property
+        def pool(self):
+            return pool
+
+    sizes = itertools.chain([2, 2], itertools.repeat(1))
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(map_cases(square, range(4, 14), processes=Shrinking(2), description="s"))
+    assert {item: result for item, result, _ in outcomes} == {n: n * n for n in range(4, 14)}
+
+
+def test_a_scheduler_that_is_gone_is_not_the_fault_of_a_case():
+    future = Future()
+    future.cancel()
+    with pytest.raises(RuntimeError, match="scheduler no longer answers"):
+        _outcome_of_future(future)

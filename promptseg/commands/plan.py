@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dask",
         metavar="ADDRESS",
-        help="read, preprocess and fit on the workers of a Dask cluster in place of processes; "
+        help="read, preprocess and fit on the workers of a Dask cluster in place of -np processes; "
         "tcp://HOST:PORT of its scheduler",
     )
     parser.add_argument(

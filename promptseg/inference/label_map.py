@@ -145,7 +145,8 @@ def connected_change(
     """Logits in which only what belongs to the clicks has changed.
 
     A foreground click adds to the mask, and a background click takes away, what is connected to
-    it; what the network would change elsewhere stays as it was.
+    it; what the network would change elsewhere stays as it was. Where a foreground click leaves
+    less than half of the mask, something else was meant, and the new answer stands.
 
     Args:
         former, new: (z, y, x) logits.
@@ -154,6 +155,8 @@ def connected_change(
     """
     kept = np.zeros(tuple(new.shape), bool)
     mask, before = (new > 0).numpy(), (former > 0).numpy()
+    if 1 in point_labels and 2 * (mask & before).sum() < before.sum():
+        return new
     for kind, changed in ((1, mask & ~before), (0, before & ~mask)):
         components = cc3d.connected_components(changed, connectivity=26)
         touched = set()

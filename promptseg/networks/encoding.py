@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor
 
+from promptseg.networks.prompt_encoder import PromptBatch
+
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
@@ -41,3 +43,8 @@ class Encoding:
 
 
 TENSORS = tuple(field.name for field in fields(Encoding) if field.name != "patch_size")
+
+
+def of_queries(maps: Tensor, prompts: PromptBatch) -> Tensor:
+    """(b, ...) maps of images for n queries; not copied where all are about one image."""
+    return maps if len(maps) == 1 else maps[prompts.image_index]

@@ -14,13 +14,13 @@ from promptseg.networks.prompt_encoder import NO_POINT, Grid, PromptBatch
 SURE = 8.0  # largest logit that a name or a mask to correct may begin with
 DECISIVE = 3.0  # exponent of the weights of the labels that a prompt without a name may mean
 AROUND = 5.0  # voxels of the shortest side about a click that tell whether a label is meant
+TELLING = 3  # first clicks, which may rule out a label; those that follow correct a mask
+ENOUGH = 0.1  # of them on the click's side leave a label possible
 BALL = [
     place
-    for place in itertools.product(np.linspace(-AROUND, AROUND, 5).tolist(), repeat=3)
+    for place in itertools.product(np.linspace(-AROUND, AROUND, 9).tolist(), repeat=3)
     if math.hypot(*place) <= AROUND
 ]
-ENOUGH = 0.1  # of them on the click's side leave a label possible
-LEAST = 0.1  # what one click leaves of a label
 
 
 class NameHead(nn.Module):
@@ -86,20 +86,22 @@ class NameMatch(nn.Module):
 def agreeing(names: Tensor, prompts: PromptBatch, grid: Grid) -> Tensor:
     """How far clicks leave it possible that each label is meant, 0 to 1.
 
-    About a click that contradicts a label over more than its border, hardly anything of the
-    neighbourhood is on the side that the click demands. A click never makes a label likelier: at an
-    error of one label its neighbour would be right.
+    A click contradicts a label that is on the other side there, and not only at its border: hardly
+    anything of the neighbourhood is on the side that the click demands. A click never makes a label
+    likelier: at an error of one label its neighbour would be right. After a few clicks it is clear
+    what is meant, and an error is one of the mask.
 
     Args:
         names: (n, labels, z', y', x') probabilities.
-        prompts: n queries, whose points are used.
+        prompts: n queries, whose first `TELLING` points are used.
         grid: of the elements of `names`.
 
     Returns:
-        (n, labels) products over the clicks.
+        (n, labels) of the click that each label contradicts most; 1 without clicks.
     """
     given, device = prompts.point_labels != NO_POINT, names.device
-    ball = torch.tensor(BALL, device=device)
+    given = given & (given.cumsum(1) <= TELLING)
+    ball = torch.tensor([(0.0, 0.0, 0.0), *BALL], device=device)  # first the click itself
     length = torch.tensor(grid.spacing, device=device)
     places = (prompts.points + 0.5)[:, :, None] + ball / length  # (n, k, offsets, 3)
     last = torch.tensor(grid.shape, device=device) - 1
@@ -107,10 +109,23 @@ def agreeing(names: Tensor, prompts: PromptBatch, grid: Grid) -> Tensor:
     z, y, x = torch.minimum(elements, last).unbind(-1)
     flat = ((z * grid.shape[1] + y) * grid.shape[2] + x).flatten(1)[:, None]
     found = names.flatten(2).gather(2, flat.expand(-1, names.shape[1], -1))
-    found = found.view(*names.shape[:2], *z.shape[1:]).mean(-1)  # (n, labels, k)
-    right = torch.where(prompts.point_labels[:, None] == 1, found, 1 - found)
-    agrees = (right / ENOUGH).clamp(min=LEAST, max=1.0)
-    return torch.where(given[:, None], agrees, 1.0).prod(dim=2)
+    found = found.view(*names.shape[:2], *z.shape[1:])  # (n, labels, k, offsets)
+    right = torch.where(prompts.point_labels[:, None, :, None] == 1, found, 1 - found)
+    agrees = torch.maximum(2 * right[..., 0], right[..., 1:].mean(-1) / ENOUGH).clamp(max=1.0)
+    without = torch.ones(*names.shape[:2], 1, device=device)
+    return torch.cat([torch.where(given[:, None], agrees, 1.0), without], dim=2).amin(2)
+
+
+def is_mask_of(masks: Tensor, names: Tensor, weights: Tensor) -> Tensor:
+    """(n,) whether (n, z', y', x') masks overlap the labels of (n, labels) weights, IoU above 0.5.
+
+    Args:
+        masks, weights: fractions.
+        names: (n, labels, z', y', x') probabilities.
+    """
+    wanted = torch.einsum("nl,nlzyx->nzyx", weights, names)
+    common, either = torch.minimum(masks, wanted), torch.maximum(masks, wanted)
+    return common.flatten(1).sum(1) > 0.5 * either.flatten(1).sum(1)
 
 
 def same_extent(names: Tensor, there: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from promptseg.networks.blocks import kernel_size
 from promptseg.networks.encoders import ENCODERS, ImageEncoder
-from promptseg.networks.encoding import Encoding
+from promptseg.networks.encoding import Encoding, of_queries
 from promptseg.networks.likeness import Likeness, cosines
 from promptseg.networks.mask_decoder import (
     COARSE_WIDTHS,
@@ -31,6 +31,7 @@ from promptseg.networks.names import (
     NameMatch,
     agreeing,
     decided,
+    is_mask_of,
     log_odds,
     log_odds_of_log,
 )
@@ -114,7 +115,7 @@ class PromptableNetwork(nn.Module):
             changed = self._changed(encoding, prompts, opinions, meant, None)
             named = resized(opinions[:, None], encoding.patch_size)[:, 0]
             logits = torch.where(prompted[:, None, None, None], changed, named)
-            features = _of_queries(encoding.features, prompts)
+            features = of_queries(encoding.features, prompts)
             return logits, self._quality(logits, features, prompts)
         images, answers = encoding.of_each_image(), []
         for index, is_prompted in enumerate(prompted.tolist()):
@@ -156,8 +157,7 @@ class PromptableNetwork(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What names say about queries: those of their labels, or of the labels that are meant.
 
-        Clicks may rule out what a box seemed to mean; then the mask that answered it is not one to
-        correct.
+        Clicks may rule out what a box seemed to mean; then a mask of that is not one to correct.
 
         Returns:
             (n, z', y', x') logits, (n, labels) weights of the labels, and (n,) whether there is a
@@ -171,10 +171,15 @@ class PromptableNetwork(nn.Module):
         unnamed = slice(None) if whole else ~prompts.label_given
         some = prompts[unnamed]
         probabilities = encoding.names[some.image_index, 1:].exp()
-        by_box = self.meant_labels(encoding, some) * (some.labels != NEW_OBJECT)[:, None]
-        weights = decided(by_box * agreeing(probabilities, some, self._named(encoding)))
-        ruled_out = some.has_box & (decided(by_box).sum(1) > 0.5) & (weights.sum(1) < 0.5)
-        has_previous = some.has_previous & (some.label_given | ~ruled_out)
+        first = self.meant_labels(encoding, some) * (some.labels != NEW_OBJECT)[:, None]
+        certain, grid = probabilities.detach(), self._named(encoding)
+        weights = decided(first * agreeing(certain, some, grid))
+        has_previous = some.has_previous
+        if some.previous is not None:
+            before = resized(some.previous[:, None].float().sigmoid(), grid.shape)[:, 0]
+            ruled_out = (decided(first).sum(1) > 0.5) & (weights.sum(1) < 0.5)
+            wrong = ruled_out & is_mask_of(before, certain, decided(first))
+            has_previous = has_previous & ~(wrong & some.has_box & ~some.label_given)
         mixed = torch.einsum("nl,nlzyx->nzyx", weights, probabilities)
         mixed = log_odds(mixed + (1 - weights.sum(1))[:, None, None, None] * NOTHING)
         if whole:
@@ -192,8 +197,9 @@ class PromptableNetwork(nn.Module):
         """(n, labels) weights of the labels that prompts without a name may mean.
 
         What they lack to 1 is the weight of an object that is none of the labels. The first prompts
-        tell. Clicks that correct a mask say where that is wrong, and not that something else was
-        meant: a click where the names err would else replace a whole mask by the neighbour's.
+        tell. Clicks that correct a mask say where that is wrong, and not that another label was
+        meant: a click where the names err would else replace a whole mask by the neighbour's. What
+        they rule out is for `agreeing`.
         """
         grid, has_box, has_previous = self._named(encoding), prompts.has_box, prompts.has_previous
         is_mask = has_previous & ~has_box  # what a mask is of; a box was there before it
@@ -233,9 +239,9 @@ class PromptableNetwork(nn.Module):
         else:
             here, fine, named = region, region.at((1, 1, 1)), region.at(self.stride).slices
             start = resized_part(opinions[:, None], region.at(self.stride), fine)
-        features = _of_queries(encoding.projected[(..., *here.slices)], prompts)
+        features = of_queries(encoding.projected[(..., *here.slices)], prompts)
         clicks = click_maps(prompts.points, prompts.point_labels, here, COARSE_WIDTHS)
-        compared = _of_queries(encoding.compared, prompts)
+        compared = of_queries(encoding.compared, prompts)
         lacking = LOGITS * self._pushes(prompts, start[:, 0].detach(), fine)
         start = start + self.likeness(compared, prompts, lacking, here)
         pushes = self._pushes(prompts, start[:, 0].detach(), fine)
@@ -304,11 +310,6 @@ class PromptableNetwork(nn.Module):
             return torch.zeros(len(prompts), 1, *fine.shape, device=prompts.boxes.device)
         masks = torch.tanh(prompts.previous[(slice(None), None, *fine.slices)].float() / LOGITS)
         return masks * prompts.has_previous[:, None, None, None, None]
-
-
-def _of_queries(maps: Tensor, prompts: PromptBatch) -> Tensor:
-    """(b, ...) maps of images for n queries; not copied where all are about one image."""
-    return maps if len(maps) == 1 else maps[prompts.image_index]
 
 
 def decode_in_parts(

@@ -95,18 +95,22 @@ def preprocess_and_summarize(
     failed, summaries, moves = {}, {}, {}
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(prefix=WRITING, dir=folder) as scratch,
+        # after a failure workers of a cluster may still write there
+        tempfile.TemporaryDirectory(
+            prefix=WRITING, dir=folder, ignore_cleanup_errors=True
+        ) as scratch,
         ThreadPoolExecutor(_MOVING) as disk,  # it is waited for here while workers compute
     ):
         arguments = (plans, Path(scratch), summarize)
-        for case, summary, error in map_cases(
+        for case, result, error in map_cases(
             _preprocess_to, waiting, *arguments, processes=processes, description="preprocessing"
         ):
             if error is not None:
                 remove_case(folder, case.case_id)
                 failed[case.case_id] = error
                 continue
-            moves[case.case_id] = disk.submit(move_case, Path(scratch), folder, case.case_id)
+            written, summary = result
+            moves[case.case_id] = disk.submit(move_case, written, folder, case.case_id)
             if summarize:
                 summaries[case.case_id] = summary
         failed |= {case_id: e for case_id, move in moves.items() if (e := move.exception())}
@@ -127,11 +131,17 @@ def preprocess_case(case: RawCase, plans: Plans, folder: Path) -> None:
     write_case(folder, case.case_id, image, segmentation, properties)
 
 
-def _preprocess_to(case: RawCase, plans: Plans, scratch: Path, summarize: Summarize | None) -> Any:
-    """Write one case to a folder that nobody lists; returns its summary."""
+def _preprocess_to(
+    case: RawCase, plans: Plans, scratch: Path, summarize: Summarize | None
+) -> tuple[Path, Any]:
+    """Write one case to a folder of its own that nobody lists; returns that and the summary.
+
+    Of its own, since a worker of a cluster that was given up may still be writing the same case.
+    """
     image, segmentation, properties, summary = _preprocessed(case, plans, summarize)
-    write_files(scratch, case.case_id, image, segmentation, properties)
-    return summary
+    own = Path(tempfile.mkdtemp(dir=scratch))
+    write_files(own, case.case_id, image, segmentation, properties)
+    return own, summary
 
 
 def _preprocessed(

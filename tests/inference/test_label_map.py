@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptseg.inference.label_map import LabelMap, raw_slabs
+from promptseg.inference.label_map import LabelMap, connected_change, raw_slabs
 from promptseg.inference.sliding_window import Blend
 
 
@@ -124,3 +124,24 @@ def test_logits_that_float16_tells_apart_are_told_apart_in_any_order():
         np.testing.assert_array_equal(label_map.labels, expected)
     exact = np.where(logits.amax(0) > 0, logits.argmax(0) + 1, 0)
     assert (expected != exact).mean() < 1e-2
+
+
+def logits_of(shape, *boxes):
+    logits = torch.full(shape, -3.0)
+    for z, y, x in boxes:
+        logits[z, y, x] = 3.0
+    return logits
+
+
+def test_a_click_changes_what_is_connected_to_it_unless_another_object_was_meant():
+    whole = slice(None)
+    shape, ring, inside = (3, 9, 20), (whole, whole, slice(0, 5)), (whole, whole, slice(6, 9))
+    far = (whole, whole, slice(15, 18))
+    former, click = logits_of(shape, ring), np.array([[1, 4, 7]])
+    added = connected_change(former, logits_of(shape, ring, inside, far), click, [1])
+    torch.testing.assert_close(added, logits_of(shape, ring, inside))
+    other = logits_of(shape, inside, far)  # nothing of the former mask is left
+    torch.testing.assert_close(connected_change(former, other, click, [1]), other)
+    # a background click only takes away
+    less = connected_change(former, logits_of(shape, far), np.array([[1, 4, 3]]), [0])
+    torch.testing.assert_close(less, logits_of(shape))

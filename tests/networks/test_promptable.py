@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from promptseg.networks import promptable
 from promptseg.networks.encoders import ENCODERS, ImageEmbedding, ImageEncoder
 from promptseg.networks.mask_decoder import (
     MARGIN,
@@ -20,7 +19,7 @@ from promptseg.networks.mask_decoder import (
     resized,
     resized_part,
 )
-from promptseg.networks.names import AROUND, ENOUGH, LEAST, SURE, agreeing, decided, same_extent
+from promptseg.networks.names import AROUND, ENOUGH, SURE, TELLING, agreeing, decided, same_extent
 from promptseg.networks.prompt_encoder import (
     NEW_OBJECT,
     Grid,
@@ -60,6 +59,7 @@ QUERIES = [
     Query(label=2, box=[[0, 0, 0], PATCH_SIZE], **points(6, 3)),
     Query(label=NEW_OBJECT, region=REGION),
     Query(label=1, previous=PREVIOUS, **points(2, 4)),
+    Query(box=BOX, previous=PREVIOUS, **points(2, 5)),
 ]
 
 
@@ -158,7 +158,7 @@ def test_clicks_on_thick_slices_do_not_fall_between_coarse_elements():
 
 def test_one_query_at_a_time_is_answered_as_all_in_one_batch(network, encoding):
     logits, iou = answers(network, encoding, QUERIES)
-    assert logits.shape == (7, *PATCH_SIZE) and iou.shape == (7,)
+    assert logits.shape == (len(QUERIES), *PATCH_SIZE) and iou.shape == (len(QUERIES),)
     for i, query in enumerate(QUERIES):
         alone, its_iou = answers(network, encoding, [query])
         torch.testing.assert_close(alone[0], logits[i], atol=1e-5, rtol=1e-5)
@@ -375,7 +375,7 @@ def test_clicks_tell_what_is_meant_until_there_is_a_mask_to_correct(network, enc
         assert (corrected - meant()).abs().max() > 1e-4
 
 
-def test_a_label_is_ruled_out_by_clicks_that_it_contradicts_beyond_its_border():
+def test_a_label_is_ruled_out_by_a_click_that_it_contradicts_beyond_its_border():
     # the first label fills the volume from x = 12, on voxels of 2x1x1
     names = torch.zeros(1, 2, 8, 24, 24)
     names[:, 0, ..., 12:], names[:, 1] = 1.0, 0.04
@@ -385,40 +385,77 @@ def test_a_label_is_ruled_out_by_clicks_that_it_contradicts_beyond_its_border():
         query = Query(points=np.array([[4, 12, x]]), point_labels=[kind])
         return agreeing(names, batch_queries([query]), grid)[0].tolist()
 
-    assert (AROUND, ENOUGH, LEAST) == (5, 0.1, 0.1)
+    assert (AROUND, ENOUGH) == (5, 0.1)
     assert factors(20, 1) == [1, pytest.approx(0.4)]  # 0.04 of 0.1
-    assert factors(20, 0) == [pytest.approx(0.1), 1]
-    assert factors(4, 1) == [pytest.approx(0.1), pytest.approx(0.4)] and factors(4, 0) == [1, 1]
-    # at the border about half of the ball lies on either side
-    assert factors(11, 1)[0] == factors(12, 0)[0] == 1
+    assert factors(20, 0) == [0, 1]
+    assert factors(4, 1) == [0, pytest.approx(0.4)] and factors(4, 0) == [1, 1]
+    # of a ball of radius 5 a plane at 2.5 from its centre cuts off 5/32, one at 3.5 about 0.06
+    for x in (9, 10, 11):
+        assert factors(x, 1)[0] == 1
+    assert 0.4 < factors(8, 1)[0] < 1 and factors(6, 1)[0] == 0
 
 
-def test_a_mask_of_what_clicks_rule_out_is_not_corrected(network, encoding, monkeypatch):
-    meant = torch.zeros(1, network.name_head.classes.out_channels - 1)
-    meant[0, 0] = 0.9
-    monkeypatch.setattr(network, "meant_labels", lambda *_: meant)
+def test_what_lies_inside_a_small_or_thin_label_does_not_contradict_it():
+    names = torch.full((1, 1, 20, 24, 24), 0.01)
+    names[0, 0, 9:12, 11:14, 3:20] = 0.9  # a tube
+    grid = Grid(shape=(20, 24, 24), stride=(1, 1, 1), spacing=(1.0, 1.0, 1.0))
+    scribble = np.array([[10, 12, x] for x in range(5, 18)])
+    queries = [Query(points=scribble[:k], point_labels=[1] * k) for k in (0, 1, 13)]
+    found = agreeing(names.expand(3, -1, -1, -1, -1), batch_queries(queries), grid)
+    torch.testing.assert_close(found, torch.ones(3, 1))
+    # and a scribble elsewhere counts once, not once for each of its points
+    away = [Query(points=scribble[:k] + [7, 8, 0], point_labels=[1] * k) for k in (1, 13)]
+    one, all_of_it = agreeing(names.expand(2, -1, -1, -1, -1), batch_queries(away), grid)
+    torch.testing.assert_close(one, all_of_it)
 
-    def answer(factor, **given):
-        monkeypatch.setattr(promptable, "agreeing", lambda *_: torch.full_like(meant, factor))
-        query = Query(box=BOX, **points(2, 4), **given)
+
+def test_only_the_first_clicks_rule_out_a_label():
+    names = torch.zeros(1, 1, 8, 24, 24)
+    names[..., 12:] = 1.0
+    grid = Grid(shape=(8, 24, 24), stride=(1, 1, 1), spacing=(1.0, 1.0, 1.0))
+
+    def factor(*columns):
+        clicked = np.array([[4, 12, x] for x in columns])
+        query = Query(points=clicked, point_labels=[1] * len(clicked))
+        others = Query(points=np.zeros((6, 3)), point_labels=[1] * 6)  # which pad the first
+        batch = batch_queries([query, others])
+        return float(agreeing(names.expand(2, -1, -1, -1, -1), batch, grid)[0])
+
+    assert TELLING == 3
+    assert factor(20, 19, 3) == 0 and factor(20, 19, 18, 3) == 1
+
+
+def test_a_mask_of_what_clicks_rule_out_is_not_corrected():
+    torch.manual_seed(0)
+    certain = awake(build_network(small_plans(labels={"liver": 1}), "unet")).eval()
+    certain.name_match.rate[-1].weight.data.zero_()  # that a box means the label
+    certain.name_match.rate[-1].bias.data.fill_(2.0)
+
+    def answer(**given):
         with torch.inference_mode():
-            return network.decode(encoding, batch_queries([query]))[0]
+            return certain.decode(encoding, batch_queries([Query(**{"box": BOX, **given})]))[0]
 
-    without, corrected = answer(1.0), answer(1.0, previous=PREVIOUS)
-    assert (without - corrected).abs().max() > 1e-3
-    ruled_out = answer(0.01, previous=PREVIOUS)
-    torch.testing.assert_close(ruled_out, answer(0.01))
-    # told that it is no label, there was nothing to rule out
-    told = answer(0.01, label=NEW_OBJECT, previous=PREVIOUS)
-    assert (told - answer(0.01, label=NEW_OBJECT)).abs().max() > 1e-3
-
-
-def test_clicks_rule_out_a_label_together():
-    grid = Grid(shape=(4, 12, 12), stride=(2, 2, 2), spacing=(1.0, 1.0, 1.0))
-    clicked = np.array([[1, 9, 9], [5, 20, 2]])
-    queries = [Query(points=clicked[:k], point_labels=[1] * k) for k in (0, 1, 2)]
-    found = agreeing(torch.full((3, 1, 4, 12, 12), 0.05), batch_queries(queries), grid)
-    torch.testing.assert_close(found, torch.tensor([[1.0], [0.5], [0.25]]))
+    with torch.inference_mode():
+        encoding = certain.encode(torch.rand(1, 1, *PATCH_SIZE) * 255)
+    liver = torch.full((8, 12, 16), 1e-3)
+    liver[:3] = 0.9
+    names = torch.stack([1 - liver, liver])[None].log()
+    encoding = replace(
+        encoding, names=names[(..., *(slice(None, None, s) for s in certain.stride))]
+    )
+    of_label = np.full(PATCH_SIZE, -9.0)
+    of_label[:3] = 9
+    there, away = {"points": [[1, 5, 5]]}, {"points": [[7, 11, 15]]}
+    for clicked, is_kept in ((there, True), (away, False)):
+        clicked["point_labels"] = [1]
+        corrected, anew = answer(previous=of_label, **clicked), answer(**clicked)
+        assert (float((corrected - anew).abs().max()) > 1e-3) == is_kept
+        # another mask than the label's is someone's own
+        own = answer(previous=-of_label, **clicked)
+        assert (own - anew).abs().max() > 1e-3
+        # told that it is no label, there was nothing to rule out
+        told = {"label": NEW_OBJECT, **clicked}
+        assert (answer(previous=of_label, **told) - answer(**told)).abs().max() > 1e-3
 
 
 def test_what_is_likely_becomes_nearly_certain():

@@ -64,7 +64,7 @@ def test_a_cut_part_is_on_one_side_of_a_plane(seed):
 
 
 @settings(deadline=None, max_examples=15)
-@given(seeds, st.sampled_from([(10, 40, 36), (6, 9, 8), (34, 12, 50)]))
+@given(seeds, st.sampled_from([(10, 40, 36), (6, 9, 8), (70, 12, 90)]))
 def test_a_supervoxel_lies_together_in_one_block(seed, shape):
     rng = np.random.default_rng(seed)
     image = ndimage.gaussian_filter(rng.uniform(0, 255, (1, *shape)), (0, 2, 2, 2))
