@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from promptseg.boxes import mask_box
 from promptseg.networks.encoding import Encoding
-from promptseg.networks.prompt_encoder import NO_LABEL, PromptBatch
+from promptseg.networks.prompt_encoder import NO_LABEL, PromptBatch, Query, batch_queries
+from promptseg.prompts.simulated import jitter_box
 from promptseg.training.averaging import weight_average
 from promptseg.training.checkpoint import load_weights
 from promptseg.training.dataset import Batch
@@ -132,20 +134,27 @@ class Learner:
         return loss + self.settings.match_weight * self._match_loss(encoding, batch, last)
 
     def _match_loss(self, encoding: Encoding, batch: Batch, last: PromptBatch) -> Tensor:
-        """What the queries without a name mean, by their first and by their last prompts."""
+        """What the queries without a name mean, by their first and by their last prompts.
+
+        And what a box about each object means, however the object was prompted: few queries come
+        without a name, and without one this decides the whole mask.
+        """
         unnamed = batch.prompts.labels == NO_LABEL
-        if not unnamed.any():
-            return mean_of_all(0.0 * self.network.name_match.no_label, 0)
-        targets = batch.targets[unnamed]
-        segmentation = batch.segmentation[batch.prompts.image_index[unnamed]]
-        values = self.values.to(segmentation.device)
-        losses = [
-            match_loss(
-                self.network.meant_labels(encoding, prompts[unnamed]), targets, segmentation, values
-            )
-            for prompts in (batch.prompts, last)
-        ]
-        return mean_of_all(sum(losses) / len(losses), int(unnamed.sum()))
+        boxed, about = boxes_about_objects(batch)
+        total = 0.0
+        for prompts, some, weight in (
+            (batch.prompts, unnamed, 0.5),
+            (last, unnamed, 0.5),
+            (boxed, about, 1.0),
+        ):
+            loss, count = 0.0 * self.network.name_match.no_label, int(some.sum())
+            if count:
+                images = batch.prompts.image_index[some]
+                weights = self.network.meant_labels(encoding, prompts[some])
+                values = self.values.to(images.device)
+                loss = match_loss(weights, batch.targets[some], batch.segmentation[images], values)
+            total = total + weight * mean_of_all(loss, count)
+        return total
 
     def _where_objects_are(self, logits: Tensor, iou: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of queries, each in the part of the patch about its object."""
@@ -210,3 +219,15 @@ class Learner:
             self.average.n_averaged.fill_(content["unaveraged"]["updates"])
         if content.get("scaler"):
             self.mixed_precision.scaler.load_state_dict(content["scaler"])
+
+
+def boxes_about_objects(batch: Batch) -> tuple[PromptBatch, Tensor]:
+    """A query without a name by the jittered box of each object; (n,) bool, which have one."""
+    queries = []
+    images, shape = batch.prompts.image_index.tolist(), tuple(batch.targets.shape[1:])
+    for image, target, rng in zip(images, batch.targets, batch.generators(), strict=True):
+        box = mask_box(target.cpu().numpy())
+        box = None if box is None else jitter_box(box, shape, rng)
+        queries.append(Query(image=image, label=NO_LABEL, box=box))
+    prompts = batch_queries(queries).to(batch.targets.device)
+    return prompts, prompts.has_box

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from promptseg.networks.prompt_encoder import Query, batch_queries
+from promptseg.boxes import mask_box
+from promptseg.networks.prompt_encoder import NO_LABEL, Query, batch_queries
 from promptseg.networks.promptable import build_network
+from promptseg.prompts.simulated import jitter_box
 from promptseg.training import step
 from promptseg.training.checkpoint import load_checkpoint, save_checkpoint
 from promptseg.training.dataset import Batch
@@ -171,7 +173,18 @@ def test_the_loss_is_the_mean_over_rounds_and_the_names(monkeypatch):
     for prompts in (asked.prompts[1:], seen[-1][0][1:]):
         weights = run.network.meant_labels(encoding, prompts)
         expected = expected - 0.75 * weights[0, 0].log() / 2
+    expected = expected + 0.75 * loss_of_boxes(run, encoding, asked)
     torch.testing.assert_close(loss, expected)
+
+
+def loss_of_boxes(run, encoding, asked):
+    """Of what jittered boxes about all objects of a batch mean: all are the first label."""
+    losses = []
+    for image, target, rng in zip((0, 1), asked.targets, asked.generators(), strict=True):
+        box = jitter_box(mask_box(target.numpy()), target.shape, rng)
+        query = Query(image=image, label=NO_LABEL, box=box)
+        losses.append(-run.network.meant_labels(encoding, batch_queries([query]))[0, 0].log())
+    return sum(losses) / len(losses)
 
 
 def test_a_step_that_answers_nothing_learns_names_and_what_prompts_mean():
@@ -181,6 +194,7 @@ def test_a_step_that_answers_nothing_learns_names_and_what_prompts_mean():
     names = NameLoss(small_plans().labels, 1.0, 1.0, 2.0)
     weights = run.network.meant_labels(encoding, asked.prompts[1:])
     expected = names(encoding.names, asked.segmentation) - 0.75 * weights[0, 0].log()
+    expected = expected + 0.75 * loss_of_boxes(run, encoding, asked)
     torch.testing.assert_close(loss, expected)
     before = {name: value.clone() for name, value in run.network.state_dict().items()}
     run.optimizer_step(loss, 1e-3)
