@@ -16,6 +16,7 @@ DECISIVE = 3.0  # exponent of the weights of the labels that a prompt without a 
 AROUND = 5.0  # voxels of the shortest side about a click that tell whether a label is meant
 TELLING = 3  # first clicks, which may rule out a label; those that follow correct a mask
 ENOUGH = 0.1  # of them on the click's side leave a label possible
+MISLED = 0.02  # chance of a click that contradicts the label that is meant
 BALL = [
     place
     for place in itertools.product(np.linspace(-AROUND, AROUND, 9).tolist(), repeat=3)
@@ -114,6 +115,23 @@ def agreeing(names: Tensor, prompts: PromptBatch, grid: Grid) -> Tensor:
     agrees = torch.maximum(2 * right[..., 0], right[..., 1:].mean(-1) / ENOUGH).clamp(max=1.0)
     without = torch.ones(*names.shape[:2], 1, device=device)
     return torch.cat([torch.where(given[:, None], agrees, 1.0), without], dim=2).amin(2)
+
+
+def after_clicks(weights: Tensor, possible: Tensor) -> Tensor:
+    """Weights of labels when a click has been seen, by Bayes' rule.
+
+    No click contradicts an object without a label. One may contradict the label that is meant, so
+    that a box which means a label for certain counts for more than a click.
+
+    Args:
+        weights: (n, labels); what they lack to 1 is the weight of no label.
+        possible: (n, labels) of `agreeing`.
+
+    Returns:
+        (n, labels) alike.
+    """
+    left = weights * possible.clamp(min=MISLED)
+    return left / (1 - weights.sum(1, keepdim=True) + left.sum(1, keepdim=True)).clamp(min=1e-6)
 
 
 def is_mask_of(masks: Tensor, names: Tensor, weights: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from promptseg.networks.names import (
     SURE,
     NameHead,
     NameMatch,
+    after_clicks,
     agreeing,
     decided,
     is_mask_of,
@@ -173,7 +174,7 @@ class PromptableNetwork(nn.Module):
         probabilities = encoding.names[some.image_index, 1:].exp()
         first = self.meant_labels(encoding, some) * (some.labels != NEW_OBJECT)[:, None]
         certain, grid = probabilities.detach(), self._named(encoding)
-        weights = decided(first * agreeing(certain, some, grid))
+        weights = decided(after_clicks(first, agreeing(certain, some, grid)))
         has_previous = some.has_previous
         if some.previous is not None:
             before = resized(some.previous[:, None].float().sigmoid(), grid.shape)[:, 0]

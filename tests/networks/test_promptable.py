@@ -19,7 +19,17 @@ from promptseg.networks.mask_decoder import (
     resized,
     resized_part,
 )
-from promptseg.networks.names import AROUND, ENOUGH, SURE, TELLING, agreeing, decided, same_extent
+from promptseg.networks.names import (
+    AROUND,
+    ENOUGH,
+    MISLED,
+    SURE,
+    TELLING,
+    after_clicks,
+    agreeing,
+    decided,
+    same_extent,
+)
 from promptseg.networks.prompt_encoder import (
     NEW_OBJECT,
     Grid,
@@ -407,6 +417,15 @@ def test_what_lies_inside_a_small_or_thin_label_does_not_contradict_it():
     away = [Query(points=scribble[:k] + [7, 8, 0], point_labels=[1] * k) for k in (1, 13)]
     one, all_of_it = agreeing(names.expand(2, -1, -1, -1, -1), batch_queries(away), grid)
     torch.testing.assert_close(one, all_of_it)
+
+
+def test_a_click_counts_against_a_label_as_far_as_the_box_does_not_mean_it_for_certain():
+    assert MISLED == 0.02
+    weights = torch.tensor([[0.8, 0.1], [0.99, 0.0], [0.8, 0.1]])
+    possible = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 1.0]])
+    # none 0.1 against 0.8 * 0.02 and 0.1; none 0.01 against 0.99 * 0.02; nothing new
+    expected = [[0.016 / 0.216, 0.1 / 0.216], [0.0198 / 0.0298, 0.0], [0.8, 0.1]]
+    torch.testing.assert_close(after_clicks(weights, possible), torch.tensor(expected))
 
 
 def test_only_the_first_clicks_rule_out_a_label():
