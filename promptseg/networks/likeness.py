@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from promptseg.networks.mask_decoder import resized
-from promptseg.networks.prompt_encoder import NO_POINT, Grid, PromptBatch
+from promptseg.networks.prompt_encoder import NO_POINT, Grid, PromptBatch, elements_at
 
 ITERATIONS = 12  # of conjugate gradients, which solve as many clicks exactly
 SOLVED = 1e-11  # squared remainder, as a part of the first, that ends them
@@ -68,10 +68,7 @@ class Likeness(nn.Module):
         """(n, z', y', x') of `forward` on the elements of a part."""
         width, difference, noise, factor = self.logarithms.exp()
         points, given = prompts.points, (prompts.point_labels != NO_POINT).float()
-        stride = torch.tensor(here.stride, device=points.device)
-        last = torch.tensor(compared.shape[2:], device=points.device) - 1
-        z, y, x = torch.minimum((points / stride).long().clamp(min=0), last).unbind(-1)
-        element = ((z * compared.shape[3] + y) * compared.shape[4] + x)[:, None]  # (n, 1, k)
+        element = elements_at(points, compared.shape[2:], here.stride)[:, None]  # (n, 1, k)
         flat = compared.flatten(2).expand(len(points), -1, -1)
         clicked = flat.gather(2, element.expand(-1, flat.shape[1], -1)).transpose(1, 2) / difference
         places = (points + 0.5) * torch.tensor(here.spacing, device=points.device) / width

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from promptseg.networks.prompt_encoder import NO_POINT, Grid, PromptBatch
+from promptseg.networks.prompt_encoder import NO_POINT, Grid, PromptBatch, elements_at
 
 SURE = 8.0  # largest logit that a name or a mask to correct may begin with
 DECISIVE = 3.0  # exponent of the weights of the labels that a prompt without a name may mean
@@ -105,12 +105,9 @@ def agreeing(names: Tensor, prompts: PromptBatch, grid: Grid) -> Tensor:
     ball = torch.tensor([(0.0, 0.0, 0.0), *BALL], device=device)  # first the click itself
     length = torch.tensor(grid.spacing, device=device)
     places = (prompts.points + 0.5)[:, :, None] + ball / length  # (n, k, offsets, 3)
-    last = torch.tensor(grid.shape, device=device) - 1
-    elements = (places / torch.tensor(grid.stride, device=device)).long().clamp(min=0)
-    z, y, x = torch.minimum(elements, last).unbind(-1)
-    flat = ((z * grid.shape[1] + y) * grid.shape[2] + x).flatten(1)[:, None]
-    found = names.flatten(2).gather(2, flat.expand(-1, names.shape[1], -1))
-    found = found.view(*names.shape[:2], *z.shape[1:])  # (n, labels, k, offsets)
+    elements = elements_at(places, grid.shape, grid.stride)  # (n, k, offsets)
+    flat = elements.flatten(1)[:, None].expand(-1, names.shape[1], -1)
+    found = names.flatten(2).gather(2, flat).view(*names.shape[:2], *elements.shape[1:])
     right = torch.where(prompts.point_labels[:, None, :, None] == 1, found, 1 - found)
     agrees = torch.maximum(2 * right[..., 0], right[..., 1:].mean(-1) / ENOUGH).clamp(max=1.0)
     without = torch.ones(*names.shape[:2], 1, device=device)

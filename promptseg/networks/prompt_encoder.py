@@ -221,6 +221,20 @@ class Grid:
         )
 
 
+def elements_at(places: Tensor, shape: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """Which element of a map over the patch lies at each place, counted along x, then y, then z.
+
+    Args:
+        places: (..., 3) in voxels, zyx; the nearest element stands for one outside.
+        shape: elements of the map, zyx.
+        stride: voxels of one, zyx.
+    """
+    last = torch.tensor(shape, device=places.device) - 1
+    elements = (places / torch.tensor(stride, device=places.device)).long().clamp(min=0)
+    z, y, x = torch.minimum(elements, last).unbind(-1)
+    return (z * shape[1] + y) * shape[2] + x
+
+
 def click_maps(points: Tensor, point_labels: Tensor, grid: Grid, widths: Sequence[float]) -> Tensor:
     """Gaussian bumps at the points, equally wide in mm along all axes.
 

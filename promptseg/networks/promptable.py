@@ -173,13 +173,13 @@ class PromptableNetwork(nn.Module):
         some = prompts[unnamed]
         probabilities = encoding.names[some.image_index, 1:].exp()
         first = self.meant_labels(encoding, some) * (some.labels != NEW_OBJECT)[:, None]
-        certain, grid = probabilities.detach(), self._named(encoding)
+        seemed, certain, grid = decided(first), probabilities.detach(), self._named(encoding)
         weights = decided(after_clicks(first, agreeing(certain, some, grid)))
         has_previous = some.has_previous
         if some.previous is not None:
             before = resized(some.previous[:, None].float().sigmoid(), grid.shape)[:, 0]
-            ruled_out = (decided(first).sum(1) > 0.5) & (weights.sum(1) < 0.5)
-            wrong = ruled_out & is_mask_of(before, certain, decided(first))
+            ruled_out = (seemed.sum(1) > 0.5) & (weights.sum(1) < 0.5)
+            wrong = ruled_out & is_mask_of(before, certain, seemed)
             has_previous = has_previous & ~(wrong & some.has_box & ~some.label_given)
         mixed = torch.einsum("nl,nlzyx->nzyx", weights, probabilities)
         mixed = log_odds(mixed + (1 - weights.sum(1))[:, None, None, None] * NOTHING)
