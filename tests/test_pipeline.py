@@ -42,7 +42,7 @@ def roots(tmp_path_factory):
     return root
 
 
-def first_losses(roots, results, *processes, steps=8):
+def first_losses(roots, results, *processes, steps=4):
     """Of the first steps of a run of the usual length, as each process saw them."""
     results.mkdir()
     # in float32: rounding decides which voxel of an error is clicked, and then everything after

@@ -51,6 +51,9 @@ class FitTask:
     strategy: type
     cases: tuple[FitCase, ...] = field(repr=False)
 
+    def __str__(self) -> str:
+        return f"{self.strategy.name} for {self.label!r}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class AutoPromptFit:
@@ -139,6 +142,8 @@ def fit_labels(
         _candidate, tasks, folds, processes=processes, description="fitting automatic prompts"
     )
     for task, result, error in outcomes:
+        if isinstance(error, RuntimeError):  # a cluster did not finish it
+            raise RuntimeError(f"fitting {task}: {error}") from error
         if error is not None:
             raise error
         results[task.label, task.strategy.name] = result

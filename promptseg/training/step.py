@@ -140,13 +140,13 @@ class Learner:
         without a name, and without one this decides the whole mask.
         """
         unnamed = batch.prompts.labels == NO_LABEL
-        boxed, about = boxes_about_objects(batch)
+        rated = [(*boxes_about_objects(batch), 1.0)]
+        if last is batch.prompts:
+            rated.append((last, unnamed, 1.0))
+        else:
+            rated += [(batch.prompts, unnamed, 0.5), (last, unnamed, 0.5)]
         total = 0.0
-        for prompts, some, weight in (
-            (batch.prompts, unnamed, 0.5),
-            (last, unnamed, 0.5),
-            (boxed, about, 1.0),
-        ):
+        for prompts, some, weight in rated:
             loss, count = 0.0 * self.network.name_match.no_label, int(some.sum())
             if count:
                 images = batch.prompts.image_index[some]

@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 from dataclasses import replace
 
@@ -180,6 +181,20 @@ def test_the_boxes_of_a_patients_scans_come_from_fits_on_other_patients():
 def test_worker_processes_change_nothing():
     cases = block_cases(6, unfitted=("intensity",))
     assert fit_labels(cases, ["block"], processes=2).labels == fit_labels(cases, ["block"]).labels
+
+
+class Deadly(str):
+    """A case's name that ends the process which unpickles it."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_a_dead_worker_is_told_with_what_was_fitted():
+    cases = block_cases(12)
+    cases[0] = replace(cases[0], case_id=Deadly(cases[0].case_id))
+    with pytest.raises(RuntimeError, match="worker process died .* at one of: .* for 'block'"):
+        fit_labels(cases, ["block"], processes=2)
 
 
 def test_when_no_candidate_is_usable_the_plans_say_none_and_why():
