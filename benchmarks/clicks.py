@@ -59,7 +59,7 @@ def main() -> None:
     for case in tqdm(cases, unit="case"):
         image, geometry = read_image(case.images)
         segmentation, _ = read_segmentation(case.label)
-        predictor.set_image(image, geometry.spacing)
+        predictor.set_image(image, geometry.spacing, geometry.direction)
         for label, value in raw.labels.items():
             target = segmentation == value
             if not target.any() or (args.labels and label not in args.labels + args.unseen):

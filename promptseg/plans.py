@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from promptseg.files import read_json, write_json
+from promptseg.io.orientation import ORIENTATIONS
 
 PLANS_FORMAT = 1
 DEFAULT_PLANS_NAME = "PromptSegPlans"
@@ -58,6 +59,8 @@ class Plans:
         channel_names: as in dataset.json.
         modalities: of each channel: `CT`, `MRI`, `PET`, `US` or `unknown`.
         normalizations: of each channel, raw intensities to [0, 255].
+        orientation: one of `ORIENTATIONS`, which images that are stored another way are turned to;
+            None leaves all as they are, as plans did that have none.
         spacing: mm, zyx, that every image is resampled to; with the preset `segvol`, which keeps
             each image's own voxels, only what is usual among the training images.
         median_shape: voxels, zyx, of the training images at that spacing.
@@ -82,6 +85,7 @@ class Plans:
     channel_names: tuple[str, ...]
     modalities: tuple[str, ...]
     normalizations: tuple[Normalization, ...]
+    orientation: str | None = None
     spacing: tuple[float, float, float]
     median_shape: tuple[int, int, int]
     patch_size: tuple[int, int, int]
@@ -158,6 +162,7 @@ _FORMER_NAMES = {"window": "patch_size"}  # of fields, in earlier plans
 _FORMERLY = {  # fields that earlier plans lack
     "preset": "none",
     "finest_stride": [1, 1, 1],
+    "orientation": None,
     "trainer": DEFAULT_TRAINER,
     "estimate": {},
 }
@@ -202,6 +207,7 @@ _FORMS = {  # field: its check, and what to expect in words
     "channel_names": _NAMES,
     "modalities": _NAMES,
     "normalizations": (lambda v: isinstance(v, (list, tuple)), "a list of objects"),
+    "orientation": (lambda v: v is None or v in ORIENTATIONS, "three of LRPASI, such as RAS"),
     "spacing": (lambda v: _are(_is_length, v, 3), "3 positive lengths in mm, zyx"),
     "median_shape": _THREE_COUNTS,
     "patch_size": _THREE_COUNTS,

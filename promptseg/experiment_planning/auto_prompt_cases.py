@@ -9,6 +9,7 @@ import numpy as np
 
 from promptseg.boxes import box_slices, label_boxes
 from promptseg.io.images import read_image, read_segmentation
+from promptseg.io.orientation import orientation_of, turn_between
 from promptseg.plans import Normalization
 from promptseg.preprocessing.normalize import normalize
 from promptseg.prompts.auto_prompter import AutoPrompter
@@ -123,8 +124,8 @@ def fitted_strategies() -> tuple[str, ...]:
     return tuple(n for n in AUTO_PROMPTERS if issubclass(AUTO_PROMPTERS.get(n), FittedPrompter))
 
 
-def read_fit_case(case: RawCase, reduction: Reduction) -> FitCase:
-    """Read channel 0 and the labels of one raw case, and reduce them.
+def read_fit_case(case: RawCase, reduction: Reduction, orientation: str | None) -> FitCase:
+    """Read channel 0 and the labels of one raw case, turn them to an orientation, and reduce them.
 
     Raises:
         FileNotFoundError, ValueError: naming the file that is missing or cannot be read, or the
@@ -132,7 +133,10 @@ def read_fit_case(case: RawCase, reduction: Reduction) -> FitCase:
     """
     image, geometry = read_image(case.images[0])
     segmentation, _ = read_segmentation(case.label)
-    return reduce_case(case.case_id, image[0], segmentation, geometry.spacing, reduction)
+    turn = turn_between(orientation_of(geometry.direction), orientation)
+    image, segmentation = (np.ascontiguousarray(turn.array(a)) for a in (image[0], segmentation))
+    spacing = turn.of_axes(geometry.spacing)
+    return reduce_case(case.case_id, image, segmentation, spacing, reduction)
 
 
 def reduce_case(

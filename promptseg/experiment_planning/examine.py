@@ -27,6 +27,7 @@ from promptseg.experiment_planning.integrity import (
 )
 from promptseg.io.dataset import RawCase, RawDataset
 from promptseg.io.images import Geometry, as_labels, read_image
+from promptseg.io.orientation import orientation_of
 from promptseg.parallel import Workers, map_cases
 from promptseg.preprocessing.modality import (
     ChannelStatistics,
@@ -146,6 +147,7 @@ def _examine_case(case: RawCase, dataset: RawDataset, reduction: Reduction | Non
         return _CaseResult(problems, None, {})
     fingerprint = CaseFingerprint(
         case_id=case.case_id,
+        orientation=orientation_of(first[1].direction),
         shape=first[1].shape,
         spacing=first[1].spacing,
         channels=tuple(channels),

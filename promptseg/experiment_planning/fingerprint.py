@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import cc3d
 import numpy as np
 
 from promptseg.files import write_json
+from promptseg.io.orientation import turn_between
 from promptseg.preprocessing.modality import ChannelStatistics
 
 FILE_NAME = "dataset_fingerprint.json"
@@ -36,13 +38,36 @@ class LabelStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseFingerprint:
-    """One raw case: shape (voxels, zyx), spacing (mm, zyx), its channels, its labels by value."""
+    """One raw case: shape (voxels, zyx), spacing (mm, zyx), its channels, its labels by value.
+
+    Its `orientation` is one of `ORIENTATIONS`, or None where it is oblique.
+    """
 
     case_id: str
+    orientation: str | None = None
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
     channels: tuple[ChannelStatistics, ...]
     labels: dict[int, LabelStatistics]
+
+    def turned(self, orientation: str | None) -> CaseFingerprint:
+        """The same case with its axes in another orientation."""
+        turn = turn_between(self.orientation, orientation)
+        labels = {}
+        for value, label in self.labels.items():
+            box = turn.boxes(np.array(label.box), self.shape).tolist()
+            # an index of a voxel's centre in a grid of one voxel, from 0 to 1
+            centroid = turn.points(np.array(label.centroid) - 0.5, (1, 1, 1)) + 0.5
+            labels[value] = replace(
+                label, box=(tuple(box[0]), tuple(box[1])), centroid=tuple(centroid.tolist())
+            )
+        return replace(
+            self,
+            orientation=self.orientation if turn.changes_nothing else orientation,
+            shape=turn.of_axes(self.shape),
+            spacing=turn.of_axes(self.spacing),
+            labels=labels,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +94,11 @@ class Fingerprint:
     cases: tuple[CaseFingerprint, ...]
     hu_histograms: dict[int, dict[int, tuple[int, ...]]]
     format_version: int = FORMAT_VERSION
+
+    @property
+    def orientations(self) -> Counter[str | None]:
+        """How many cases there are of each orientation, as they are stored."""
+        return Counter(case.orientation for case in self.cases)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -14,6 +14,7 @@ from promptseg.experiment_planning.rules import (
     target_spacing,
 )
 from promptseg.io.dataset import RawDataset
+from promptseg.io.orientation import MOST_OBLIQUE
 from promptseg.plans import DEFAULT_TRAINER, KEEPING_SPACING, Normalization, Plans
 from promptseg.preprocessing.modality import declared_modality, looks_windowed
 from promptseg.preprocessing.normalize import ct_window, keep_windowed, percentile_clipping
@@ -68,8 +69,10 @@ def make_plans(
     budget: Budget,
 ) -> Plans:
     """Call the rules in order; reads no file, writes none and fits no automatic prompts."""
-    spacings = np.array([case.spacing for case in fingerprint.cases])
-    shapes = np.array([case.shape for case in fingerprint.cases])
+    orientation, orientation_reason = choose_orientation(fingerprint, preset)
+    cases = [case.turned(orientation) for case in fingerprint.cases]
+    spacings = np.array([case.spacing for case in cases])
+    shapes = np.array([case.shape for case in cases])
     spacing, spacing_reason = target_spacing(spacings, shapes)
     own_voxels = preset in KEEPING_SPACING
     resampled = [
@@ -86,7 +89,7 @@ def make_plans(
         trainer, trainer_reason = fixed.trainer, f"preset {preset}: of its network's encoder"
         patch = _patch_of_preset(fixed, budget)
     else:
-        boxes = [[label.box for label in case.labels.values()] for case in fingerprint.cases]
+        boxes = [[label.box for label in case.labels.values()] for case in cases]
         extent = labelled_extent(boxes, spacings, spacing)
         patch = plan_patch(median_shape, spacing, budget, extent)
     return Plans(
@@ -98,6 +101,7 @@ def make_plans(
         channel_names=raw.channel_names,
         modalities=tuple(fingerprint.modalities),
         normalizations=normalizations,
+        orientation=orientation,
         spacing=spacing,
         median_shape=median_shape,
         patch_size=patch.patch_size,
@@ -108,11 +112,32 @@ def make_plans(
         reasons={
             "modality": "; ".join(fingerprint.modality_sources),
             "normalization": normalization_reason,
+            "orientation": orientation_reason,
             "spacing": spacing_reason,
             "patch_size": patch.reason,
             "trainer": trainer_reason,
         },
     )
+
+
+def choose_orientation(fingerprint: Fingerprint, preset: str) -> tuple[str | None, str]:
+    """The orientation of most images, and why.
+
+    With a preset images stay as they are: SegVol's weights were trained so.
+    """
+    counts = fingerprint.orientations
+    oblique = counts.pop(None, 0)
+    if preset in KEEPING_SPACING:
+        return None, f"preset {preset}: every image as it is stored"
+    if not counts:
+        return None, f"no axis of any image is within {MOST_OBLIQUE:g} degrees of an anatomical one"
+    (orientation, count), *others = counts.most_common()
+    reason = f"of {count} of {len(fingerprint.cases)} images"
+    if others:
+        reason += f"; turned to it: {', '.join(f'{n} of {name}' for name, n in others)}"
+    if oblique:
+        reason += f"; {oblique} oblique ones stay as they are stored"
+    return orientation, reason
 
 
 def _patch_of_preset(preset: Preset, budget: Budget) -> PatchPlan:

@@ -177,7 +177,11 @@ def _plan(
     data_folder = folder / plans.data_identifier
     remove_other_cases(cases, data_folder)
     remove_other_plans(folder / f"{plans_name}.json", plans)
-    failed, fit_cases = _preprocess(cases, plans, data_folder, examination.fit_cases, workers)
+    reduced = examination.fit_cases
+    if len(fingerprint.orientations) > 1:
+        log.warning("images are stored in several orientations: %s", plans.reasons["orientation"])
+        reduced = {}  # they were reduced as they are stored
+    failed, fit_cases = _preprocess(cases, plans, data_folder, reduced, workers)
     with ThreadPoolExecutor(1) as pool:  # the disk is idle while the workers fit
         copying = pool.submit(keep_ground_truth, cases, folder / "gt_segmentations")
         fit = fit_auto_prompts(fit_cases, list(raw.labels), processes=workers, groups=groups)
@@ -232,6 +236,7 @@ def _preprocess(
         read_fit_case,
         kept,
         reduction,
+        plans.orientation,
         processes=workers,
         description="reading cases for automatic prompts",
     ):

@@ -97,7 +97,11 @@ def _preprocessing(plans: Plans, resampling: str) -> dict[str, Any]:
     kinds = sorted({normalization.kind for normalization in plans.normalizations})
     channels = zip(plans.channel_names, plans.modalities, plans.normalizations, strict=True)
     return {
-        "order": ["normalize", "resample", "cut or pad (with 0) to the patch"],
+        "order": ["turn", "normalize", "resample", "cut or pad (with 0) to the patch"],
+        "orientation": plans.orientation,
+        "turn": "swap and mirror axes so that the first, second and third axis of the image file, "
+        "which are x, y, z of the array, lead to the orientation's directions (RAS: right, "
+        "anterior, superior); null: as the file is",
         "channels": [
             {"name": name, "modality": modality, "normalization": normalization.to_json()}
             for name, modality, normalization in channels

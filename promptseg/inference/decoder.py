@@ -14,6 +14,7 @@ from torch import Tensor
 from promptseg.inference.consistency import PromptConsistency, perturbed_prompts
 from promptseg.inference.queries import flipped, in_patch, patches_that_meet
 from promptseg.inference.sliding_window import Blend, groups_of_at_most, open_voxels, spanned
+from promptseg.io.orientation import Turn
 from promptseg.networks.prompt_encoder import Query, batch_queries
 from promptseg.networks.promptable import PromptableNetwork, decode_in_parts
 from promptseg.preprocessing.lazy import LazyImage
@@ -125,14 +126,21 @@ class PreparedImage:
     """An image that is ready for prompts.
 
     Attributes:
-        raw: (c, z, y, x) intensities of the image file.
+        raw: (c, z, y, x) intensities, in the plans' orientation.
         spacing: mm, zyx, of the raw image.
         decoder: answers queries about the preprocessed image.
+        turn: that brought the image here from its file, on whose grid prompts and results are.
     """
 
     raw: np.ndarray
     spacing: tuple[float, float, float]
     decoder: ImageDecoder
+    turn: Turn = Turn()
+
+    @property
+    def file_shape(self) -> tuple[int, int, int]:
+        """Of the image as its file has it, zyx."""
+        return self.turn.back.of_axes(self.raw_shape)
 
     @property
     def raw_shape(self) -> tuple[int, int, int]:
@@ -143,6 +151,23 @@ class PreparedImage:
     def shape(self) -> tuple[int, int, int]:
         """Of the preprocessed image, zyx."""
         return self.decoder.shape
+
+
+def with_channels(image: np.ndarray, channel_names: Sequence[str]) -> np.ndarray:
+    """A (z, y, x) or (c, z, y, x) image as (c, z, y, x).
+
+    Raises:
+        ValueError: for a wrong number of channels or axes, or an image without voxels.
+    """
+    image = np.asarray(image)
+    image = image[None] if image.ndim == 3 else image
+    if image.ndim != 4 or len(image) != len(channel_names) or 0 in image.shape:
+        raise ValueError(
+            f"expected an image of {len(channel_names)} channel(s) "
+            f"({', '.join(channel_names)}), shape (c, z, y, x), found {image.shape}; "
+            f"give the channels that the model was trained with"
+        )
+    return image
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from promptseg.inference.decoder import ImageDecoder, PreparedImage, blended_answers
+from promptseg.inference.decoder import (
+    ImageDecoder,
+    PreparedImage,
+    blended_answers,
+    with_channels,
+)
 from promptseg.inference.label_map import Collector, raw_slabs, values_of
 from promptseg.inference.options import check_step_size
 from promptseg.inference.prompting import Proposer
@@ -18,6 +23,7 @@ from promptseg.inference.results import LabelResult, Prediction
 from promptseg.inference.session import Session
 from promptseg.inference.sliding_window import gaussian_weights
 from promptseg.io.images import NPZ, Geometry, file_ending, read_image
+from promptseg.io.orientation import Turn, orientation_of, turn_between
 from promptseg.networks.prompt_encoder import NO_LABEL, Query
 from promptseg.networks.promptable import PromptableNetwork
 from promptseg.plans import Plans
@@ -99,30 +105,45 @@ class Predictor:
         self._weights = gaussian_weights(plans.patch_size)
         self._image: PreparedImage | None = None
 
-    def set_image(self, image: np.ndarray, spacing: Sequence[float]) -> None:
+    def set_image(
+        self,
+        image: np.ndarray,
+        spacing: Sequence[float],
+        direction: Sequence[float] | None = None,
+    ) -> None:
         """Set the image that the next prompts refer to.
 
         Args:
             image: (z, y, x) or (c, z, y, x) raw intensities.
             spacing: mm, zyx.
+            direction: 3x3 direction cosines, row by row, as SimpleITK has them: tells which way
+                the image is to be turned. Without it the image lies as those of the training.
 
         Raises:
             ValueError: for a wrong number of channels or axes, or values that are not finite; no
                 image is set then.
         """
         self._image = None
-        self.set_prepared(self.prepare(image, spacing))
+        self.set_prepared(self.prepare(image, spacing, direction))
 
     def set_prepared(self, image: PreparedImage) -> None:
         """`set_image` for an image that `prepare` or `prepare_files` returned."""
         self._image = image
 
-    def prepare(self, image: np.ndarray, spacing: Sequence[float]) -> PreparedImage:
+    def prepare(
+        self,
+        image: np.ndarray,
+        spacing: Sequence[float],
+        direction: Sequence[float] | None = None,
+    ) -> PreparedImage:
         """The part of `set_image` that other threads can do while an image is being segmented."""
-        image, spacing = with_channels(image, self.plans.channel_names), tuple(spacing)
+        image, turn = with_channels(image, self.plans.channel_names), Turn()
+        if direction is not None:
+            turn = turn_between(orientation_of(direction), self.plans.orientation)
+        image, spacing = np.ascontiguousarray(turn.array(image)), turn.of_axes(spacing)
         decoder = self._decoder(image, spacing)
         check_windowed(image, self.plans.normalizations)
-        return PreparedImage(raw=image, spacing=spacing, decoder=decoder)
+        return PreparedImage(raw=image, spacing=spacing, decoder=decoder, turn=turn)
 
     def prepare_files(self, files: Sequence[Path]) -> tuple[PreparedImage, Geometry]:
         """Read an image from files, one per channel, and `prepare` it.
@@ -134,10 +155,11 @@ class Predictor:
             FileNotFoundError, ValueError: naming the files that are wrong.
         """
         image, geometry = read_image(files)
-        if is_windowed(files[0]):
-            image = undo_window(image, self.plans.normalizations)
+        direction = geometry.direction
+        if is_windowed(files[0]):  # npz files say nothing of directions
+            image, direction = undo_window(image, self.plans.normalizations), None
         try:
-            return self.prepare(image, geometry.spacing), geometry
+            return self.prepare(image, geometry.spacing, direction), geometry
         except ValueError as error:
             raise ValueError(f"{', '.join(map(str, files))}: {error}") from error
 
@@ -190,7 +212,7 @@ class Predictor:
             "lassos": lassos,
             "mask": masks,
         }
-        given = prompts_by_label(kinds, image.raw_shape)
+        given = prompts_by_label(kinds, image.file_shape)
         if labels is None:
             labels = list(given)
             if auto_prompt or not given:
@@ -207,13 +229,13 @@ class Predictor:
         """`predict` for prompts that have been checked; see there."""
         image = self._current_image()
         self.check_prompts(prompts)
-        values = self._values(labels)
+        values = values_of(self.plans.labels, labels)
         if unknown := sorted((set(prompts) | set(labels)) - set(values)):
             known = ", ".join(self.plans.labels)
             raise ValueError(f"unknown label(s) {', '.join(unknown)}; the model knows {known}")
         if unused := sorted(set(prompts) - set(labels)):
             raise ValueError(f"prompts for {', '.join(unused)}, which is not among `labels`")
-        nothing = make_prompts(shape=image.raw_shape, source="label name")
+        nothing = make_prompts(shape=image.file_shape, source="label name")
         wanted = {label: prompts.get(label, nothing) for label in labels}
         if nameless := [n for n in wanted if n not in self.plans.labels and wanted[n].is_empty]:
             raise ValueError(
@@ -224,11 +246,12 @@ class Predictor:
             unprompted = [label for label, p in wanted.items() if p.is_empty]
             wanted.update(self.proposer.propose(image, unprompted, auto_prompt))
             wanted.update(self.proposer.ask_network(image, unprompted, auto_prompt, wanted))
+        turned = {label: p.turned(image.turn, image.file_shape) for label, p in wanted.items()}
         queries = {
             label: as_queries(prompts, self._index(label), image.raw_shape, image.shape)
-            for label, prompts in wanted.items()
+            for label, prompts in turned.items()
         }
-        return self._segment(wanted, queries)
+        return self._segment(turned, queries).turned(image.turn.back, image.raw_shape)
 
     def check_prompts(self, prompts: Mapping[str, Prompts]) -> None:
         """Refuse prompts by label that the networks cannot use; ours can use all.
@@ -260,9 +283,6 @@ class Predictor:
     def _index(self, label: str) -> int:
         labels = list(self.plans.labels)
         return labels.index(label) if label in labels else NO_LABEL
-
-    def _values(self, labels: Sequence[str]) -> dict[str, int]:
-        return values_of(self.plans.labels, labels)
 
     def _current_image(self) -> PreparedImage:
         if self._image is None:
@@ -298,7 +318,8 @@ class Predictor:
         asked = [(label, query) for label, of_label in queries.items() for query in of_label]
         names, asked = zip(*asked, strict=True) if asked else ((), ())
         starts = patches_of_queries(asked, image.shape, patch_size, self.step_size)
-        collector = Collector(self._values(list(wanted)), image.raw_shape, self.keep_probabilities)
+        values = values_of(self.plans.labels, list(wanted))
+        collector = Collector(values, image.raw_shape, self.keep_probabilities)
         for answer in blended_answers(
             image.decoder, asked, starts, self._weights, n_perturbations=self.n_perturbations
         ):
@@ -322,23 +343,6 @@ def prompts_by_label(
         )
         for label in dict.fromkeys(name for by_label in given.values() for name in by_label)
     }
-
-
-def with_channels(image: np.ndarray, channel_names: Sequence[str]) -> np.ndarray:
-    """A (z, y, x) or (c, z, y, x) image as (c, z, y, x).
-
-    Raises:
-        ValueError: for a wrong number of channels or axes, or an image without voxels.
-    """
-    image = np.asarray(image)
-    image = image[None] if image.ndim == 3 else image
-    if image.ndim != 4 or len(image) != len(channel_names) or 0 in image.shape:
-        raise ValueError(
-            f"expected an image of {len(channel_names)} channel(s) "
-            f"({', '.join(channel_names)}), shape (c, z, y, x), found {image.shape}; "
-            f"give the channels that the model was trained with"
-        )
-    return image
 
 
 def is_windowed(file: Path) -> bool:

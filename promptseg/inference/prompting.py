@@ -97,7 +97,9 @@ class Proposer:
     def propose(
         self, image: PreparedImage, labels: Sequence[str], strategy: str
     ) -> dict[str, Prompts]:
-        """Automatic prompts in raw voxels; without boxes, and with the reason, if none is found.
+        """Automatic prompts in the voxels of the image's file.
+
+        Without boxes, and with the reason, where none is found.
 
         Other threads can do this while an image is being segmented. The network's own prompts are
         left to `ask_network`.
@@ -126,7 +128,7 @@ class Proposer:
                 source=source if len(proposal.boxes) else "label name",
                 score=proposal.score,
                 reason=proposal.reason,
-            )
+            ).turned(image.turn.back, image.raw_shape)
         return found
 
     def ask_network(
@@ -144,14 +146,15 @@ class Proposer:
             strategy: as in `propose`.
             proposals: the result of `propose`.
         """
-        nothing = make_prompts(shape=image.raw_shape, source="label name")
+        nothing = make_prompts(shape=image.file_shape, source="label name")
         others = {
-            label: proposals.get(label, nothing)
+            label: proposals.get(label, nothing).turned(image.turn, image.file_shape)
             for label in labels
             if self.strategy_of(label, strategy) in OWN
         }
         indices = {label: index for index, label in enumerate(self.plans.labels)}
-        return own_prompts(image.decoder, others, indices, image.raw_shape)
+        own = own_prompts(image.decoder, others, indices, image.raw_shape)
+        return {label: p.turned(image.turn.back, image.raw_shape) for label, p in own.items()}
 
     def _coarse_is_better(self, label: str) -> bool:
         return self.measured_coarse.get(label, 0.0) > self._planned_iou(label)

@@ -16,6 +16,7 @@ from promptseg.boxes import is_nearly_whole, to_bbox
 from promptseg.files import replacing
 from promptseg.inference_plan import PostProcessing
 from promptseg.io.npz import read_npz
+from promptseg.io.orientation import Turn
 from promptseg.postprocessing import postprocess
 from promptseg.prompts.types import Prompts
 
@@ -68,6 +69,21 @@ class Prediction:
     segmentation: np.ndarray
     labels: dict[str, LabelResult]
     probabilities: RegionProbabilities | None = None
+
+    def turned(self, turn: Turn, shape: Sequence[int]) -> Prediction:
+        """The result for the image, of that shape, once it is turned."""
+        if turn.changes_nothing:
+            return self
+        labels = {
+            name: replace(result, prompts=result.prompts.turned(turn, shape))
+            for name, result in self.labels.items()
+        }
+        probabilities = self.probabilities
+        return Prediction(
+            segmentation=np.ascontiguousarray(turn.array(self.segmentation)),
+            labels=labels,
+            probabilities=probabilities and probabilities.turned(turn, shape),
+        )
 
 
 def label_result(
@@ -146,6 +162,15 @@ class RegionProbabilities:
         if logits.numel():
             values = logits.float().sigmoid().half().numpy()
             self._slabs.setdefault(label, []).append((np.asarray(lower), values))
+
+    def turned(self, turn: Turn, shape: Sequence[int]) -> RegionProbabilities:
+        """Those of the image, of that shape, once it is turned; uses the same memory."""
+        turned = RegionProbabilities()
+        for label, slabs in self._slabs.items():
+            for lower, values in slabs:
+                box = turn.boxes(np.stack([lower, lower + values.shape]), shape)
+                turned._slabs.setdefault(label, []).append((box[0], turn.array(values)))
+        return turned
 
     def region(self, label: str) -> tuple[np.ndarray, np.ndarray]:
         """First voxel (3,), zyx, and (z, y, x) float16 probabilities; empty if never decoded."""

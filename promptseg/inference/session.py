@@ -79,17 +79,18 @@ class Session:
 
     def reset(self) -> tuple[np.ndarray, np.ndarray | None]:
         """Forget all prompts: the mask is again what the label's name gives, or empty."""
-        before = getattr(self, "mask", None)
+        before = getattr(self, "_mask", None)
         self._history.clear()
-        self.prompts = make_prompts(shape=self._image.raw_shape)
+        self._prompts = make_prompts(shape=self._image.raw_shape)
         self.predicted_iou: float | None = None
         self._by_name = True  # the mask is what the name gave, not what a prompt changed
         self._logits = torch.full(self._image.shape, -SURE, dtype=torch.float16)
-        self.mask = np.zeros(self._image.raw_shape, bool)
+        self._mask = np.zeros(self._image.raw_shape, bool)
+        self.mask = self._image.turn.back.array(self._mask)  # the same memory
         if self._label >= 0:
             name = ImageQuery(label=self._label)
             self._answer(name, name)
-        return self.mask, None if before is None else mask_box(self.mask != before)
+        return self._told(None if before is None else mask_box(self._mask != before))
 
     def add_box(self, box: Sequence) -> tuple[np.ndarray, np.ndarray | None]:
         """Add a box around the object, or around what a slice shows of it.
@@ -103,7 +104,7 @@ class Session:
             ValueError: for a box that is empty or lies outside the image.
         """
         new = self._checked(boxes=[box])
-        kept = self.prompts.boxes
+        kept = self._prompts.boxes
         if self._solid(new):
             kept = [box for box in kept if flat_axis(box, self._image.raw_shape) is not None]
         return self._add(new, boxes=np.array([*kept, *new.boxes]))
@@ -117,7 +118,7 @@ class Session:
             ValueError: for a point outside the image.
         """
         new = self._checked(points=[point], point_labels=[int(foreground)])
-        old = self.prompts
+        old = self._prompts
         return self._add(
             new,
             points=np.concatenate([old.points, new.points]),
@@ -133,7 +134,7 @@ class Session:
             ValueError: for a line that leaves the image.
         """
         new = self._checked(scribbles=[vertices], scribble_labels=[int(foreground)])
-        old = self.prompts
+        old = self._prompts
         return self._add(
             new,
             scribbles=(*old.scribbles, *new.scribbles),
@@ -147,7 +148,7 @@ class Session:
             ValueError: for a curve that is not in one slice, or leaves the image.
         """
         new = self._checked(lassos=[vertices])
-        return self._add(new, lassos=(*self.prompts.lassos, *new.lassos))
+        return self._add(new, lassos=(*self._prompts.lassos, *new.lassos))
 
     def set_mask(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Replace the mask by another, (z, y, x) bool, which further prompts correct.
@@ -161,28 +162,41 @@ class Session:
         [query] = as_queries(new, self._label, self._image.raw_shape, self._image.shape)
         empty = np.full(self._image.shape, -GIVEN, np.float32)
         self._remember(_whole(self._image.shape), _whole(self._image.raw_shape))
-        before = self.mask.copy()
-        self.prompts, self.predicted_iou, self._by_name = new, None, False
+        before = self._mask.copy()
+        self._prompts, self.predicted_iou, self._by_name = new, None, False
         self._logits = torch.from_numpy(empty if new.mask is None else query.previous).half()
-        self.mask[...] = False if new.mask is None else new.mask
-        return self.mask, mask_box(self.mask != before)
+        self._mask[...] = False if new.mask is None else new.mask
+        return self._told(mask_box(self._mask != before))
 
     def undo(self) -> tuple[np.ndarray, np.ndarray | None]:
         """Take back the last prompt; without one nothing changes."""
         if not self._history:
-            return self.mask, None
+            return self._told(None)
         last = self._history.pop()
-        self.prompts, self._by_name = last.prompts, last.by_name
+        self._prompts, self._by_name = last.prompts, last.by_name
         self.predicted_iou = last.predicted_iou
         box, logits = last.logits
         self._logits[box_slices(box)] = logits
         box, mask = last.mask
-        changed = _shifted(mask_box(self.mask[box_slices(box)] != mask), box[0])
-        self.mask[box_slices(box)] = mask
-        return self.mask, changed
+        changed = _shifted(mask_box(self._mask[box_slices(box)] != mask), box[0])
+        self._mask[box_slices(box)] = mask
+        return self._told(changed)
+
+    @property
+    def prompts(self) -> Prompts:
+        return self._prompts.turned(self._image.turn.back, self._image.raw_shape)
 
     def _checked(self, **prompts: object) -> Prompts:
-        return make_prompts(**prompts, shape=self._image.raw_shape, where="this prompt")
+        """Prompts on the image's file, checked and turned with the image."""
+        shape = self._image.file_shape
+        checked = make_prompts(**prompts, shape=shape, where="this prompt")
+        return checked.turned(self._image.turn, shape)
+
+    def _told(self, changed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """The mask, and the box of what changed, on the image's file."""
+        if changed is not None:
+            changed = self._image.turn.back.boxes(changed, self._image.raw_shape)
+        return self.mask, changed
 
     def _add(self, new: Prompts, **together: object) -> tuple[np.ndarray, np.ndarray | None]:
         """Answer with one more prompt.
@@ -191,12 +205,12 @@ class Session:
             new: that prompt alone.
             together: the fields of `prompts` that it changes, with it.
         """
-        prompts = replace(self.prompts, **together)
+        prompts = replace(self._prompts, **together)
         grids = self._image.raw_shape, self._image.shape
         *_, query = as_queries(replace(prompts, mask=None), self._label, *grids)
         starts_anew = self._by_name and (query.box is not None or self._label < 0)
         limits = self._solid(new)
-        if limits and self._solid(self.prompts) and prompts.mask is None:
+        if limits and self._solid(self._prompts) and prompts.mask is None:
             starts_anew = True
         if not starts_anew:
             query = replace(query, previous=self._logits.numpy())
@@ -244,23 +258,20 @@ class Session:
         starts = self._starts(around, is_new=around is not query)
         box, logits, quality = whole_answer(self._image, query, starts, self._weights)
         entered = _whole(shape) if limits else box
-        raw_box = np.stack(
-            [
-                np.floor(entered[0] * np.divide(raw_shape, shape)),
-                np.minimum(np.ceil(entered[1] * np.divide(raw_shape, shape)), raw_shape),
-            ]
-        ).astype(int)
+        lower, upper = entered * np.divide(raw_shape, shape)
+        upper = np.minimum(np.ceil(upper), raw_shape)
+        raw_box = np.stack([np.floor(lower), upper]).astype(int)
         if prompts is not None:
             self._remember(entered, raw_box)
-            self.prompts, self._by_name = prompts, False
+            self._prompts, self._by_name = prompts, False
         self.predicted_iou = quality
-        before = self.mask[box_slices(raw_box)].copy()
+        before = self._mask[box_slices(raw_box)].copy()
         former = self._logits[box_slices(box)].clone()
         if self.keeps_distance and not starts_anew and around.box is None and not around.drawn:
             logits = connected_change(former, logits, around.points - box[0], around.point_labels)
         if limits:
             self._logits.fill_(-SURE)
-            self.mask[box_slices(raw_box)] = False
+            self._mask[box_slices(raw_box)] = False
         self._logits[box_slices(box)] = logits.clamp(-SURE, SURE).half()
         new = self._logits[box_slices(box)]
         for (there, now), (_, was) in zip(
@@ -270,8 +281,8 @@ class Session:
             if not starts_anew:  # what is finer than the preprocessed grid stays
                 stays = (mask == (was > 0)) & (np.abs(now - was) < LITTLE)
                 mask = np.where(stays, before[box_slices(there - raw_box[0])], mask)
-            self.mask[box_slices(there)] = mask
-        return self.mask, _shifted(mask_box(self.mask[box_slices(raw_box)] != before), raw_box[0])
+            self._mask[box_slices(there)] = mask
+        return self._told(_shifted(mask_box(self._mask[box_slices(raw_box)] != before), raw_box[0]))
 
     def _starts(self, around: ImageQuery, *, is_new: bool) -> np.ndarray:
         """(n, 3) patch starts about a query; one that is encoded already if that will do."""
@@ -295,11 +306,11 @@ class Session:
     def _remember(self, box: np.ndarray, raw_box: np.ndarray) -> None:
         self._history.append(
             _Before(
-                prompts=self.prompts,
+                prompts=self._prompts,
                 by_name=self._by_name,
                 predicted_iou=self.predicted_iou,
                 logits=(box, self._logits[box_slices(box)].clone()),
-                mask=(raw_box, self.mask[box_slices(raw_box)].copy()),
+                mask=(raw_box, self._mask[box_slices(raw_box)].copy()),
             )
         )
 

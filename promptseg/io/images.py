@@ -12,7 +12,7 @@ from promptseg.files import replacing
 from promptseg.io.challenge_npz import LABEL_KEYS, read_npz_volume, write_npz_labels
 from promptseg.io.geometry import Geometry, check_volume
 from promptseg.io.itk import count_itk_channels, is_dicom_folder, read_itk
-from promptseg.io.nifti import count_nifti_channels, is_nifti, read_nifti
+from promptseg.io.nifti import count_nifti_channels, is_nifti, read_nifti, write_nifti
 
 __all__ = [
     "FILE_ENDINGS",
@@ -128,10 +128,18 @@ def as_labels(array: np.ndarray) -> np.ndarray:
     raise ValueError(f"label values {lowest:g} to {highest:g} do not fit into 32 bits")
 
 
-def write_image(path: Path | str, array: np.ndarray, geometry: Geometry) -> None:
+def write_image(
+    path: Path | str, array: np.ndarray, geometry: Geometry, like: Path | None = None
+) -> None:
     """Write a (z, y, x) array with its geometry, atomically; the ending gives the format.
 
     An .npz file is written in the challenge's layout and takes labels only.
+
+    Args:
+        path: the file.
+        array: numbers or bool.
+        geometry: of the array.
+        like: file with that geometry; from NIfTI to NIfTI its qform and sform are kept both.
 
     Raises:
         ValueError: if the shapes disagree, or the format needs two files (they could not be
@@ -150,6 +158,10 @@ def write_image(path: Path | str, array: np.ndarray, geometry: Geometry) -> None
         array = array.astype(np.float32)
     if _is_npz(path):
         write_npz_labels(path, array, geometry.spacing)
+        return
+    if like is not None and ".nii" in str(path).lower()[-7:] and is_nifti(like):
+        with replacing(path) as temporary:
+            write_nifti(temporary, array, like)
         return
     image = sitk.GetImageFromArray(array)
     image.SetSpacing([float(s) for s in geometry.spacing[::-1]])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import logging
 import math
 import zlib
 from contextlib import ExitStack
@@ -12,25 +11,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from nibabel.nifti1 import Nifti1Header
-from nibabel.quaternions import quat2mat
+from nibabel.nifti1 import Nifti1Header, Nifti1Image
 from nibabel.spatialimages import HeaderDataError
 
 from promptseg.io.geometry import Geometry, check_volume
+from promptseg.io.nifti_place import copy_place, geometry_of
 
 _HEADER_BYTES = 348
 _SIZES = {_HEADER_BYTES.to_bytes(4, order): code for order, code in (("little", "<"), ("big", ">"))}
 _FIRST_VOXEL = 352  # the header and four bytes that say whether extensions follow
-_MM = {1: 1e3, 2: 1.0, 3: 1e-3}  # metre, millimetre, micrometre, by `xyzt_units`
 _VECTOR, _MATRICES = 1007, (1004, 1005)  # `intent_code`
 _RGB = {128: 3, 2304: 4}  # components within a voxel's bytes, by `datatype`
-_ROUNDING = 1e-4  # between axes that count as perpendicular, as in ITK
-_MOST_SHEAR = 0.05  # cosine between two axes, about 3 degrees; header rounding gives 1e-4 to 1e-2
 _MOST_DEFLATION = 1040  # bytes per compressed byte; deflate reaches 1032
 _CHUNK = 1 << 22  # bytes
-_TO_LPS = np.diag([-1.0, -1.0, 1.0])  # NIfTI's world is RAS
-
-_log = logging.getLogger(__name__)
 
 
 def is_nifti(path: Path) -> bool:
@@ -66,7 +59,7 @@ def read_nifti(path: Path, *, channels_last: bool = False) -> tuple[np.ndarray, 
     """
     header = _read_header(path)
     check_volume(path, header.size, channels_last=channels_last and header.components == 1)
-    geometry = _geometry(path, header.fields, header.size[2::-1])
+    geometry = geometry_of(path, header.fields, header.size[2::-1])
     array = _read_voxels(path, header)
     if header.interleaved:
         array = np.ascontiguousarray(np.moveaxis(array.reshape(*header.size[::-1], -1), -1, 0))
@@ -75,6 +68,22 @@ def read_nifti(path: Path, *, channels_last: bool = False) -> tuple[np.ndarray, 
         array = array.reshape(-1, *geometry.shape)
         array = _scaled(array, *_scale(header.fields))
     return array, geometry
+
+
+def write_nifti(path: Path, array: np.ndarray, like: Path) -> None:
+    """Write a (z, y, x) array where another NIfTI file has its voxels, for every program.
+
+    The qform, the sform, their codes and the units are that file's: a program may follow either
+    form, and the two may differ.
+
+    Raises:
+        ValueError: naming the other file if it cannot be read.
+    """
+    fields, header = _read_header(like).fields, Nifti1Header()
+    header.set_data_dtype(array.dtype)
+    header.set_data_shape(array.shape[::-1])
+    copy_place(fields, header)
+    Nifti1Image(array.T, None, header).to_filename(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,79 +181,6 @@ def _voxel_file(path: Path) -> Path:
     raise ValueError(
         f"{path}: a header whose voxels are missing; expected {path.stem}.img beside it"
     )
-
-
-def _geometry(path: Path, fields: Nifti1Header, shape: tuple[int, int, int]) -> Geometry:
-    pixdim = fields["pixdim"][1:4].astype(np.float64)
-    pixdim[~np.isfinite(pixdim) | (pixdim == 0)] = 1
-    mm = _MM.get(int(fields["xyzt_units"]) & 7, 1.0)
-    axes, origin = _axes_and_origin(path, fields, np.abs(pixdim))
-    direction = _TO_LPS @ axes * np.sign(pixdim)
-    return Geometry(
-        shape=shape,
-        spacing=tuple(float(v) for v in np.abs(pixdim)[::-1] * mm),
-        origin=tuple(float(v) for v in _TO_LPS @ origin * mm + 0.0),  # no -0
-        direction=tuple(float(v) for v in direction.ravel() + 0.0),
-    )
-
-
-def _axes_and_origin(
-    path: Path, fields: Nifti1Header, spacing: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Unit axes as columns and the first voxel's centre, both RAS, from the qform or the sform.
-
-    Source:
-        itk::NiftiImageIO::SetImageIOOrientationFromNIfTI of ITK 5.4: the sform where its axes are
-        perpendicular and it is alone, has the code 1 or agrees with the qform; else the qform.
-        Differs for an sform alone that is not quite perpendicular: ITK refuses it, or takes the
-        inverse of the nearest rotation when told to permit it.
-    """
-    has_qform, sform_code = int(fields["qform_code"]) > 0, int(fields["sform_code"])
-    if not has_qform and sform_code <= 0:
-        return _TO_LPS, np.zeros(3)
-    sform = np.stack([fields[f"srow_{axis}"] for axis in "xyz"]).astype(np.float64)
-    if sform_code <= 0:
-        return _qform(fields)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        axes = sform[:, :3] / np.linalg.norm(sform[:, :3], axis=0)
-    shear = np.abs(axes.T @ axes - np.eye(3)).max()
-    if has_qform:
-        q_axes, q_origin = _qform(fields)
-        qform = np.column_stack([q_axes * spacing, q_origin])
-        agree = sform_code == 1 or np.allclose(sform, qform, rtol=0, atol=_ROUNDING)
-        return (axes, sform[:, 3]) if shear <= _ROUNDING and agree else (q_axes, q_origin)
-    if not shear <= _MOST_SHEAR:  # NaN too
-        raise ValueError(
-            f"{path}: its axes are not perpendicular (cosine {shear:.3g} between two of them, at "
-            f"most {_MOST_SHEAR} is accepted); resample it onto a rectangular grid"
-        )
-    if shear > _ROUNDING:
-        _log.warning(
-            "%s: its axes are not quite perpendicular (cosine %.2g between two of them); "
-            "the nearest perpendicular ones are used",
-            path,
-            shear,
-        )
-        left, _, right = np.linalg.svd(axes)
-        axes = left @ right
-    return axes, sform[:, 3]
-
-
-def _qform(fields: Nifti1Header) -> tuple[np.ndarray, np.ndarray]:
-    """Axes and origin of the qform.
-
-    Source:
-        nifti_quatern_to_mat44 of nifti_clib, which ITK uses: the real part is 0 where rounding or
-        a quaternion longer than 1 leaves nothing of it.
-    """
-    names = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
-    values = np.array([fields[name] for name in names], dtype=np.float64)
-    values[~np.isfinite(values)] = 0
-    real = 1 - values[:3] @ values[:3]
-    axes = quat2mat([math.sqrt(real) if real >= 1e-7 else 0.0, *values[:3]])
-    if fields["pixdim"][0] < 0:
-        axes[:, 2] *= -1
-    return axes, values[3:]
 
 
 def _scale(fields: Nifti1Header) -> tuple[float, float]:

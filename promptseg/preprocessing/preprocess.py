@@ -15,6 +15,7 @@ import numpy as np
 from promptseg.boxes import box_slices, value_boxes
 from promptseg.files import WRITING, read_json
 from promptseg.io.images import Geometry, read_image, read_segmentation
+from promptseg.io.orientation import orientation_of, turn_between
 from promptseg.parallel import Workers, map_cases
 from promptseg.plans import Plans
 from promptseg.preprocessing.dataset import (
@@ -40,7 +41,7 @@ MAX_LOCATIONS = 1000  # per label and case: many more than the patches drawn fro
 
 Summarize = Callable[[str, np.ndarray, np.ndarray, tuple[float, float, float]], Any]
 """Called with the case identifier, (z, y, x) raw intensities of channel 0, (z, y, x) labels and
-spacing in mm; returns something small."""
+spacing in mm, all in the plans' orientation; returns something small."""
 
 
 def preprocess_dataset(
@@ -155,23 +156,25 @@ def _preprocessed(
             f"case {case.case_id!r}: {len(raw)} channels in {_names(case.images)}, but the plans "
             f"normalize {len(plans.normalizations)}; see channel_names in dataset.json"
         )
+    turn = turn_between(orientation_of(geometry.direction), plans.orientation)
+    raw, spacing = np.ascontiguousarray(turn.array(raw)), turn.of_axes(geometry.spacing)
     segmentation, summary, labels = None, None, {}
     if case.label is not None:
-        segmentation = _read_label(case.label, geometry, plans)
+        segmentation = np.ascontiguousarray(turn.array(_read_label(case.label, geometry, plans)))
         if summarize:
-            summary = summarize(case.case_id, raw[0], segmentation, geometry.spacing)
+            summary = summarize(case.case_id, raw[0], segmentation, spacing)
     lazy = LazyImage(
         raw,
-        geometry.spacing,
+        spacing,
         normalizations=plans.normalizations,
-        target_spacing=geometry.spacing if plans.keeps_spacing else plans.spacing,
+        target_spacing=spacing if plans.keeps_spacing else plans.spacing,
     )
     image, ranges, shape = lazy.everything(), lazy.ranges, lazy.shape[1:]
     del raw, lazy
     if segmentation is not None:
         segmentation = resample_segmentation(segmentation, shape)
         labels = _label_statistics(segmentation, plans.labels, case.case_id)
-    extent_mm = np.multiply(geometry.shape, geometry.spacing)
+    extent_mm = np.multiply(turn.of_axes(geometry.shape), spacing)
     properties = {
         "case_id": case.case_id,
         "raw": {
@@ -235,6 +238,7 @@ def _settings(case: RawCase, plans: Plans) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "normalizations": [n.to_json() for n in plans.normalizations],
+        "orientation": plans.orientation,
         "spacing": "as it is" if plans.keeps_spacing else [float(s) for s in plans.spacing],
         "labels": dict(plans.labels),
         "files": [[path.name, state.st_size, state.st_mtime_ns] for path, state in states],

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from promptseg.files import read_json, write_json
+from promptseg.io.orientation import Turn
 from promptseg.preprocessing.resample import scale_coordinates
 from promptseg.prompts.checks import (
     check_inside,
@@ -88,6 +89,17 @@ class Prompts:
             points=of_centres(self.points),
             scribbles=tuple(map(of_centres, self.scribbles)),
             lassos=tuple(map(of_centres, self.lassos)),
+        )
+
+    def turned(self, turn: Turn, shape: Sequence[int]) -> Prompts:
+        """The same prompts on an image of that shape once it is turned."""
+        return replace(
+            self,
+            boxes=turn.boxes(self.boxes, shape),
+            points=turn.points(self.points, shape),
+            scribbles=tuple(turn.points(line, shape) for line in self.scribbles),
+            lassos=tuple(turn.points(line, shape) for line in self.lassos),
+            mask=None if self.mask is None else turn.array(self.mask),
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from promptseg.commands import plan
 from promptseg.experiment_planning import planner
@@ -189,6 +190,39 @@ def test_a_case_that_is_gone_before_it_is_reduced_stops_planning_by_name(folders
     with pytest.raises(ValueError, match="case 'case_1': .*case_1_0000.nii.gz"):
         plan_dataset(1, folders, processes=0)
     assert not list(folders.preprocessed.rglob("PromptSegPlans.json"))
+
+
+@pytest.mark.parametrize("modality", ["CT", "MRI"])
+def test_images_stored_in_other_orientations_are_turned_to_that_of_most(tmp_path, modality, caplog):
+    results = []
+    for name, others in (("alike", {}), ("mixed", {"case_1": "PIR", "case_4": "LAS"})):
+        write_raw_dataset(tmp_path / name / "raw", cases=6, modality=modality, labels=2)
+        for path in (tmp_path / name / "raw").rglob("*.nii.gz"):
+            image = sitk.ReadImage(str(path))
+            image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+            case = path.name.split(".")[0].removesuffix("_0000")
+            sitk.WriteImage(sitk.DICOMOrient(image, others.get(case, "RAS")), str(path))
+        folders = Folders(
+            **{kind: tmp_path / name / kind for kind in ("raw", "preprocessed", "results")}
+        )
+        results.append(plan_dataset(1, folders, processes=0))
+    alike, mixed = results
+    assert alike.plans.orientation == mixed.plans.orientation == "RAS"
+    assert alike.plans.reasons["orientation"] == "of 6 of 6 images"
+    said = "of 4 of 6 images; turned to it: 1 of PIR, 1 of LAS"
+    assert mixed.plans.reasons["orientation"] == said
+    assert f"images are stored in several orientations: {said}" in caplog.text
+    assert replace(mixed.plans, reasons=alike.plans.reasons) == alike.plans
+    boxes = [read_json(r.folder / "PromptSegPlans_auto_prompt_boxes.json") for r in results]
+    assert boxes[0] == boxes[1]
+    cases = [PreprocessedDataset(r.folder / r.plans.data_identifier) for r in results]
+    for case in cases[0].case_ids:
+        one, other = cases
+        np.testing.assert_array_equal(one.image(case)[:], other.image(case)[:])
+        np.testing.assert_array_equal(one.segmentation(case)[:], other.segmentation(case)[:])
+        assert one.properties(case)["labels"] == other.properties(case)["labels"]
+    found = read_json(mixed.folder / "dataset_fingerprint.json")["cases"]
+    assert [case["orientation"] for case in found] == ["RAS", "PIR", "RAS", "RAS", "LAS", "RAS"]
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import logging
 import struct
 import tracemalloc
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -296,3 +297,68 @@ def test_a_strongly_sheared_nifti_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match=r"a\.nii: its axes are not perpendicular \(cosine 0\.196"):
         read_image(tmp_path / "a.nii")
+
+
+def moved_sform(**fields) -> bytes:
+    """A file whose qform and sform are 26 mm apart, as after coregistration."""
+    sform = np.column_stack([np.diag([2.0, 3.0, 4.0]), [-10, 26, 5]])
+    pixdim = fields.pop("pixdim", (1, 2, 3, 4))
+    place = {"codes": (1, 2), "qoffset": (-10, 0, 5), "sform": sform, **fields}
+    return header_of(pixdim=pixdim, **place) + VOXELS
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("codes", [(1, 2), (2, 1), (0, 4), (3, 0), (0, 0)])
+def test_what_is_written_like_a_nifti_lies_there_for_every_program(tmp_path, codes, ending):
+    source, target = tmp_path / "a.nii", tmp_path / f"b{ending}"
+    source.write_bytes(moved_sform(codes=codes))
+    image, geometry = read_image(source)
+    mask = (image[0] > np.median(image)).astype(np.uint8)
+    write_image(target, mask, geometry, like=source)
+
+    found, there = read_image(target)
+    np.testing.assert_array_equal(found[0], mask)
+    assert there == geometry and found.dtype == np.uint8
+    one, other = nibabel.load(source), nibabel.load(target)
+    np.testing.assert_array_equal(np.asarray(other.dataobj), mask.T)
+    np.testing.assert_array_equal(other.affine, one.affine)
+    for form in ("get_qform", "get_sform"):
+        (expected, code), (affine, its) = (getattr(n, form)(coded=True) for n in (one, other))
+        assert its == code
+        if code:
+            np.testing.assert_array_equal(affine, expected)
+    with _quiet_itk():
+        one, other = (sitk.ReadImage(str(path)) for path in (source, target))
+    assert (one.GetOrigin(), one.GetDirection(), one.GetSpacing()) == (
+        (other.GetOrigin(), other.GetDirection(), other.GetSpacing())
+    )
+
+
+def test_a_mask_of_another_format_is_not_written_like_a_nifti(tmp_path):
+    (tmp_path / "a.nii").write_bytes(moved_sform())
+    image, geometry = read_image(tmp_path / "a.nii")
+    write_image(tmp_path / "b.nrrd", image[0], geometry, like=tmp_path / "a.nii")
+    assert read_image(tmp_path / "b.nrrd")[1].difference_from(geometry) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "differ (origins [-10.0, 0.0, 5.0] and [-10.0, 26.0, 5.0], xyz, mm); the qform is"),
+        ({"codes": (2, 1)}, "26.0, 5.0], xyz, mm); the sform is used"),
+        ({"codes": (0, 2), "pixdim": (1, 2, 3, 5)}, "[2.0, 3.0, 5.0] by pixdim and of [2.0, 3.0, "),
+        ({"codes": (1, 0), "pixdim": (1, 2, 0, 4)}, "voxels of 2, 0, 4 (xyz): 0 and NaN are"),
+        ({"codes": (1, 0), "pixdim": (1, 2, 3, np.nan)}, "voxels of 2, 3, nan (xyz)"),
+    ],
+)
+def test_forms_and_scales_that_disagree_are_said(tmp_path, caplog, fields, message):
+    (tmp_path / "a.nii").write_bytes(moved_sform(**fields))
+    read_image(tmp_path / "a.nii")
+    assert message in caplog.text
+
+
+def test_forms_that_agree_are_not_mentioned(tmp_path, caplog):
+    sform = np.column_stack([np.diag([2.0, 3.0, 4.0]), [-10, 0, 5.001]])
+    (tmp_path / "a.nii").write_bytes(moved_sform(sform=sform))
+    read_image(tmp_path / "a.nii")
+    assert not caplog.text

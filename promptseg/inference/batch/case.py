@@ -141,7 +141,7 @@ class CaseSteps:
                 list(prediction.labels),
                 prediction.segmentation.shape,
             )
-        write_image(file, prediction.segmentation, geometry)
+        write_image(file, prediction.segmentation, geometry, like=Path(case.images[0]))
         initial = {}
         if self.options.initial is not None:
             corrected = mask_file(Path(self.options.initial), case.case_id)
