@@ -37,6 +37,7 @@ from promptseg.preprocessing.modality import (
     looks_windowed,
     modality_of,
 )
+from promptseg.words import some
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ def examine_dataset(
     fingerprint = _summary(dataset, [results[case.case_id] for case in good_cases])
     return Examination(
         problems=problems,
-        warnings=_warnings(fingerprint),
+        warnings=[*_unused_files(dataset), *_warnings(fingerprint)],
         fingerprint=fingerprint,
         good_cases=good_cases,
         fit_cases={
@@ -216,6 +217,17 @@ def _sum_histograms(histograms: list[dict[int, np.ndarray]]) -> dict[int, tuple[
         for label, counts in histogram.items():
             total[label] = total.get(label, 0) + counts
     return {label: tuple(counts.tolist()) for label, counts in sorted(total.items())}
+
+
+def _unused_files(dataset: RawDataset) -> list[str]:
+    if not dataset.unused:
+        return []
+    names = some([path.relative_to(dataset.folder).as_posix() for path in dataset.unused])
+    return [
+        f"{len(dataset.unused)} image file(s) belong to no case, for their names do not end in "
+        f"{dataset.file_ending!r} (file_ending of dataset.json), or the case has another such "
+        f"file: {names}; convert or rename them to train on them"
+    ]
 
 
 def _warnings(fingerprint: Fingerprint) -> list[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from promptseg.io.case_files import channel_numbers
 from promptseg.io.dataset import RawCase, RawDataset
 from promptseg.io.images import Geometry
 from promptseg.words import some
@@ -56,6 +57,10 @@ def check_channels(case: RawCase, dataset: RawDataset, found: int) -> list[Probl
         found: channels of all its image files together; one file may hold several.
     """
     expected = len(dataset.channel_names)
+    numbers = channel_numbers(case)
+    is_numbered = len(numbers) == len(case.images) and "dataset" not in dataset.content
+    if is_numbered and sorted(numbers) != list(range(len(numbers))):
+        return _missing_channels(case, dataset)
     if found == expected:
         return []
     if found == len(case.images) < expected:  # one channel per file, and too few files
@@ -75,16 +80,17 @@ def check_channels(case: RawCase, dataset: RawDataset, found: int) -> list[Probl
 def _missing_channels(case: RawCase, dataset: RawDataset) -> list[Problem]:
     folder = dataset.folder / "imagesTr"
     unnumbered = folder / f"{case.case_id}{dataset.file_ending}"
-    there = {path.name for path in case.images}
+    there, numbers = ", ".join(path.name for path in case.images), channel_numbers(case)
     problems = []
     for channel, channel_name in enumerate(dataset.channel_names):
         name = f"{case.case_id}_{channel:04d}{dataset.file_ending}"
-        if name in there:
+        if channel in numbers:
             continue
         if unnumbered.exists():
             found, advice = unnumbered.name, "add the channel number to its name"
         else:
-            found, advice = "no file", "add the image, or remove the other files of the case"
+            found = f"no file, but {there}" if there else "no file"
+            advice = "add the image, correct the numbers, or remove the other files of the case"
         expected = f"channel {channel} ({channel_name})"
         problems.append(Problem(case.case_id, folder / name, found, expected, advice))
     return problems

@@ -81,27 +81,44 @@ def training_cases(images: Path, labels: Path, ending: str) -> list[RawCase]:
     for folder in (images, labels):
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder; a raw dataset needs it")
-    of_case = {stem: [] for stem in _stems(labels, ending)}
-    with_label = set(of_case)
-    for stem in _stems(images, ending):
+    label_of = _by_stem(labels, ending)
+    images_of: dict[str, list[Path]] = {case_id: [] for case_id in label_of}
+    for stem, path in _by_stem(images, ending).items():
         match = _CHANNEL.fullmatch(stem)
-        case_id = match["case_id"] if match else stem
-        paths = of_case.setdefault(case_id, [])
+        paths = images_of.setdefault(match["case_id"] if match else stem, [])
         if match:
-            paths.append(images / f"{stem}{ending}")
+            paths.append(path)
     return [
-        RawCase(
-            case_id=case_id,
-            images=tuple(sorted(paths)),
-            label=labels / f"{case_id}{ending}" if case_id in with_label else None,
-        )
-        for case_id, paths in of_case.items()
+        RawCase(case_id=case_id, images=tuple(sorted(paths)), label=label_of.get(case_id))
+        for case_id, paths in images_of.items()
     ]
 
 
-def _stems(folder: Path, ending: str) -> list[str]:
+def unused_images(folders: Iterable[Path], cases: Iterable[RawCase]) -> list[Path]:
+    """The image files in folders that belong to no case: of another ending, or found twice."""
+    used = {path for case in cases for path in (*case.images, case.label)}
+    paths = (Path(entry.path) for folder in folders for entry in os.scandir(folder))
+    return sorted(
+        path
+        for path in paths
+        if path not in used and not path.name.startswith(".") and file_ending(path) is not None
+    )
+
+
+def channel_numbers(case: RawCase) -> list[int]:
+    """The numbers in the names of a case's image files; of files without one none."""
+    stems = (path.name[: -len(file_ending(path) or "")] for path in case.images)
+    return [int(match["channel"]) for stem in stems if (match := _CHANNEL.fullmatch(stem))]
+
+
+def _by_stem(folder: Path, ending: str) -> dict[str, Path]:
+    """The files with an ending, in upper or lower case, by what comes before it, in order."""
     names = (entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
-    return sorted(name[: -len(ending)] for name in names if name.endswith(ending))
+    found: dict[str, Path] = {}
+    for name in sorted(names):
+        if name.lower().endswith(ending.lower()):
+            found.setdefault(name[: -len(ending)], folder / name)
+    return dict(sorted(found.items()))
 
 
 def _images_in(folder: Path, endings: tuple[str, ...]) -> tuple[list[tuple[str, Path]], list[str]]:

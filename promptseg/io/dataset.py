@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from promptseg.files import is_file_name, read_json
-from promptseg.io.case_files import RawCase, cases_in_folder, training_cases
+from promptseg.io.case_files import RawCase, cases_in_folder, training_cases, unused_images
 from promptseg.io.images import ITK_ENDINGS
 from promptseg.words import some
 
@@ -35,6 +35,7 @@ class RawDataset:
         file_ending: `.nii.gz`, as in dataset.json.
         cases: training cases, sorted by case identifier.
         content: dataset.json as read.
+        unused: image files in imagesTr and labelsTr that belong to no case.
     """
 
     folder: Path
@@ -44,6 +45,7 @@ class RawDataset:
     file_ending: str
     cases: tuple[RawCase, ...]
     content: dict[str, Any]
+    unused: tuple[Path, ...] = ()
 
 
 def read_raw_dataset(folder: Path | str) -> RawDataset:
@@ -64,10 +66,13 @@ def read_raw_dataset(folder: Path | str) -> RawDataset:
     if problems := problems_of_content(content):
         raise ValueError(f"{path} has {len(problems)} problem(s):\n  " + "\n  ".join(problems))
     ending = content["file_ending"]
+    unused: list[Path] = []
     if "dataset" in content:
         cases = _cases_in_content(folder, content["dataset"])
     else:
-        cases = training_cases(folder / "imagesTr", folder / "labelsTr", ending)
+        folders = folder / "imagesTr", folder / "labelsTr"
+        cases = training_cases(*folders, ending)
+        unused = unused_images(folders, cases)
     labels = {name: v for name, v in content["labels"].items() if name != "background"}
     channel_names = content["channel_names"]
     return RawDataset(
@@ -78,6 +83,7 @@ def read_raw_dataset(folder: Path | str) -> RawDataset:
         file_ending=ending,
         cases=tuple(sorted(cases, key=lambda case: case.case_id)),
         content=content,
+        unused=tuple(unused),
     )
 
 

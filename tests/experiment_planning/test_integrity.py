@@ -160,6 +160,10 @@ IMAGE, SECOND, LABEL = (
 BREAKS = {
     "no label": (lambda d: (d / LABEL).unlink(), ["found no file, expected the labels"]),
     "no channel": (lambda d: (d / SECOND).unlink(), [r"_0001\S+: found no file, .*channel 1"]),
+    "another channel number": (
+        lambda d: (d / SECOND).rename(d / "imagesTr/case_1_0002.nii.gz"),
+        [r"_0001\S+: found no file, but case_1_0000.nii.gz, case_1_0002.nii.gz, .*channel 1"],
+    ),
     "no image": (
         lambda d: [(d / IMAGE).unlink(), (d / SECOND).unlink()],
         ["_0000.* found no file", "_0001.* found no file"],
@@ -258,6 +262,29 @@ def test_a_missing_channel_number_is_said(tmp_path):
     assert problem.case_id == "case_1"
     assert str(problem).endswith(
         "found case_1.nii.gz, expected channel 0 (CT); add the channel number to its name"
+    )
+
+
+def test_the_only_channel_with_another_number_is_a_problem(tmp_path):
+    folder = write_raw_dataset(tmp_path, cases=2)
+    (folder / "imagesTr/case_1_0000.nii.gz").rename(folder / "imagesTr/case_1_0001.nii.gz")
+    (problem,) = examine(folder).problems
+    assert "found no file, but case_1_0001.nii.gz, expected channel 0 (CT)" in str(problem)
+
+
+def test_endings_in_upper_case_are_used_and_other_image_files_listed(dataset):
+    for path in list(dataset.glob("*Tr/case_1*")):
+        path.rename(path.with_name(path.name.replace(".nii.gz", ".NII.GZ")))
+    image, geometry = read_image(dataset / "imagesTr/case_0_0000.nii.gz")
+    write_image(dataset / "imagesTr/case_9_0000.nii", image[0], geometry)
+    shutil.copy(dataset / "labelsTr/case_2.nii.gz", dataset / "labelsTr/case_2.nrrd")
+
+    examination = examine(dataset)
+
+    assert examination.problems == [] and len(examination.good_cases) == 3
+    (warning,) = examination.warnings
+    assert warning.startswith("2 image file(s) belong to no case") and warning.endswith(
+        "imagesTr/case_9_0000.nii, labelsTr/case_2.nrrd; convert or rename them to train on them"
     )
 
 
