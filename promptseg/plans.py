@@ -69,6 +69,8 @@ class Plans:
         finest_stride: voxels, zyx, of one element of the finest feature map.
         batch_size: patches in one training step.
         labels: foreground names to values, ordered by value.
+        training_images: ranges of their intensities, spacings and fields of view, which other
+            images are compared with (`training_images.differences`). Plans made before have none.
         auto_prompts: for each label the strategies that were tried, what they measured, and the
             one chosen.
         estimate: what training with `trainer` takes: on which `machine`, bytes at the peak as
@@ -93,6 +95,7 @@ class Plans:
     finest_stride: tuple[int, int, int] = (1, 1, 1)
     batch_size: int
     labels: dict[str, int]
+    training_images: dict[str, Any] = field(default_factory=dict)
     auto_prompts: dict[str, dict[str, Any]] = field(default_factory=dict)
     estimate: dict[str, Any] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
@@ -164,6 +167,7 @@ _FORMERLY = {  # fields that earlier plans lack
     "finest_stride": [1, 1, 1],
     "orientation": None,
     "trainer": DEFAULT_TRAINER,
+    "training_images": {},
     "estimate": {},
 }
 _OF_EACH_CHANNEL = ("channel_names", "modalities", "normalizations")
@@ -215,6 +219,7 @@ _FORMS = {  # field: its check, and what to expect in words
     "finest_stride": _THREE_COUNTS,
     "batch_size": (_is_count, "a positive whole number"),
     "labels": (_are_labels, "names with different positive whole numbers"),
+    "training_images": _OBJECT,
     "auto_prompts": _OBJECT,
     "estimate": _OBJECT,
     "reasons": _OBJECT,

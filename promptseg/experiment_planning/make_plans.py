@@ -19,6 +19,7 @@ from promptseg.plans import DEFAULT_TRAINER, KEEPING_SPACING, Normalization, Pla
 from promptseg.preprocessing.modality import declared_modality, looks_windowed
 from promptseg.preprocessing.normalize import ct_window, keep_windowed, percentile_clipping
 from promptseg.preprocessing.resample import resampled_shape
+from promptseg.preprocessing.training_images import describe
 from promptseg.presets import Preset, find_preset
 
 
@@ -109,6 +110,12 @@ def make_plans(
         finest_stride=patch.finest_stride,
         batch_size=patch.batch_size,
         labels=raw.labels,
+        training_images=describe(
+            list(zip(*(case.channels for case in cases), strict=True)),
+            spacings,
+            shapes,
+            [normalization.kind == "window" for normalization in normalizations],
+        ),
         reasons={
             "modality": "; ".join(fingerprint.modality_sources),
             "normalization": normalization_reason,

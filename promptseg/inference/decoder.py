@@ -130,12 +130,14 @@ class PreparedImage:
         spacing: mm, zyx, of the raw image.
         decoder: answers queries about the preprocessed image.
         turn: that brought the image here from its file, on whose grid prompts and results are.
+        unlike: in what it is not like the images of the training, in words.
     """
 
     raw: np.ndarray
     spacing: tuple[float, float, float]
     decoder: ImageDecoder
     turn: Turn = Turn()
+    unlike: tuple[str, ...] = ()
 
     @property
     def file_shape(self) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,20 @@ from promptseg.inference.decoder import (
 )
 from promptseg.inference.label_map import Collector, raw_slabs, values_of
 from promptseg.inference.options import check_step_size
-from promptseg.inference.prompting import Proposer
+from promptseg.inference.prompting import Proposer, prompts_by_label
 from promptseg.inference.queries import as_queries, flips, patches_of_queries
 from promptseg.inference.results import LabelResult, Prediction
 from promptseg.inference.session import Session
 from promptseg.inference.sliding_window import gaussian_weights
-from promptseg.io.images import NPZ, Geometry, file_ending, read_image
+from promptseg.io.images import Geometry, is_windowed, read_image
 from promptseg.io.orientation import Turn, orientation_of, turn_between
 from promptseg.networks.prompt_encoder import NO_LABEL, Query
 from promptseg.networks.promptable import PromptableNetwork
 from promptseg.plans import Plans
 from promptseg.preprocessing.lazy import LazyImage
+from promptseg.preprocessing.modality import other_modalities
 from promptseg.preprocessing.normalize import check_windowed, undo_window
+from promptseg.preprocessing.training_images import differences
 from promptseg.prompts.types import Prompts, make_prompts
 
 __all__ = ["LabelResult", "Prediction", "Predictor", "PreparedImage"]
@@ -143,7 +146,8 @@ class Predictor:
         image, spacing = np.ascontiguousarray(turn.array(image)), turn.of_axes(spacing)
         decoder = self._decoder(image, spacing)
         check_windowed(image, self.plans.normalizations)
-        return PreparedImage(raw=image, spacing=spacing, decoder=decoder, turn=turn)
+        unlike = tuple(differences(image, spacing, self.plans.training_images))
+        return PreparedImage(raw=image, spacing=spacing, decoder=decoder, turn=turn, unlike=unlike)
 
     def prepare_files(self, files: Sequence[Path]) -> tuple[PreparedImage, Geometry]:
         """Read an image from files, one per channel, and `prepare` it.
@@ -159,9 +163,11 @@ class Predictor:
         if is_windowed(files[0]):  # npz files say nothing of directions
             image, direction = undo_window(image, self.plans.normalizations), None
         try:
-            return self.prepare(image, geometry.spacing, direction), geometry
+            image = self.prepare(image, geometry.spacing, direction)
         except ValueError as error:
             raise ValueError(f"{', '.join(map(str, files))}: {error}") from error
+        unlike = (*image.unlike, *other_modalities(files, self.plans.modalities))
+        return replace(image, unlike=unlike if direction else ()), geometry
 
     def predict(
         self,
@@ -251,7 +257,8 @@ class Predictor:
             label: as_queries(prompts, self._index(label), image.raw_shape, image.shape)
             for label, prompts in turned.items()
         }
-        return self._segment(turned, queries).turned(image.turn.back, image.raw_shape)
+        prediction = self._segment(turned, queries).turned(image.turn.back, image.raw_shape)
+        return prediction.of_unlike(image.unlike)
 
     def check_prompts(self, prompts: Mapping[str, Prompts]) -> None:
         """Refuse prompts by label that the networks cannot use; ours can use all.
@@ -328,23 +335,3 @@ class Predictor:
             collector.enter(label, raw_slabs(answer.blend, *grids, positive_only=positive_only))
             collector.rate(label, answer.index, answer.predicted_iou, answer.prompt_consistency)
         return collector.prediction(wanted)
-
-
-def prompts_by_label(
-    kinds: Mapping[str, Mapping[str, Any] | None], shape: Sequence[int]
-) -> dict[str, Prompts]:
-    """Prompts of each label, checked, from keywords of `make_prompts` with values by label."""
-    given = {kind: by_label or {} for kind, by_label in kinds.items()}
-    return {
-        label: make_prompts(
-            **{kind: by_label.get(label) for kind, by_label in given.items()},
-            shape=shape,
-            where=f"label {label!r}",
-        )
-        for label in dict.fromkeys(name for by_label in given.values() for name in by_label)
-    }
-
-
-def is_windowed(file: Path) -> bool:
-    """Whether CT in a file is windowed to [0, 255], as in the challenge's npz files."""
-    return file_ending(file) == NPZ

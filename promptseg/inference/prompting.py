@@ -1,4 +1,4 @@
-"""Automatic prompts in prediction: by the plans' strategies, and by the network itself.
+"""Prompts in prediction: given ones by label, and automatic ones, by strategies and the network.
 
 The network's own (`coarse`, `hybrid`) come from its look at the whole volume, resized to one patch.
 """
@@ -265,3 +265,18 @@ def _better(
     predicted = [float(np.mean(ious[: len(boxes[0])])), float(np.mean(ious[len(boxes[0]) :]))]
     best = int(np.argmax(predicted))
     return replace(candidates[best], score=min(max(predicted[best], 0.0), 1.0))
+
+
+def prompts_by_label(
+    kinds: Mapping[str, Mapping[str, Any] | None], shape: Sequence[int]
+) -> dict[str, Prompts]:
+    """Prompts of each label, checked, from keywords of `make_prompts` with values by label."""
+    given = {kind: by_label or {} for kind, by_label in kinds.items()}
+    return {
+        label: make_prompts(
+            **{kind: by_label.get(label) for kind, by_label in given.items()},
+            shape=shape,
+            where=f"label {label!r}",
+        )
+        for label in dict.fromkeys(name for by_label in given.values() for name in by_label)
+    }

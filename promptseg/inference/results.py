@@ -21,6 +21,7 @@ from promptseg.postprocessing import postprocess
 from promptseg.prompts.types import Prompts
 
 LOW_QUALITY = 0.5  # predicted IoU below which a label is flagged
+NOT_LIKE_TRAINING = "not_like_training"  # flag of every label of such an image
 LOW_CONSISTENCY = 0.7  # prompt consistency below which it is
 MOST_BYTES = 2**36  # into which a file of probabilities may unpack
 
@@ -64,11 +65,23 @@ class Prediction:
         segmentation: (z, y, x) label values on the raw grid.
         labels: by name, those that were to be segmented.
         probabilities: None unless the predictor keeps them.
+        unlike: in what the image is not like those of the training, in words.
     """
 
     segmentation: np.ndarray
     labels: dict[str, LabelResult]
     probabilities: RegionProbabilities | None = None
+    unlike: tuple[str, ...] = ()
+
+    def of_unlike(self, unlike: Sequence[str]) -> Prediction:
+        """The result for an image that is not like those of the training, flagged as such."""
+        if not unlike:
+            return self
+        labels = {
+            name: replace(result, flags=(NOT_LIKE_TRAINING, *result.flags))
+            for name, result in self.labels.items()
+        }
+        return replace(self, labels=labels, unlike=tuple(unlike))
 
     def turned(self, turn: Turn, shape: Sequence[int]) -> Prediction:
         """The result for the image, of that shape, once it is turned."""
@@ -79,7 +92,8 @@ class Prediction:
             for name, result in self.labels.items()
         }
         probabilities = self.probabilities
-        return Prediction(
+        return replace(
+            self,
             segmentation=np.ascontiguousarray(turn.array(self.segmentation)),
             labels=labels,
             probabilities=probabilities and probabilities.turned(turn, shape),

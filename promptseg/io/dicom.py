@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import SimpleITK as sitk
 
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+MODALITIES = {"CT": "CT", "MR": "MRI", "PT": "PET", "US": "US"}  # of DICOM, and as plans have them
 _MOST_UNEVEN = 0.1  # of a series' slice distance; a missing slice gives 1
 
 
@@ -39,6 +44,12 @@ def read_dicom_series(folder: Path) -> sitk.Image:
     return image
 
 
+def modality_of_series(folder: Path) -> str | None:
+    """How the images of a folder's series were made, one of `MODALITIES`; None for another way."""
+    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
+    return MODALITIES.get(str(_header(names[0], "Modality").get("Modality"))) if names else None
+
+
 def _check_slice_distances(folder: Path, files: tuple[str, ...]) -> None:
     """Raise if a series lacks a slice, which would shift all slices behind it."""
     positions = np.array([_position(file) for file in files])
@@ -52,11 +63,14 @@ def _check_slice_distances(folder: Path, files: tuple[str, ...]) -> None:
 
 def _position(file: str) -> list[float]:
     """World x, y, z of a slice's first voxel, in mm."""
-    import pydicom  # a third of a second that only uneven series need
-
-    tag = "ImagePositionPatient"
-    header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[tag], force=True)
-    position = header.get(tag)
+    position = _header(file, "ImagePositionPatient").get("ImagePositionPatient")
     if not position or len(position) != 3:
         raise ValueError(f"{file}: a DICOM slice without its position (0020,0032)")
     return [float(value) for value in position]
+
+
+def _header(file: str, *tags: str) -> Dataset:
+    """The named entries of a file's header."""
+    import pydicom  # a third of a second that most images do not need
+
+    return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(tags), force=True)

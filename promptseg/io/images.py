@@ -25,6 +25,7 @@ __all__ = [
     "count_channels",
     "file_ending",
     "is_dicom_folder",
+    "is_windowed",
     "read_channels",
     "read_image",
     "read_segmentation",
@@ -184,6 +185,11 @@ def count_channels(path: Path | str) -> int:
     if path.is_dir():
         return 1
     return count_nifti_channels(path) if is_nifti(path) else count_itk_channels(path)
+
+
+def is_windowed(path: Path | str) -> bool:
+    """Whether CT in a file is windowed to [0, 255], as in the challenge's npz files."""
+    return _is_npz(path)
 
 
 def _existing(path: Path | str) -> Path:

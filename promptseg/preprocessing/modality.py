@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+
+from promptseg.io.dicom import MODALITIES, modality_of_series
+from promptseg.io.images import is_dicom_folder
 
 PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
 
@@ -51,6 +55,21 @@ def declared_modality(channel_name: str) -> str | None:
     words = set(re.split(r"[^a-z0-9]+", channel_name.lower()))
     named = [m for m, synonyms in _MODALITIES.items() if words & set(synonyms.split())]
     return named[0] if len(named) == 1 else None
+
+
+def other_modalities(files: Sequence[Path], modalities: Sequence[str]) -> list[str]:
+    """In words, which DICOM series among a case's files were made another way than the plans say.
+
+    Args:
+        files: one for each channel, or one for all.
+        modalities: of the channels, see `modality_of`.
+    """
+    found = []
+    for path, expected in zip(files, modalities, strict=False):
+        known = expected in MODALITIES.values() and is_dicom_folder(path)
+        if known and (modality := modality_of_series(path)) not in (None, expected):
+            found.append(f"the modality {modality} by its DICOM header ({expected})")
+    return found
 
 
 def looks_like_hu(statistics: ChannelStatistics) -> bool:

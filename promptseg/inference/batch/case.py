@@ -113,6 +113,13 @@ class CaseSteps:
     def segment(self, case: RawCase, read: ReadCase) -> tuple[Prediction, Geometry]:
         """Segment a case; one at a time."""
         predictor, prompts = self.predictor, read.prompts
+        if read.image.unlike:
+            log.warning(
+                "case %s does not look like the training images: it has %s (in brackets theirs); "
+                "look at the result",
+                case.case_id,
+                "; ".join(read.image.unlike),
+            )
         predictor.set_prepared(read.image)
         if read.automatic:
             own = predictor.proposer.ask_network(
@@ -150,6 +157,7 @@ class CaseSteps:
             "status": "done",
             "images": [str(path) for path in case.images],
             **initial,
+            **({"not_like_training": list(prediction.unlike)} if prediction.unlike else {}),
             "prediction": str(file),
             "labels": {name: result.to_json() for name, result in prediction.labels.items()},
         }

@@ -27,9 +27,10 @@ from promptseg.inference.batch.stages import overlapped
 from promptseg.inference.decoder import PreparedImage
 from promptseg.inference.load import ModelFolders, model_folders, opened_model
 from promptseg.inference.options import PredictionOptions, check_for_loaded
-from promptseg.inference.predictor import Predictor, is_windowed
+from promptseg.inference.predictor import Predictor
 from promptseg.inference.results import Prediction, probabilities_file
 from promptseg.io.dataset import RawCase, cases_in_folder
+from promptseg.io.images import is_windowed
 from promptseg.parallel import connect
 from promptseg.plans import Normalization, Plans
 from promptseg.preprocessing.normalize import windows_in_words

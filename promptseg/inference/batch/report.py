@@ -10,6 +10,7 @@ from typing import Any
 
 from promptseg.files import read_json, replacing, write_json
 from promptseg.inference.options import PredictionOptions
+from promptseg.inference.results import NOT_LIKE_TRAINING
 from promptseg.prompts.types import write_prompts_file
 
 SECONDS_BETWEEN_WRITING = 10.0
@@ -143,7 +144,8 @@ def review_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     The quality of a case is that of its worst label; that of a label is its predicted IoU or its
     prompt consistency, whichever is lower. A label with a reason code comes before every label
-    without. Cases that failed come first of all; those of which nothing is known (kept from an
+    without, and a case that does not look like the training images before the others. Cases that
+    failed come first of all; those of which nothing is known (kept from an
     earlier run without a report, or without labels to segment) are left out.
 
     Args:
@@ -156,14 +158,15 @@ def review_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for case_id, entry in report["cases"].items():
         if entry["status"] == "failed":
-            rows.append((-1.0, case_id, None, "", f"failed: {entry['error']}"))
+            rows.append(((0, 0.0), case_id, None, "", f"failed: {entry['error']}"))
         elif entry.get("labels"):
             worst = min(
                 (not result["flags"], _quality(result), label, "; ".join(result["flags"]))
                 for label, result in entry["labels"].items()
             )
             unflagged, quality, label, reasons = worst
-            rows.append((unflagged + quality, case_id, quality, label, reasons))
+            group = 1 if NOT_LIKE_TRAINING in reasons else 2 + unflagged
+            rows.append(((group, quality), case_id, quality, label, reasons))
     return [dict(zip(COLUMNS, row[1:], strict=True)) for row in sorted(rows, key=lambda r: r[:2])]
 
 

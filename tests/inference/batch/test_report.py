@@ -28,6 +28,7 @@ REPORT = {
         "moves": done(liver=label(0.99, 0.75)),
         "lost": done(liver=label(0.99), spleen=label(None, None, "not_found_by_name", "no_box")),
         "flagged": done(liver=label(0.3, 0.9, "low_predicted_quality"), spleen=label(0.2)),
+        "other": done(liver=label(0.9, 0.9, "not_like_training"), spleen=label(0.95)),
         "kept": {"status": "kept"},
         "kept before": {**done(liver=label(0.6)), "status": "kept"},
         "bad": {"status": "failed", "error": 'no "image",\nbut text'},
@@ -35,9 +36,10 @@ REPORT = {
         "nothing asked": done(),
     }
 }
-EXPECTED = [  # failed by name, then flagged, then the rest, each by the quality of its worst label
+EXPECTED = [  # failed by name, unlike the training, flagged, the rest; each by its worst label
     ("a bad", None, "", "failed: empty"),
     ("bad", None, "", 'failed: no "image",\nbut text'),
+    ("other", 0.9, "liver", "not_like_training"),
     ("lost", 0.0, "spleen", "not_found_by_name; no_box"),
     ("flagged", 0.3, "liver", "low_predicted_quality"),
     ("kept before", 0.6, "liver", ""),
@@ -60,7 +62,7 @@ def test_the_list_is_a_csv_that_programs_read(tmp_path):
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["case", "quality", "label", "reasons"]
     assert [row["case"] for row in rows] == [case for case, *_ in EXPECTED]
-    assert [row["quality"] for row in rows][:4] == ["", "", "0.000", "0.300"]
+    assert [row["quality"] for row in rows][:4] == ["", "", "0.900", "0.000"]
     assert rows[1]["reasons"] == 'failed: no "image",\nbut text'
 
 
