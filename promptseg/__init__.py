@@ -7,9 +7,14 @@ package, and every worker process that does, stays quick.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 __version__ = "0.1.0"
+
+# oneDNN reads it at torch's first convolution. Its bf16 kernels for Intel's AMX write beyond their
+# memory in the gradients of weights (3.12, of torch 2.13): training ended in "double free".
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")  # the last one without AMX
 
 _HOMES = {
     "AUTO_PROMPTERS": "promptseg.prompts.strategies",

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from promptseg.files import read_json, write_json
-from promptseg.io.orientation import ORIENTATIONS
 
 PLANS_FORMAT = 1
 DEFAULT_PLANS_NAME = "PromptSegPlans"
 DEFAULT_TRAINER = "UNetTrainer"
 PRESETS = ("none", "segvol")  # see presets.py
 KEEPING_SPACING = ("segvol",)  # presets that leave every image on its own voxels
+AS_STORED = "stored"  # orientation of plans that leave every image as it is
 NORMALIZATIONS = ("window", "percentiles", "foreground")
 
 
@@ -59,8 +59,9 @@ class Plans:
         channel_names: as in dataset.json.
         modalities: of each channel: `CT`, `MRI`, `PET`, `US` or `unknown`.
         normalizations: of each channel, raw intensities to [0, 255].
-        orientation: one of `ORIENTATIONS`, which images that are stored another way are turned to;
-            None leaves all as they are, as plans did that have none.
+        orientation: where the first, second and third axis of a file lead, `RAS` for right,
+            anterior, superior; images that are stored another way are turned to it. `stored` leaves
+            all as they are, as plans did that have none.
         spacing: mm, zyx, that every image is resampled to; with the preset `segvol`, which keeps
             each image's own voxels, only what is usual among the training images.
         median_shape: voxels, zyx, of the training images at that spacing.
@@ -87,7 +88,7 @@ class Plans:
     channel_names: tuple[str, ...]
     modalities: tuple[str, ...]
     normalizations: tuple[Normalization, ...]
-    orientation: str | None = None
+    orientation: str = AS_STORED
     spacing: tuple[float, float, float]
     median_shape: tuple[int, int, int]
     patch_size: tuple[int, int, int]
@@ -165,7 +166,7 @@ _FORMER_NAMES = {"window": "patch_size"}  # of fields, in earlier plans
 _FORMERLY = {  # fields that earlier plans lack
     "preset": "none",
     "finest_stride": [1, 1, 1],
-    "orientation": None,
+    "orientation": AS_STORED,
     "trainer": DEFAULT_TRAINER,
     "training_images": {},
     "estimate": {},
@@ -191,6 +192,12 @@ def _are(is_item: Callable[[Any], bool], value: Any, length: int | None = None) 
     return is_list and length in (None, len(value)) and all(map(is_item, value))
 
 
+def _is_orientation(value: Any) -> bool:
+    """Whether a value has one letter of each axis of the body, in any order."""
+    axes = {"L": 0, "R": 0, "P": 1, "A": 1, "S": 2, "I": 2}
+    return isinstance(value, str) and sorted(axes.get(c, -1) for c in value) == [0, 1, 2]
+
+
 def _are_labels(value: Any) -> bool:
     if not isinstance(value, dict) or not value:
         return False
@@ -211,7 +218,7 @@ _FORMS = {  # field: its check, and what to expect in words
     "channel_names": _NAMES,
     "modalities": _NAMES,
     "normalizations": (lambda v: isinstance(v, (list, tuple)), "a list of objects"),
-    "orientation": (lambda v: v is None or v in ORIENTATIONS, "three of LRPASI, such as RAS"),
+    "orientation": (lambda v: v == AS_STORED or _is_orientation(v), "three letters, such as RAS"),
     "spacing": (lambda v: _are(_is_length, v, 3), "3 positive lengths in mm, zyx"),
     "median_shape": _THREE_COUNTS,
     "patch_size": _THREE_COUNTS,

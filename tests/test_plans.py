@@ -49,6 +49,8 @@ LATER = {
     "finest_stride",
     "trainer",
     "estimate",
+    "orientation",
+    "training_images",
 }  # of which earlier plans have none
 
 
@@ -106,6 +108,10 @@ BAD = [
     ({"labels": {"liver": "1"}}, "labels: expected names with different"),
     ({"labels": {"background": 0, "liver": 1}}, "labels: expected names with different"),
     ({"labels": {"liver": 1, "spleen": 1}}, "labels: expected names with different"),
+    ({"orientation": "RA"}, "orientation: expected three letters, such as RAS, found 'RA'"),
+    ({"orientation": "RLS"}, "orientation: expected three letters"),
+    ({"orientation": ["R", "A", "S"]}, "orientation: expected three letters"),
+    ({"training_images": 3}, "training_images: expected an object, found 3"),
     ({"preset": "sam"}, "preset: expected one of none, segvol, found 'sam'"),
     ({"auto_prompts": []}, r"auto_prompts: expected an object, found \[\]"),
     ({"reasons": "none"}, "reasons: expected an object"),

@@ -124,7 +124,7 @@ def fitted_strategies() -> tuple[str, ...]:
     return tuple(n for n in AUTO_PROMPTERS if issubclass(AUTO_PROMPTERS.get(n), FittedPrompter))
 
 
-def read_fit_case(case: RawCase, reduction: Reduction, orientation: str | None) -> FitCase:
+def read_fit_case(case: RawCase, reduction: Reduction, orientation: str) -> FitCase:
     """Read channel 0 and the labels of one raw case, turn them to an orientation, and reduce them.
 
     Raises:

@@ -50,7 +50,7 @@ class CaseFingerprint:
     channels: tuple[ChannelStatistics, ...]
     labels: dict[int, LabelStatistics]
 
-    def turned(self, orientation: str | None) -> CaseFingerprint:
+    def turned(self, orientation: str) -> CaseFingerprint:
         """The same case with its axes in another orientation."""
         turn = turn_between(self.orientation, orientation)
         labels = {}

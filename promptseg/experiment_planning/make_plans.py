@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
-from promptseg.experiment_planning.fingerprint import HU_EDGES, Fingerprint
+from promptseg.experiment_planning.fingerprint import HU_EDGES, CaseFingerprint, Fingerprint
 from promptseg.experiment_planning.rules import (
     Budget,
     PatchPlan,
@@ -15,7 +18,7 @@ from promptseg.experiment_planning.rules import (
 )
 from promptseg.io.dataset import RawDataset
 from promptseg.io.orientation import MOST_OBLIQUE
-from promptseg.plans import DEFAULT_TRAINER, KEEPING_SPACING, Normalization, Plans
+from promptseg.plans import AS_STORED, DEFAULT_TRAINER, KEEPING_SPACING, Normalization, Plans
 from promptseg.preprocessing.modality import declared_modality, looks_windowed
 from promptseg.preprocessing.normalize import ct_window, keep_windowed, percentile_clipping
 from promptseg.preprocessing.resample import resampled_shape
@@ -82,9 +85,7 @@ def make_plans(
     ]
     median_shape = tuple(int(n) for n in np.median(resampled, axis=0).round())
     if own_voxels:
-        spacing_reason += (
-            f"; preset {preset}: only for the record, every image keeps its own voxels"
-        )
+        spacing_reason += f"; preset {preset}: for the record, every image keeps its own voxels"
     trainer, trainer_reason = DEFAULT_TRAINER, "learns fastest from scratch"
     if fixed := find_preset(preset):
         trainer, trainer_reason = fixed.trainer, f"preset {preset}: of its network's encoder"
@@ -110,12 +111,7 @@ def make_plans(
         finest_stride=patch.finest_stride,
         batch_size=patch.batch_size,
         labels=raw.labels,
-        training_images=describe(
-            list(zip(*(case.channels for case in cases), strict=True)),
-            spacings,
-            shapes,
-            [normalization.kind == "window" for normalization in normalizations],
-        ),
+        training_images=_described(cases, normalizations),
         reasons={
             "modality": "; ".join(fingerprint.modality_sources),
             "normalization": normalization_reason,
@@ -127,7 +123,18 @@ def make_plans(
     )
 
 
-def choose_orientation(fingerprint: Fingerprint, preset: str) -> tuple[str | None, str]:
+def _described(
+    cases: Sequence[CaseFingerprint], normalizations: Sequence[Normalization]
+) -> dict[str, Any]:
+    return describe(
+        list(zip(*(case.channels for case in cases), strict=True)),
+        np.array([case.spacing for case in cases]),
+        np.array([case.shape for case in cases]),
+        [normalization.kind == "window" for normalization in normalizations],
+    )
+
+
+def choose_orientation(fingerprint: Fingerprint, preset: str) -> tuple[str, str]:
     """The orientation of most images, and why.
 
     With a preset images stay as they are: SegVol's weights were trained so.
@@ -135,9 +142,9 @@ def choose_orientation(fingerprint: Fingerprint, preset: str) -> tuple[str | Non
     counts = fingerprint.orientations
     oblique = counts.pop(None, 0)
     if preset in KEEPING_SPACING:
-        return None, f"preset {preset}: every image as it is stored"
+        return AS_STORED, f"preset {preset}: every image as it is stored"
     if not counts:
-        return None, f"no axis of any image is within {MOST_OBLIQUE:g} degrees of an anatomical one"
+        return AS_STORED, f"all images lie oblique, by more than {MOST_OBLIQUE:g} degrees"
     (orientation, count), *others = counts.most_common()
     reason = f"of {count} of {len(fingerprint.cases)} images"
     if others:

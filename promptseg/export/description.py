@@ -101,7 +101,7 @@ def _preprocessing(plans: Plans, resampling: str) -> dict[str, Any]:
         "orientation": plans.orientation,
         "turn": "swap and mirror axes so that the first, second and third axis of the image file, "
         "which are x, y, z of the array, lead to the orientation's directions (RAS: right, "
-        "anterior, superior); null: as the file is",
+        "anterior, superior); stored: as the file is",
         "channels": [
             {"name": name, "modality": modality, "normalization": normalization.to_json()}
             for name, modality, normalization in channels

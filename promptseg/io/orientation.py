@@ -97,9 +97,9 @@ def orientation_of(direction: Sequence[float]) -> str | None:
     return "".join(ornt2axcodes(axes)) if along.min() >= np.cos(np.radians(MOST_OBLIQUE)) else None
 
 
-def turn_between(before: str | None, after: str | None) -> Turn:
-    """What brings arrays from one of `ORIENTATIONS` to another; None leaves them as they are."""
-    if before is None or after is None:
+def turn_between(before: str | None, after: str) -> Turn:
+    """What brings arrays from one of `ORIENTATIONS` to another; others leave them as they are."""
+    if before not in ORIENTATIONS or after not in ORIENTATIONS:
         return Turn()
     axes, mirrored = [0, 1, 2], [False, False, False]
     for first, (second, way) in enumerate(

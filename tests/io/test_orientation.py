@@ -60,7 +60,7 @@ def test_what_lies_too_oblique_has_no_orientation(degrees, expected):
 
 
 def test_an_image_without_an_orientation_is_not_turned():
-    assert turn_between(None, "RAS") == turn_between("RAS", None) == Turn()
+    assert turn_between(None, "RAS") == turn_between("RAS", "stored") == Turn()
 
 
 def test_other_than_nine_cosines_are_refused():
