@@ -12,7 +12,7 @@ class UNetTrainer(BaseTrainer):
         focal_gamma=0.0,
         gradient_clip=5.0,
         objects_per_step=2,
-        answer_every=3,
+        answer_every=6,
         iterations_per_epoch=250,
         epochs=100,
         zoom_out_fraction=0.1,
