@@ -191,7 +191,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="train on N GPUs of this machine, dividing each batch among them; with -device cpu "
-        "in N processes on the CPU (default: one process)",
+        "in N processes on the CPU (default: one GPU, or on a CPU with several cores one process "
+        "for each image of a batch)",
     )
 
 
@@ -202,6 +203,8 @@ def _run(args: argparse.Namespace) -> int:
 
     if number := processes_to_start(args.num_gpus):
         return start_processes(number, args.device, args.typed)
+    if number := _processes_on_cpu(args):
+        return start_processes(number, "cpu", args.typed)
     from promptseg.pipeline.train import check_folds, train
 
     folds = dict.fromkeys(args.fold)
@@ -220,6 +223,26 @@ def _run(args: argparse.Namespace) -> int:
         if is_rank_zero():
             print(f"trained: {model / f'fold_{request.fold}'}; look at progress.png there")
     return 0
+
+
+def _processes_on_cpu(args: argparse.Namespace) -> int:
+    """How many processes share the CPU where nothing is said of it; 0 for this one alone."""
+    from promptseg.folders import find_dataset_folder
+    from promptseg.networks.device import choose_device
+    from promptseg.plans import load_plans
+    from promptseg.training.distributed import processes_on_cpu
+
+    if args.num_gpus is not None or choose_device(args.device) != "cpu":
+        return 0
+    try:
+        folder = find_dataset_folder(folders_of(args).preprocessed, args.dataset, "promptseg_plan")
+        images = load_plans(folder / f"{args.plans_name}.json").batch_size
+    except (OSError, ValueError):
+        return 0  # training tells what is wrong
+    defaults = TrainingSettings()
+    epochs = args.epochs or defaults.epochs
+    steps = epochs * (args.iterations_per_epoch or defaults.iterations_per_epoch)
+    return processes_on_cpu(images, seconds=args.time_budget, steps=steps)
 
 
 def _list_trainers() -> int:

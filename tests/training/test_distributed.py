@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.multiprocessing
@@ -18,6 +19,7 @@ from torch import nn
 
 from promptseg.commands.train import main
 from promptseg.files import read_json
+from promptseg.parallel import cores
 from promptseg.plans import load_plans
 from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.training import distributed
@@ -48,12 +50,12 @@ RECORDING = ("--import", "tests.training.recorded_losses")
 FOLD = "Dataset007_Boxes/MobileNetTrainer__PromptSegPlans__3d/fold_all"
 
 
-def start(preprocessed, results, *command, flags=(*FLAGS, *LENGTH)):
+def start(preprocessed, results, *command, flags=(*FLAGS, *LENGTH), threads="1"):
     """A command of python in a process of its own; losses go to results/0.txt, 1.txt."""
     roots = ("--preprocessed", str(preprocessed), "--results", str(results))
     return subprocess.Popen(
         [sys.executable, *command, *flags, *RECORDING, *roots],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "RECORDED_LOSSES": f"{results}/"},
+        env={**os.environ, "OMP_NUM_THREADS": threads, "RECORDED_LOSSES": f"{results}/"},
         cwd=Path(__file__).parents[2],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -99,6 +101,50 @@ def test_two_processes_have_the_losses_of_one_also_when_they_are_stopped(planned
     assert max(apart.values()) < 0.02, max(apart.items(), key=lambda item: item[1])
     written = {path.name for path in (two / FOLD).iterdir()}
     assert written == {path.name for path in (one / FOLD).iterdir()}
+
+
+@pytest.mark.skipif(sys.platform != "linux" or cores() < 2, reason="one process trains alone")
+def test_on_a_cpu_two_processes_train_and_end_with_the_one_that_started_them(planned, tmp_path):
+    long = ("--epochs", "1000", "--iterations", "2")
+    command = ("-m", "promptseg", "train")
+    process = start(planned.preprocessed, tmp_path, *command, flags=(*FLAGS, *long), threads="2")
+    recorded = [tmp_path / f"{rank}.txt" for rank in range(2)]
+    wait_for(lambda: all(f.is_file() and len(f.read_text().split()) > 2 for f in recorded), process)
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate(timeout=60)
+    _, alive = psutil.wait_procs(started, timeout=60)
+    assert not alive
+    stopped = load_checkpoint(tmp_path / FOLD / "checkpoint_latest.pth")["step"]
+
+    flags = (*FLAGS, "--epochs", str(stopped // 2 + 1), "--iterations", "2", "--c")
+    process = start(planned.preprocessed, tmp_path, *command, flags=flags)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert f"from step {stopped}" in errors
+
+
+@pytest.mark.parametrize(
+    ("images", "length", "environment", "expected"),
+    [
+        (2, {"seconds": None, "steps": 5000}, {}, min(2, cores())),
+        (2, {"seconds": 1200.0, "steps": 10}, {}, min(2, cores())),
+        (1, {"seconds": 1200.0, "steps": 5000}, {}, 0),
+        (2, {"seconds": 60.0, "steps": 5000}, {}, 0),
+        (2, {"seconds": None, "steps": 100}, {}, 0),
+        (2, {"seconds": None, "steps": 5000}, {"OMP_NUM_THREADS": "1"}, 0),
+        (2, {"seconds": None, "steps": 5000}, {"WORLD_SIZE": "2"}, 0),
+    ],
+)
+def test_a_cpu_is_shared_by_a_process_for_each_image(
+    images, length, environment, expected, monkeypatch
+):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if sys.platform != "linux" or expected == 1:
+        expected = 0
+    assert distributed.processes_on_cpu(images, **length) == expected
 
 
 def test_numbers_that_processes_exchange(tmp_path):
