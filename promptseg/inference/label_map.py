@@ -12,7 +12,8 @@ from torch import Tensor
 from promptseg.boxes import box_slices
 from promptseg.inference.results import Prediction, RegionProbabilities, label_result
 from promptseg.inference.sliding_window import Blend
-from promptseg.prompts.types import Prompts, is_unnamed, object_number
+from promptseg.prompts.names import is_unnamed, object_number
+from promptseg.prompts.types import Prompts
 
 MOST_OBJECTS = 9999  # without a name in one image
 SLAB = 2**20  # raw voxels that are interpolated at once: 4 MB

@@ -140,10 +140,12 @@ class Predictor:
         direction: Sequence[float] | None = None,
     ) -> PreparedImage:
         """The part of `set_image` that other threads can do while an image is being segmented."""
-        image, turn = with_channels(image, self.plans.channel_names), Turn()
-        if direction is not None:
+        image, spacing = with_channels(image, self.plans.channel_names), tuple(spacing)
+        turn = Turn()
+        if direction is not None and len(spacing) == 3:
             turn = turn_between(orientation_of(direction), self.plans.orientation)
-        image, spacing = np.ascontiguousarray(turn.array(image)), turn.of_axes(spacing)
+        if not turn.changes_nothing:
+            image, spacing = np.ascontiguousarray(turn.array(image)), turn.of_axes(spacing)
         decoder = self._decoder(image, spacing)
         check_windowed(image, self.plans.normalizations)
         unlike = tuple(differences(image, spacing, self.plans.training_images))
@@ -243,10 +245,11 @@ class Predictor:
             raise ValueError(f"prompts for {', '.join(unused)}, which is not among `labels`")
         nothing = make_prompts(shape=image.file_shape, source="label name")
         wanted = {label: prompts.get(label, nothing) for label in labels}
-        if nameless := [n for n in wanted if n not in self.plans.labels and wanted[n].is_empty]:
+        unnamed = {name: p for name, p in wanted.items() if name not in self.plans.labels}
+        if nowhere := [n for n, p in unnamed.items() if p.is_empty or p.says_only_where_not]:
             raise ValueError(
-                f"{', '.join(nameless)}: an object without a name needs a prompt; give a box, a "
-                f"point, a scribble, a lasso or a mask"
+                f"{', '.join(nowhere)}: an object without a name needs a prompt that says where it "
+                f"is; give a box, a point, a scribble, a lasso or a mask"
             )
         if auto_prompt:
             unprompted = [label for label, p in wanted.items() if p.is_empty]

@@ -113,6 +113,8 @@ def label_result(
         flags.append(prompts.reason)
     if prompts.is_empty:
         flags.append("no_box")
+    if prompts.says_only_where_not:
+        flags.append("only_background")
     if any(is_nearly_whole(box, shape) for box in prompts.boxes):
         flags.append("box_is_whole_volume")
     if predicted_iou is not None and predicted_iou < LOW_QUALITY:

@@ -9,15 +9,8 @@ from typing import Any
 import numpy as np
 
 from promptseg.io.images import Geometry
-from promptseg.prompts.types import (
-    VOXEL,
-    WORLD_RAS,
-    Prompts,
-    check_case,
-    is_unnamed,
-    joined,
-    make_prompts,
-)
+from promptseg.prompts.names import is_unnamed
+from promptseg.prompts.types import VOXEL, WORLD_RAS, Prompts, check_case, joined, make_prompts
 from promptseg.prompts.world import RAS, corners, extent_mm, world_to_boxes, world_to_voxel
 
 _LABELS_OF = {"points": "point_labels", "scribbles": "scribble_labels"}

@@ -11,7 +11,8 @@ from scipy.ndimage import find_objects, label
 from promptseg.boxes import value_boxes
 from promptseg.io.images import FILE_ENDINGS, Geometry, read_segmentation
 from promptseg.prompts.given import CasePrompts, GivenPrompts, check_same_grid
-from promptseg.prompts.types import VOXEL, label_of_value, values_in_words
+from promptseg.prompts.names import label_of_value, values_in_words
+from promptseg.prompts.types import VOXEL
 from promptseg.words import some
 
 _TOUCHING = np.ones((3, 3, 3), int)

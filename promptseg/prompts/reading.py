@@ -10,9 +10,10 @@ from promptseg.io.challenge_npz import read_npz_prompts
 from promptseg.io.images import ITK_ENDINGS, NPZ
 from promptseg.prompts.given import CasePrompts, added, case_from_json
 from promptseg.prompts.label_maps import read_scribbles
+from promptseg.prompts.names import label_of_value, values_in_words
 from promptseg.prompts.napari import CSV, read_napari
 from promptseg.prompts.slicer import FIDUCIALS, MARKUPS, read_markups
-from promptseg.prompts.types import label_of_value, read_prompts_json, values_in_words
+from promptseg.prompts.types import read_prompts_json
 from promptseg.words import some
 
 log = logging.getLogger(__name__)

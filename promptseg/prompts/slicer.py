@@ -19,7 +19,8 @@ import numpy as np
 
 from promptseg.files import read_json
 from promptseg.prompts.given import CasePrompts, added, gathered
-from promptseg.prompts.types import WORLD, is_unnamed
+from promptseg.prompts.names import is_unnamed
+from promptseg.prompts.types import WORLD
 from promptseg.prompts.world import RAS, corners
 from promptseg.words import plain
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,6 @@ PROMPTS_HEADER = {"format_version": PROMPTS_FORMAT, "frame": VOXEL}
 _BESIDE_THE_PROMPTS = {"axes", "strategy", "parameters", "report", "failed"}
 _LINES = ("scribbles", "scribble_labels", "lassos")  # in files only where there are any
 _FIELDS = ("boxes", "points", "point_labels", *_LINES, "source", "score", "reason")
-_UNNAMED = re.compile(r"object(\Z|[ _\-\d])", re.IGNORECASE)
-_NUMBERED = re.compile(r"object[ _\-]*(\d*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +69,13 @@ class Prompts:
     def is_empty(self) -> bool:
         drawn = (self.boxes, self.points, self.scribbles, self.lassos)
         return self.mask is None and not any(map(len, drawn))
+
+    @property
+    def says_only_where_not(self) -> bool:
+        """Whether there are background points and scribbles, and nothing else."""
+        where = (self.mask is not None, *map(len, (self.boxes, self.lassos)))
+        kinds = (*self.point_labels, *self.scribble_labels)
+        return bool(kinds) and not any(kinds) and not any(where)
 
     def scaled(self, from_shape: Sequence[int], to_shape: Sequence[int]) -> Prompts:
         """The same prompts on another grid over the same field of view.
@@ -197,37 +201,6 @@ def joined(several: Sequence[Prompts]) -> Prompts:
         source=", ".join(dict.fromkeys(prompts.source for prompts in several)),
         reason=reasons[0] if reasons else "ok",
     )
-
-
-def is_unnamed(label: str, known: Container[str]) -> bool:
-    """Whether a name stands for an object that is none of the known labels.
-
-    Such names are `object`, and those that continue with a blank, `_`, `-` or a digit, in upper
-    or lower case: `object 2`, `Object_tumour left`.
-    """
-    return bool(_UNNAMED.match(label)) and label not in known
-
-
-def object_number(label: str) -> int | None:
-    """The number in the name of an unnamed object that has no other name; `object` is number 1."""
-    match = _NUMBERED.fullmatch(label)
-    return int(match[1] or 1) if match else None
-
-
-def label_of_value(value: int, labels: Mapping[str, int]) -> str | None:
-    """The name of a value in a label map: a label's, or `object N` for the Nth after the last.
-
-    None for the background, and for a value between the labels' that none of them has.
-    """
-    names = {value: name for name, value in labels.items()}
-    last = max(names, default=0)
-    return f"object {value - last}" if value > last else names.get(value)
-
-
-def values_in_words(labels: Mapping[str, int]) -> str:
-    """The labels for a message: `1 (liver), 2 (spleen)`."""
-    ordered = sorted((value, name) for name, value in labels.items())
-    return ", ".join(f"{value} ({name})" for value, name in ordered)
 
 
 def _readable(array: np.ndarray) -> list:

@@ -290,6 +290,23 @@ def test_flags_and_quality_tell_what_to_look_at():
     assert content["boxes"] == [[[0, 0, 0], list(SMALL)]] and content["flags"] == list(liver.flags)
 
 
+def test_background_alone_is_flagged():
+    image, _ = blocks(SMALL)
+    model = predictor(LevelNetwork())
+    model.set_image(image, SPACING)
+    away = {"points": {"liver": [[1, 2, 3]], "spleen": [[1, 2, 3], [2, 3, 4]]}}
+    result = model.predict(**away, point_labels={"liver": [0], "spleen": [0, 1]})
+    assert "only_background" in result.labels["liver"].flags
+    assert "only_background" not in result.labels["spleen"].flags
+    scribbled = model.predict(
+        scribbles={"liver": [[[1, 2, 3]]], "spleen": [[[1, 2, 3]]]},
+        scribble_labels={"liver": [0], "spleen": [0]},
+        boxes={"spleen": [[0, 0, 0], [3, 4, 5]]},
+    )
+    assert "only_background" in scribbled.labels["liver"].flags
+    assert "only_background" not in scribbled.labels["spleen"].flags
+
+
 def test_automatic_prompts_are_used_where_no_prompt_is_given():
     candidates = {"atlas": {"parameters": {"box": [[0.2, 0.2, 0.3], [0.8, 0.9, 0.7]]}}}
     image, _ = blocks((8, 12, 16))
@@ -343,8 +360,12 @@ BAD = [
     ),
     ({"masks": {"liver": np.full(SMALL, 2)}}, "label 'liver': mask: expected true and false, or"),
     ({"masks": {"kidney": np.ones(SMALL, bool)}}, r"unknown label\(s\) kidney"),
-    ({"labels": ["object"]}, "object: an object without a name needs a prompt; give a box, a poi"),
+    ({"labels": ["object"]}, "object: an object without a name needs a prompt that says where"),
     ({"labels": ["liver", "object 3"], "auto_prompt": "coarse"}, "object 3: an object without a"),
+    (
+        {"points": {"object": [[1, 1, 1]]}, "point_labels": {"object": [0]}},
+        "object: an object without a name needs a prompt that says where it is",
+    ),
     ({"masks": {"object": np.zeros(SMALL)}}, "object: an object without a name needs a prompt"),
     ({"boxes": {"object 0": BOX}}, "object 0: objects have numbers from 1 to 9999"),
     ({"boxes": {"object 10000": BOX}}, "object 10000: objects have numbers from 1 to 9999"),

@@ -12,13 +12,11 @@ from hypothesis import strategies as st
 from promptseg.files import read_json, write_json
 from promptseg.preprocessing.resample import scale_coordinates
 from promptseg.prompts.checks import lasso_slice
+from promptseg.prompts.names import is_unnamed, label_of_value, object_number
 from promptseg.prompts.types import (
     Prompts,
-    is_unnamed,
     joined,
-    label_of_value,
     make_prompts,
-    object_number,
     prompts_from_json,
     read_prompts_file,
     write_prompts_file,

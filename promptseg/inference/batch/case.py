@@ -24,7 +24,8 @@ from promptseg.io.dataset import RawCase
 from promptseg.io.images import SEGMENTATION_ENDINGS, Geometry, file_ending, write_image
 from promptseg.prompts.given import CasePrompts
 from promptseg.prompts.label_maps import mask_file, read_masks
-from promptseg.prompts.types import Prompts, joined, make_prompts, object_number
+from promptseg.prompts.names import object_number
+from promptseg.prompts.types import Prompts, joined, make_prompts
 from promptseg.words import some
 
 log = logging.getLogger(__name__)
@@ -176,11 +177,12 @@ class CaseSteps:
         given, masks = {}, self._masks(case_id, geometry)
         if self.from_file is not None and case_id in self.from_file:
             given = self.from_file[case_id].on(geometry)
-        elif self.from_file is not None and not masks and not self.options.auto_prompt:
+        if not given and self.from_file is not None and not masks and not self.options.auto_prompt:
+            others = [name for name in self.from_file if name != case_id]
             raise ValueError(
-                f"case {case_id!r}: no prompts were given for it, only for "
-                f"{some(self.from_file)}; give some, add automatic prompts (--auto-prompt), or "
-                f"leave the case out"
+                f"case {case_id!r}: no prompts were given for it"
+                f"{', only for ' + some(others) if others else ''}; give some, add automatic "
+                f"prompts (--auto-prompt), or leave the case out"
             )
         known = self.predictor.plans.labels
         for name, mask in masks.items():

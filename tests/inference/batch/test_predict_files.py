@@ -24,6 +24,7 @@ from promptseg.inference.options import PredictionOptions
 from promptseg.inference.predictor import Predictor
 from promptseg.io.dataset import RawCase
 from promptseg.io.images import Geometry, read_image, write_image
+from promptseg.prompts.given import case_from_json
 from promptseg.prompts.reading import read_case_prompts
 from promptseg.prompts.types import read_prompts_file, write_prompts_file
 from tests.inference.fakes import LevelNetwork
@@ -472,6 +473,10 @@ def test_errors_in_prompts_of_one_case_are_that_cases_failure(model_folder, imag
     some = read_case_prompts(file, ["a", "b"], small_plans().labels)
     report = predict_cases(predictor(), cases_of(images)[2:], tmp_path / "out", from_file=some)
     assert "case 'c': no prompts were given for it, only for a, b;" in report["cases"]["c"]["error"]
+    none = {"c": case_from_json({}, known=small_plans().labels)}
+    report = predict_cases(predictor(), cases_of(images)[2:], tmp_path / "out", from_file=none)
+    assert "case 'c': no prompts were given for it; give some" in report["cases"]["c"]["error"]
+    assert not (tmp_path / "out" / "c.nii.gz").exists()
 
 
 def test_calls_that_cannot_work_at_all_are_refused_before_anything_is_written(
