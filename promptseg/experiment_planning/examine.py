@@ -23,6 +23,7 @@ from promptseg.experiment_planning.integrity import (
     check_image,
     check_label,
     check_label_exists,
+    no_foreground,
     unused_labels,
 )
 from promptseg.io.dataset import RawCase, RawDataset
@@ -89,10 +90,13 @@ def examine_dataset(
     for case in dataset.cases:  # in their own order, not in that of completion
         problems += results[case.case_id].problems
     good_cases = tuple(c for c in dataset.cases if results[c.case_id].fingerprint is not None)
+    if good_cases and not any(results[case.case_id].fingerprint.labels for case in good_cases):
+        problems.append(no_foreground(dataset))
+        good_cases = ()
     fingerprint = _summary(dataset, [results[case.case_id] for case in good_cases])
     return Examination(
         problems=problems,
-        warnings=[*_unused_files(dataset), *_warnings(fingerprint)],
+        warnings=[*_unused_files(dataset), *_negative(fingerprint), *_warnings(fingerprint)],
         fingerprint=fingerprint,
         good_cases=good_cases,
         fit_cases={
@@ -228,6 +232,15 @@ def _unused_files(dataset: RawDataset) -> list[str]:
         f"{dataset.file_ending!r} (file_ending of dataset.json), or the case has another such "
         f"file: {names}; convert or rename them to train on them"
     ]
+
+
+def _negative(fingerprint: Fingerprint) -> list[str]:
+    """Which cases have no label: right for negative ones, wrong for those not labelled yet."""
+    without = [case.case_id for case in fingerprint.cases if not case.labels]
+    return [
+        f"{len(without)} of {len(fingerprint.cases)} cases have no label in their label file and "
+        f"are trained on as negative cases: {some(without)}"
+    ] * bool(without)
 
 
 def _warnings(fingerprint: Fingerprint) -> list[str]:

@@ -2,10 +2,10 @@
 
 A problem makes a case unusable and fails the check: files that are missing or cannot be read,
 too many or too few channels, NaN or infinite values, a constant image, an image and label whose
-shape, spacing, origin or direction differ, labels that are not whole numbers or not declared, and
-a label file with no foreground at all. A dataset that has no cases, or not as many as
-`numTraining` says, has a problem itself. Whatever does not make a run wrong is a
-warning: a declared label that no case has, a channel declared CT whose values are not HU.
+shape, spacing, origin or direction differ, and labels that are not whole numbers or not declared.
+A dataset that has no cases, not as many as `numTraining` says, or no label in any of them, has a
+problem itself. Whatever does not make a run wrong is a warning: a declared label that no case has,
+a case without any, a channel declared CT whose values are not HU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from promptseg.io.case_files import channel_numbers
 from promptseg.io.dataset import RawCase, RawDataset
-from promptseg.io.images import Geometry
+from promptseg.io.images import Geometry, is_whole
 from promptseg.words import some
 
 _CHECK_HEADERS = "find out which is right and correct the other, or resample it onto the image grid"
@@ -120,7 +120,7 @@ def check_image(case_id: str, path: Path, channel: np.ndarray) -> list[Problem]:
 def check_label(
     case_id: str, path: Path, segmentation: np.ndarray, labels: dict[str, int]
 ) -> list[Problem]:
-    """Values that are not whole numbers or not declared, and segmentations without foreground.
+    """Values that are not whole numbers or not declared.
 
     Args:
         case_id: for the report.
@@ -134,7 +134,8 @@ def check_label(
         return [Problem(case_id, path, found, "one", advice)]
     values, counts = _values_with_counts(segmentation)
     if not np.issubdtype(values.dtype, np.integer):
-        odd = values != np.rint(values)  # NaN differs from itself
+        odd = ~is_whole(values)
+        values = np.where(odd, values, np.rint(values))
         if odd.any():
             found = f"values that are not whole numbers, {_listed(values[odd], counts[odd])}"
             advice = "write labels as integers, and resample them with nearest neighbour"
@@ -146,10 +147,17 @@ def check_label(
         expected = ", ".join(f"{value} ({name})" for value, name in declared.items())
         advice = "correct the label file, or add the label to dataset.json"
         return [Problem(case_id, path, found, expected, advice)]
-    if not np.any(values):
-        advice = "label it, or move the image to imagesTs and remove the label file"
-        return [Problem(case_id, path, "no foreground voxel", "at least one", advice)]
     return []
+
+
+def no_foreground(dataset: RawDataset) -> Problem:
+    """The problem of a dataset none of whose usable cases has a label.
+
+    A single case may be without one: it is a negative case.
+    """
+    found, expected = "no foreground voxel in any usable case", "at least one"
+    advice = "label some of the cases, or check that the label files are those of the images"
+    return Problem(None, dataset.folder / "labelsTr", found, expected, advice)
 
 
 def _values_with_counts(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

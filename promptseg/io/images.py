@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 ITK_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl.gz", ".gipl", ".hdr")
+ROUNDING = 1e-3  # of labels that are stored as floats
 NPZ = ".npz"  # of the BiomedSegFM challenge: one channel, and image and labels in one file or two
 FILE_ENDINGS = (*ITK_ENDINGS, NPZ)
 WRITABLE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")  # one file, and it keeps the direction
@@ -112,16 +113,23 @@ def read_segmentation(path: Path | str) -> tuple[np.ndarray, Geometry]:
         raise ValueError(f"{path}: {error}") from error
 
 
+def is_whole(array: np.ndarray) -> np.ndarray:
+    """Where numbers are whole, but for what programs leave that compute with labels."""
+    with np.errstate(invalid="ignore"):
+        return np.abs(array - np.rint(array)) <= ROUNDING  # neither NaN nor infinity
+
+
 def as_labels(array: np.ndarray) -> np.ndarray:
-    """The same whole numbers in the smallest fitting of uint8, int16 and int32.
+    """The whole numbers, see `is_whole`, in the smallest fitting of uint8, int16 and int32.
 
     Raises:
         ValueError: if a value is not a whole number or fits into none of the three.
     """
     if not np.issubdtype(array.dtype, np.integer):
-        odd = array[array != np.rint(array)]  # NaN differs from itself
+        odd = array[~is_whole(array)]
         if odd.size:
             raise ValueError(f"labels must be whole numbers, found {odd[0]:g}")
+        array = np.rint(array)
     lowest, highest = array.min(), array.max()
     for dtype in (np.uint8, np.int16, np.int32):
         if np.iinfo(dtype).min <= lowest and highest <= np.iinfo(dtype).max:

@@ -19,7 +19,7 @@ from promptseg.experiment_planning.integrity import (
 from promptseg.experiment_planning.planner import choose_normalizations
 from promptseg.files import read_json, write_json
 from promptseg.io.dataset import read_raw_dataset
-from promptseg.io.images import Geometry, read_image, write_image
+from promptseg.io.images import Geometry, read_image, read_segmentation, write_image
 from promptseg.preprocessing.normalize import keep_windowed
 from tests.real_data import raw_folder
 from tests.synthetic import write_raw_dataset
@@ -105,9 +105,7 @@ def test_declared_labels_are_in_order(dtype):
         ([0, 5, 6], "uint8", "undeclared label values 5 (10 voxels), 6 (10 voxels)"),
         ([0, 1, 0.5], "float32", "values that are not whole numbers, 0.5 (10 voxels)"),
         ([0, 1, np.nan], "float64", "values that are not whole numbers, nan (10 voxels)"),
-        ([0, 1, np.inf], "float64", "undeclared label values inf (10 voxels)"),
-        ([0, 0, 0], "uint8", "no foreground voxel"),
-        ([0, 0, 0], "float32", "no foreground voxel"),
+        ([0, 1, np.inf], "float64", "values that are not whole numbers, inf (10 voxels)"),
     ],
 )
 def test_wrong_labels_are_counted(values, dtype, found):
@@ -175,7 +173,6 @@ BREAKS = {
     "nan": (lambda d: change(d / SECOND, with_value(np.nan)), ["found 1 NaN or infinite"]),
     "infinite": (lambda d: change(d / IMAGE, with_value(np.inf)), ["found 1 NaN or infinite"]),
     "constant": (lambda d: change(d / IMAGE, np.zeros_like), ["found the value 0 in every voxel"]),
-    "empty label": (lambda d: change(d / LABEL, np.zeros_like), ["found no foreground voxel"]),
     "undeclared": (lambda d: change(d / LABEL, with_value(9)), [r"values 9 \(1 voxel\)"]),
     "fraction": (
         lambda d: change(d / LABEL, with_value(0.5, "float32")),
@@ -286,6 +283,33 @@ def test_endings_in_upper_case_are_used_and_other_image_files_listed(dataset):
     assert warning.startswith("2 image file(s) belong to no case") and warning.endswith(
         "imagesTr/case_9_0000.nii, labelsTr/case_2.nrrd; convert or rename them to train on them"
     )
+
+
+def test_cases_without_a_label_are_negative_ones_and_counted(dataset):
+    change(dataset / LABEL, np.zeros_like)
+    examination = examine(dataset)
+    assert examination.problems == [] and len(examination.good_cases) == 3
+    (warning,) = examination.warnings
+    assert warning.startswith("1 of 3 cases have no label") and warning.endswith(": case_1")
+
+
+def test_a_dataset_without_any_label_is_refused_even_without_its_broken_cases(dataset):
+    for case in ("case_0", "case_1"):
+        change(dataset / f"labelsTr/{case}.nii.gz", np.zeros_like)
+    (dataset / "labelsTr/case_2.nii.gz").write_text("x")
+    examination = examine(dataset)
+    assert examination.good_cases == ()
+    assert [p.case_id for p in examination.problems] == ["case_2", None]
+    assert "found no foreground voxel in any usable case" in str(examination.problems[1])
+
+
+def test_labels_that_floats_hardly_miss_are_labels(dataset):
+    change(dataset / LABEL, lambda a: a.astype(np.float32) + np.float32(4e-4))
+    assert examine(dataset).problems == []
+    expected = read_image(dataset / LABEL)[0][0].round().astype(np.uint8)
+    np.testing.assert_array_equal(read_segmentation(dataset / LABEL)[0], expected)
+    change(dataset / LABEL, lambda a: np.where(a.round() == 1, 0.998, a).astype(np.float32))
+    assert "not whole numbers, 0.998" in str(examine(dataset).problems[0])
 
 
 def test_another_number_of_cases_than_declared_is_a_problem_of_the_dataset(dataset):

@@ -149,8 +149,7 @@ def test_labels_that_are_no_whole_numbers_are_refused(tmp_path, odd):
     volume[1, 2, 3] = odd
     write_image(tmp_path / "a.nii.gz", volume, GEOMETRY)
 
-    message = "do not fit" if np.isinf(odd) else "must be whole numbers, found"
-    with pytest.raises(ValueError, match=rf"a\.nii\.gz: .*{message}"):
+    with pytest.raises(ValueError, match=r"a\.nii\.gz: .*must be whole numbers, found"):
         read_segmentation(tmp_path / "a.nii.gz")
 
 

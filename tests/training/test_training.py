@@ -11,11 +11,15 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 
 from promptseg.commands.train import main
+from promptseg.experiment_planning.planner import plan_dataset
 from promptseg.files import read_json, write_json
+from promptseg.folders import Folders
+from promptseg.io.images import read_segmentation, write_image
 from promptseg.pipeline import validate_fold
 from promptseg.training import batches, distributed
 from promptseg.training.checkpoint import load_checkpoint
@@ -24,6 +28,7 @@ from promptseg.training.step import Learner
 from promptseg.training.trainer import BaseTrainer
 from promptseg.training.trainers import TRAINERS
 from promptseg.training.validation import WAYS
+from tests.synthetic import write_raw_dataset
 from tests.trained import train
 
 SHORT = {"epochs": 3, "iterations_per_epoch": 3, "seed": 5}
@@ -469,3 +474,21 @@ def test_a_timed_run_that_is_extended_counts_its_epochs_on(planned, tmp_path):
     fold = train(7, folders, epochs=2, resume=True, **once) / "fold_all"
     rows = load_checkpoint(fold / "checkpoint_final.pth")["rows"]
     assert [(row["epoch"], row["step"]) for row in rows] == [(0, 1), (1, 3), (2, 6)]
+
+
+def test_negative_cases_are_trained_and_validated_on(tmp_path):
+    folders = Folders(**{name: tmp_path / name for name in ("raw", "preprocessed", "results")})
+    raw = write_raw_dataset(folders.raw, cases=5, shape=(9, 14, 17), modality="MRI")
+    for case in ("case_0", "case_3"):
+        path = raw / "labelsTr" / f"{case}.nii.gz"
+        segmentation, geometry = read_segmentation(path)
+        write_image(path, np.zeros_like(segmentation), geometry)
+    plan_dataset(1, folders, processes=0)
+    write_json(
+        folders.preprocessed / raw.name / "splits_final.json",
+        [{"train": ["case_0", "case_1", "case_2"], "val": ["case_3", "case_4"]}],
+    )
+    model = train(1, folders, epochs=1, iterations_per_epoch=3, processes=0, device="cpu")
+    summary = read_json(model / "fold_0" / "validation" / "summary.json")
+    assert len(summary["metric_per_case"]) == 2
+    assert np.isfinite(summary["foreground_mean"]["Dice"])
