@@ -146,7 +146,7 @@ def choose_orientation(fingerprint: Fingerprint, preset: str) -> tuple[str, str]
     if not counts:
         return AS_STORED, f"all images lie oblique, by more than {MOST_OBLIQUE:g} degrees"
     (orientation, count), *others = counts.most_common()
-    reason = f"of {count} of {len(fingerprint.cases)} images"
+    reason = f"{orientation}, as {count} of {len(fingerprint.cases)} images are stored"
     if others:
         reason += f"; turned to it: {', '.join(f'{n} of {name}' for name, n in others)}"
     if oblique:

@@ -208,8 +208,8 @@ def test_images_stored_in_other_orientations_are_turned_to_that_of_most(tmp_path
         results.append(plan_dataset(1, folders, processes=0))
     alike, mixed = results
     assert alike.plans.orientation == mixed.plans.orientation == "RAS"
-    assert alike.plans.reasons["orientation"] == "of 6 of 6 images"
-    said = "of 4 of 6 images; turned to it: 1 of PIR, 1 of LAS"
+    assert alike.plans.reasons["orientation"] == "RAS, as 6 of 6 images are stored"
+    said = "RAS, as 4 of 6 images are stored; turned to it: 1 of PIR, 1 of LAS"
     assert mixed.plans.reasons["orientation"] == said
     assert f"images are stored in several orientations: {said}" in caplog.text
     assert replace(mixed.plans, reasons=alike.plans.reasons) == alike.plans
