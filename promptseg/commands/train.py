@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from promptseg.commands.parsing import (
     DATASET_HELP,
+    EXPECTED_ERRORS,
     add_device,
     add_folders,
     add_import,
@@ -199,19 +200,39 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     if args.list_trainers:
         return _list_trainers()
-    from promptseg.training.distributed import is_rank_zero, processes_to_start, start_processes
+    from promptseg.training.distributed import (
+        is_said_by_first,
+        processes_to_start,
+        start_processes,
+    )
 
     if number := processes_to_start(args.num_gpus):
         return start_processes(number, args.device, args.typed)
-    if number := _processes_on_cpu(args):
-        return start_processes(number, "cpu", args.typed)
-    from promptseg.pipeline.train import check_folds, train
+    from promptseg.pipeline.train import check_folds
 
     folds = dict.fromkeys(args.fold)
     requests = [options_from(args, TrainingRequest, fold=fold) for fold in folds]
     options = options_from(args, RunOptions)
-    # the first one is checked soon enough when it is trained
-    check_folds(args.dataset, folders_of(args), requests[1:], options)
+    if number := _processes_on_cpu(args):
+        check_folds(args.dataset, folders_of(args), requests, options)  # once, and at once
+        return start_processes(number, "cpu", args.typed)
+    try:
+        # the first one is checked soon enough when it is trained
+        check_folds(args.dataset, folders_of(args), requests[1:], options)
+        return _train(args, requests, options)
+    except EXPECTED_ERRORS:
+        if is_said_by_first():
+            return 1
+        raise
+
+
+def _train(
+    args: argparse.Namespace, requests: Sequence[TrainingRequest], options: RunOptions
+) -> int:
+    """Train folds one after the other."""
+    from promptseg.pipeline.train import train
+    from promptseg.training.distributed import is_rank_zero
+
     for request in requests:
         model = train(args.dataset, folders_of(args), request, options)
         if model is None:

@@ -10,7 +10,7 @@ import numpy as np
 from promptseg.boxes import box_slices, label_boxes
 from promptseg.io.images import read_image, read_segmentation
 from promptseg.io.orientation import orientation_of, turn_between
-from promptseg.plans import Normalization
+from promptseg.plans import AS_STORED, Normalization
 from promptseg.preprocessing.normalize import normalize
 from promptseg.prompts.auto_prompter import AutoPrompter
 from promptseg.prompts.strategies import AUTO_PROMPTERS
@@ -124,7 +124,7 @@ def fitted_strategies() -> tuple[str, ...]:
     return tuple(n for n in AUTO_PROMPTERS if issubclass(AUTO_PROMPTERS.get(n), FittedPrompter))
 
 
-def read_fit_case(case: RawCase, reduction: Reduction, orientation: str) -> FitCase:
+def read_fit_case(case: RawCase, reduction: Reduction, orientation: str = AS_STORED) -> FitCase:
     """Read channel 0 and the labels of one raw case, turn them to an orientation, and reduce them.
 
     Raises:

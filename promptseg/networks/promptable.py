@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from promptseg.networks.blocks import kernel_size
+from promptseg.networks.blocks import AveragePool, kernel_size
 from promptseg.networks.encoders import ENCODERS, ImageEncoder
 from promptseg.networks.encoding import Encoding, of_queries
 from promptseg.networks.likeness import Likeness, cosines
@@ -76,23 +76,23 @@ class PromptableNetwork(nn.Module):
         # where the finest map is of voxels, the head needs half of that: its end is on voxels
         self.level = 1 if max(self.stride) == 1 and len(strides) > 1 else 0
         self.prompt_stride = strides[self.level]
-        self.prompt_head = PromptHead(
-            channels[self.level], label_count, self.prompt_stride, spacing
-        )
+        width = channels[self.level]
+        self.prompt_head = PromptHead(width, label_count, self.prompt_stride, spacing)
         self.likeness = Likeness()
+        steps = zip(self.prompt_stride, self.stride, strict=True)
+        self.pooled = AveragePool([coarse // fine for coarse, fine in steps])
         self.quality_head = QualityHead(channels[0])
 
     def encode(self, image: Tensor) -> Encoding:
         """Encode (b, c, z, y, x) images with intensities in [0, 255]."""
         encoded = self.image_encoder(image.float() / 127.5 - 1.0)
         maps = self.pyramid(encoded.embedding, encoded.features)
-        pooled = [of // finest for of, finest in zip(self.prompt_stride, self.stride, strict=True)]
         return Encoding(
             patch_size=tuple(image.shape[2:]),
             features=maps[0],
             names=self.name_head(maps[0]),
             projected=self.prompt_head.project(maps[self.level]),
-            compared=self.likeness.compared(F.avg_pool3d(maps[0], pooled)),
+            compared=self.likeness.compared(self.pooled(maps[0])),
         )
 
     def decode(

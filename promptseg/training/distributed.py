@@ -32,6 +32,8 @@ PATIENCE = timedelta(days=2)
 # A run as short as this is over before other processes have started, where nobody asks for them.
 FEWEST_SECONDS, FEWEST_STEPS = 120.0, 500
 
+_begun: list[bool] = []  # not empty once this process makes steps
+
 SECONDS_TO_STOP = 300  # for the step under way and a checkpoint; torchrun then kills
 
 
@@ -79,6 +81,19 @@ def process_count() -> int:
 def is_rank_zero() -> bool:
     """Whether this process is the one that validates and writes."""
     return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def begin() -> None:
+    """Enter that the first step is about to be made, see `is_said_by_first`."""
+    _begun.append(True)
+
+
+def is_said_by_first() -> bool:
+    """Whether an error of this process is one of all, which the first one tells.
+
+    Before the first step all do the same with the same files.
+    """
+    return os.environ.get("RANK", "0") != "0" and not _begun
 
 
 def own_images(batch_size: int) -> range:
@@ -270,12 +285,22 @@ def start_processes(count: int, device: str | None, arguments: Sequence[str]) ->
     else:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(cores() // count, 1)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP))
-    # of the launcher's own words on a run that is stopped; the processes say it in ours
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+    # the launcher's own words on runs that are stopped or fail; they are said below in ours
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     flags = ["--standalone", "--nproc-per-node", str(count), "-m", "promptseg", "train"]
     try:
         run(parse_args([*flags, *arguments]))
-    except (ChildFailedError, SignalException):
+    except SignalException:
+        return 1
+    except ChildFailedError as error:
+        for rank, failure in error.failures.items():
+            if failure.exitcode < 0:
+                print(
+                    f"error: the process of rank {rank} was ended by signal {-failure.exitcode}, "
+                    f"most often because memory ran out; continue with --c, and on a CPU with "
+                    f"-num_gpus 1",
+                    file=sys.stderr,
+                )
         return 1
     return 0
 

@@ -131,6 +131,7 @@ class BaseTrainer(ABC):
         loggers = metric_loggers(self.options, self.folder, rows, self._title(), settings)
         deaths = deaths_explained(self.options.processes)
         with signal_handlers(self._request_stop), loggers as self.log_row, deaths:
+            distributed.begin()
             self._train(patches)
         if self.stopped:
             log.info("stopped at step %d; the same command with --c continues", self.progress.step)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from promptseg.networks.blocks import (
+    AveragePool,
     ConvStem,
     InstanceNorm,
     convolution,
@@ -97,6 +98,20 @@ def test_instance_normalization_is_torchs_and_keeps_channels_last(count):
     answer, expected = ours(images), theirs(images)
     torch.testing.assert_close(answer, expected)
     assert answer.is_contiguous(memory_format=torch.channels_last_3d)
+    slope = torch.randn(answer.shape)
+    (gradient,), (other,) = (torch.autograd.grad(a, images, slope) for a in (answer, expected))
+    torch.testing.assert_close(gradient, other)
+
+
+@pytest.mark.parametrize("size", [(1, 2, 2), (2, 2, 2), (2, 1, 1), (1, 1, 1), (1, 4, 2)])
+@pytest.mark.parametrize("layout", [torch.channels_last_3d, torch.contiguous_format])
+def test_average_pooling_is_torchs_and_keeps_channels_last(size, layout):
+    torch.manual_seed(0)
+    images = torch.randn(2, 5, 4, 8, 6).contiguous(memory_format=layout).requires_grad_()
+    answer, expected = AveragePool(size)(images), torch.nn.functional.avg_pool3d(images, size)
+    torch.testing.assert_close(answer, expected)
+    if layout == torch.channels_last_3d:
+        assert answer.is_contiguous(memory_format=layout)
     slope = torch.randn(answer.shape)
     (gradient,), (other,) = (torch.autograd.grad(a, images, slope) for a in (answer, expected))
     torch.testing.assert_close(gradient, other)

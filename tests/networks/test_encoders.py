@@ -125,7 +125,7 @@ def test_images_of_a_batch_do_not_know_of_each_other_and_eval_is_deterministic(n
         alone = encoder(images[:1])
     torch.testing.assert_close(encoded.embedding, again.embedding, rtol=0, atol=0)
     torch.testing.assert_close(permuted.embedding, encoded.embedding[order])
-    torch.testing.assert_close(alone.embedding, encoded.embedding[:1])
+    torch.testing.assert_close(alone.embedding, encoded.embedding[:1], rtol=1e-4, atol=1e-4)
     for feature, other in zip(encoded.features, permuted.features, strict=True):
         torch.testing.assert_close(other, feature[order])
 

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from promptseg.networks.blocks import ChannelNorm, InstanceNorm, convolution, layer_scale_init
+from promptseg.networks.blocks import (
+    AveragePool,
+    ChannelNorm,
+    InstanceNorm,
+    convolution,
+    layer_scale_init,
+)
 from promptseg.networks.encoders.base import ENCODERS, known_size
 from promptseg.networks.encoders.staged import StagedEncoder
 
@@ -63,7 +69,7 @@ class ResidualBlock(nn.Module):
         self.normalization = norm() if instance else layer_scale_init(norm())
         self.shortcut: nn.Module = nn.Identity()
         if channels_in != channels_out or max(stride) > 1:
-            pooled = nn.AvgPool3d(tuple(stride)) if max(stride) > 1 else nn.Identity()
+            pooled = AveragePool(stride) if max(stride) > 1 else nn.Identity()
             self.shortcut = nn.Sequential(pooled, nn.Conv3d(channels_in, channels_out, 1))
         self.activation = nn.LeakyReLU(0.01, inplace=True)
 
