@@ -9,7 +9,7 @@ import numpy as np
 
 from promptseg.boxes import box_slices, label_boxes
 from promptseg.io.images import read_image, read_segmentation
-from promptseg.io.orientation import orientation_of, turn_between
+from promptseg.io.orientation import turn_to
 from promptseg.plans import AS_STORED, Normalization
 from promptseg.preprocessing.normalize import normalize
 from promptseg.prompts.auto_prompter import AutoPrompter
@@ -133,7 +133,7 @@ def read_fit_case(case: RawCase, reduction: Reduction, orientation: str = AS_STO
     """
     image, geometry = read_image(case.images[0])
     segmentation, _ = read_segmentation(case.label)
-    turn = turn_between(orientation_of(geometry.direction), orientation)
+    turn = turn_to(orientation, geometry.direction)
     image, segmentation = (np.ascontiguousarray(turn.array(a)) for a in (image[0], segmentation))
     spacing = turn.of_axes(geometry.spacing)
     return reduce_case(case.case_id, image, segmentation, spacing, reduction)

@@ -237,10 +237,12 @@ def _unused_files(dataset: RawDataset) -> list[str]:
 def _negative(fingerprint: Fingerprint) -> list[str]:
     """Which cases have no label: right for negative ones, wrong for those not labelled yet."""
     without = [case.case_id for case in fingerprint.cases if not case.labels]
+    if not without:
+        return []
     return [
         f"{len(without)} of {len(fingerprint.cases)} cases have no label in their label file and "
         f"are trained on as negative cases: {some(without)}"
-    ] * bool(without)
+    ]
 
 
 def _warnings(fingerprint: Fingerprint) -> list[str]:

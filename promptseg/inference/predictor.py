@@ -24,7 +24,7 @@ from promptseg.inference.results import LabelResult, Prediction
 from promptseg.inference.session import Session
 from promptseg.inference.sliding_window import gaussian_weights
 from promptseg.io.images import Geometry, is_windowed, read_image
-from promptseg.io.orientation import Turn, orientation_of, turn_between
+from promptseg.io.orientation import Turn, turn_to
 from promptseg.networks.prompt_encoder import NO_LABEL, Query
 from promptseg.networks.promptable import PromptableNetwork
 from promptseg.plans import Plans
@@ -143,7 +143,7 @@ class Predictor:
         image, spacing = with_channels(image, self.plans.channel_names), tuple(spacing)
         turn = Turn()
         if direction is not None and len(spacing) == 3:
-            turn = turn_between(orientation_of(direction), self.plans.orientation)
+            turn = turn_to(self.plans.orientation, direction)
         if not turn.changes_nothing:
             image, spacing = np.ascontiguousarray(turn.array(image)), turn.of_axes(spacing)
         decoder = self._decoder(image, spacing)

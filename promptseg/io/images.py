@@ -168,7 +168,7 @@ def write_image(
     if _is_npz(path):
         write_npz_labels(path, array, geometry.spacing)
         return
-    if like is not None and ".nii" in str(path).lower()[-7:] and is_nifti(like):
+    if like is not None and file_ending(path) in (".nii", ".nii.gz") and is_nifti(like):
         with replacing(path) as temporary:
             write_nifti(temporary, array, like)
         return

@@ -40,13 +40,14 @@ def geometry_of(path: Path, fields: Nifti1Header, shape: tuple[int, int, int]) -
         ValueError: naming the file, if it has an sform alone whose axes are not perpendicular.
     """
     pixdim = fields["pixdim"][1:4].astype(np.float64)
-    if unusable := (~np.isfinite(pixdim) | (pixdim == 0)).any():
+    unusable = ~np.isfinite(pixdim) | (pixdim == 0)
+    if unusable.any():
         found = [f"{value:g}" for value in pixdim]
         _log.warning("%s: voxels of %s (xyz): 0 and NaN are taken as 1", path, ", ".join(found))
-    pixdim[~np.isfinite(pixdim) | (pixdim == 0)] = 1
+    pixdim[unusable] = 1
     mm = _MM.get(int(fields["xyzt_units"]) & 7, 1.0)
     axes, origin = _axes_and_origin(path, fields, np.abs(pixdim))
-    if int(fields["sform_code"]) > 0 and not unusable:
+    if int(fields["sform_code"]) > 0 and not unusable.any():
         _warn_of_other_scales(path, fields, np.abs(pixdim))
     direction = _TO_LPS @ axes * np.sign(pixdim)
     return Geometry(
@@ -71,7 +72,7 @@ def _axes_and_origin(
     has_qform, sform_code = int(fields["qform_code"]) > 0, int(fields["sform_code"])
     if not has_qform and sform_code <= 0:
         return _TO_LPS, np.zeros(3)
-    sform = np.stack([fields[f"srow_{axis}"] for axis in "xyz"]).astype(np.float64)
+    sform = _sform(fields)
     if sform_code <= 0:
         return _qform(fields)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -109,7 +110,7 @@ def _axes_and_origin(
 
 
 def _warn_of_other_scales(path: Path, fields: Nifti1Header, spacing: np.ndarray) -> None:
-    sform = np.stack([fields[f"srow_{axis}"] for axis in "xyz"]).astype(np.float64)
+    sform = _sform(fields)
     scales = np.linalg.norm(sform[:, :3], axis=0)
     if not np.allclose(scales, spacing, rtol=_SAME):
         _log.warning(
@@ -118,6 +119,11 @@ def _warn_of_other_scales(path: Path, fields: Nifti1Header, spacing: np.ndarray)
             spacing.round(4).tolist(),
             scales.round(4).tolist(),
         )
+
+
+def _sform(fields: Nifti1Header) -> np.ndarray:
+    """(3, 4) steps of a voxel along each axis, and the first voxel's centre, RAS."""
+    return np.stack([fields[f"srow_{axis}"] for axis in "xyz"]).astype(np.float64)
 
 
 def _qform(fields: Nifti1Header) -> tuple[np.ndarray, np.ndarray]:

@@ -97,6 +97,11 @@ def orientation_of(direction: Sequence[float]) -> str | None:
     return "".join(ornt2axcodes(axes)) if along.min() >= np.cos(np.radians(MOST_OBLIQUE)) else None
 
 
+def turn_to(orientation: str, direction: Sequence[float]) -> Turn:
+    """What brings arrays of a file with direction cosines to an orientation, see `turn_between`."""
+    return turn_between(orientation_of(direction), orientation)
+
+
 def turn_between(before: str | None, after: str) -> Turn:
     """What brings arrays from one of `ORIENTATIONS` to another; others leave them as they are."""
     if before not in ORIENTATIONS or after not in ORIENTATIONS:

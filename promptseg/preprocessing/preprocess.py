@@ -15,7 +15,7 @@ import numpy as np
 from promptseg.boxes import box_slices, value_boxes
 from promptseg.files import WRITING, read_json
 from promptseg.io.images import Geometry, read_image, read_segmentation
-from promptseg.io.orientation import orientation_of, turn_between
+from promptseg.io.orientation import turn_to
 from promptseg.parallel import Workers, map_cases
 from promptseg.plans import Plans
 from promptseg.preprocessing.dataset import (
@@ -156,7 +156,7 @@ def _preprocessed(
             f"case {case.case_id!r}: {len(raw)} channels in {_names(case.images)}, but the plans "
             f"normalize {len(plans.normalizations)}; see channel_names in dataset.json"
         )
-    turn = turn_between(orientation_of(geometry.direction), plans.orientation)
+    turn = turn_to(plans.orientation, geometry.direction)
     raw, spacing = np.ascontiguousarray(turn.array(raw)), turn.of_axes(geometry.spacing)
     segmentation, summary, labels = None, None, {}
     if case.label is not None:
