@@ -14,7 +14,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
+
+from promptseg.progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -179,7 +180,7 @@ def map_cases(
     """
     own = None if isinstance(processes, Workers) else Workers(min(processes, max(len(items), 1)))
     workers = own or processes
-    with tqdm(total=len(items), desc=description, unit="case", dynamic_ncols=True) as bar:
+    with progress_bar(total=len(items), desc=description, unit="case") as bar:
         if workers.processes == 0 or len(items) < 2:
             outcomes = ((item, *_outcome_of_call(function, item, arguments)) for item in items)
         else:

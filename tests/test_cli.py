@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import promptseg
 import promptseg.commands
 from promptseg.commands import auto_prompt, parsing, plan, predict, train
 from promptseg.io.images import read_image
@@ -78,16 +79,29 @@ def test_every_dataset_is_planned_although_one_is_broken(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("12", 12)]
+    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("0.5s", 0.5)]
 )
 def test_time_budgets_have_units(text, seconds):
     assert parsing.seconds(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "m", "-5m", "0m", "5d", "1h30m", "fast"])
+@pytest.mark.parametrize("text", ["", "m", "-5m", "0m", "5d", "1h30m", "fast", "20"])
 def test_other_times_are_refused(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="expected a time such as"):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a time with its unit, such as"):
         parsing.seconds(text)
+
+
+def test_a_call_as_nnunet_is_called_names_the_command_that_corresponds(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["4", "3d_fullres", "2"])
+    assert "corresponds to `promptseg_train -d 4 -f 2`" in capsys.readouterr().err
+
+
+def test_commands_tell_their_version(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        plan.main(["--version"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out == f"promptseg {promptseg.__version__}\n"
 
 
 def test_several_models_are_listed_as_commands_to_choose_from(tmp_path, capsys):

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from promptseg import __version__
 from promptseg.folders import Folders, find_folders
 
 # What a user or a machine can cause: one message. Anything else shows its traceback; so do these
@@ -35,7 +36,9 @@ DATASET_HELP = "number or full name, such as 4 or Dataset004_Hippocampus"
 def command_parser(documentation: str) -> argparse.ArgumentParser:
     """The parser of a command whose module is documented `promptseg_name: what it does.`"""
     name, description = documentation.split(":", 1)
-    return argparse.ArgumentParser(prog=name, description=description.strip(), allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=name, description=description.strip(), allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"promptseg {__version__}")
+    return parser
 
 
 def add_import(parser: argparse.ArgumentParser) -> None:
@@ -159,8 +162,10 @@ def count(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """Seconds from `90s`, `30m`, `1.5h` or a plain number, for argparse."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    """Seconds from `90s`, `30m` or `1.5h`, for argparse; a number alone could be any of these."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
     if not match or not float(match[1]) > 0:
-        raise argparse.ArgumentTypeError(f"expected a time such as 90s, 30m or 2h, got {text!r}")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+        raise argparse.ArgumentTypeError(
+            f"expected a time with its unit, such as 90s, 30m or 2h, got {text!r}"
+        )
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]

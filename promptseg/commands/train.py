@@ -33,6 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_options(parser)
     add_import(parser)
     add_folders(parser, "preprocessed", "results")
+    typed = sys.argv[1:] if arguments is None else arguments
+    if len(typed) > 1 and not typed[0].startswith("-"):  # as nnUNetv2_train is called
+        dataset, fold = typed[0], typed[2] if len(typed) > 2 else "0"
+        parser.error(
+            f"the dataset and the fold are given with flags: nnU-Net's `nnUNetv2_train "
+            f"{' '.join(typed[:3])}` corresponds to `promptseg_train -d {dataset} -f {fold}`"
+        )
     return run_command(parser, arguments, _run)
 
 

@@ -239,7 +239,27 @@ def unused_labels(labels: dict[str, int], seen: Collection[int]) -> list[str]:
 
 
 def report(problems: Sequence[Problem], case_count: int) -> str:
-    """All problems as text, one per line, after the number of broken cases."""
+    """All problems as text, one line for each kind, after the number of broken cases."""
     broken = {problem.case_id for problem in problems if problem.case_id is not None}
+    kinds: dict[tuple[str, str], list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault((problem.expected, problem.advice), []).append(problem)
     lines = [f"{len(problems)} problem(s), {len(broken)} of {case_count} cases broken:"]
-    return "\n".join(lines + [f"  {problem}" for problem in problems])
+    return "\n".join(lines + [f"  {_in_one_line(alike)}" for alike in kinds.values()])
+
+
+def _in_one_line(alike: Sequence[Problem]) -> str:
+    """Problems with the same expectation and advice as text that names each of their files."""
+    first, found = alike[0], {problem.found for problem in alike}
+    if len(alike) == 1:
+        return str(first)
+    files = [problem.path.name if problem.path else str(problem.case_id) for problem in alike]
+    if len(found) == 1:
+        return (
+            f"{len(alike)} files: found {first.found}, expected {first.expected}; {first.advice}: "
+            f"{', '.join(files)}"
+        )
+    each = ", ".join(
+        f"{file} ({problem.found})" for file, problem in zip(files, alike, strict=True)
+    )
+    return f"{len(alike)} files: expected {first.expected}; {first.advice}; found in {each}"

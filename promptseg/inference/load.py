@@ -134,6 +134,13 @@ def load_networks(
 
 def _checkpoints(folder: Path, folds: Sequence[str] | None, checkpoint: str) -> list[Path]:
     """Checkpoint files of a model's folds, or a FileNotFoundError that lists those that exist."""
+    fold = folder if folder.suffix != ".pth" else folder.parent
+    if folder.exists() and fold.name.startswith("fold_"):
+        checkpoint_flag = f" -chk {folder.name}" if fold != folder else ""
+        raise ValueError(
+            f"{folder} is a part of the model {fold.parent}; name that, and the part: "
+            f"-m {fold.parent} -f {fold.name.removeprefix('fold_')}{checkpoint_flag}"
+        )
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such model folder")
     there = sorted(p.parent.name for p in folder.glob(f"fold_*/{checkpoint}"))

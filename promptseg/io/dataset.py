@@ -207,6 +207,9 @@ def _problems_of_labels(labels: Any) -> list[str]:
     if not isinstance(labels, dict) or not labels:
         return [f'labels: expected {{"background": 0, "name": 1, ...}}, found {labels!r}']
     if all(isinstance(value, str) for value in labels.values()):
+        if all(value.strip().isdecimal() for value in labels.values()):
+            example = '"{}": {}'.format(*next(iter(labels.items())))
+            return [f"labels: the values are texts, {labels}; write them as numbers, {example}"]
         return [
             f"labels: expected names with their values, found values with their names, {labels}; "
             f"write name: value, as nnU-Net v2 does"
@@ -215,7 +218,8 @@ def _problems_of_labels(labels: Any) -> list[str]:
     for name, value in labels.items():
         if name == "ignore":
             problems.append(
-                "labels: `ignore` is not supported; remove it and set its voxels to background"
+                "labels: `ignore` is not supported; label its voxels, or leave out the cases that "
+                "have any (as background they would teach that nothing is there)"
             )
         elif isinstance(value, list):
             problems.append(

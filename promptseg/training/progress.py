@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from promptseg.progress_bar import progress_bar
 from promptseg.training.logging import epochs_since_best
 from promptseg.training.settings import TrainingSettings
 
@@ -60,12 +61,11 @@ class Progress:
         return self.rows[-1]["train_loss"] if self.rows else float("nan")
 
 
-def progress_bar(fraction: float, *, shown: bool) -> tqdm:
+def run_bar(fraction: float, *, shown: bool) -> tqdm:
     """A progress bar in percent that begins at a fraction of the run."""
-    return tqdm(
+    return progress_bar(
         total=100.0,
         initial=min(100 * fraction, 100),
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
-        dynamic_ncols=True,
         disable=not shown,
     )

@@ -39,7 +39,7 @@ from promptseg.training.logging import (
 )
 from promptseg.training.optimizer import seed_everything
 from promptseg.training.pretrained import load_pretrained
-from promptseg.training.progress import Progress, progress_bar
+from promptseg.training.progress import Progress, run_bar
 from promptseg.training.request import RunOptions
 from promptseg.training.settings import RECIPES, TrainingSettings, extended
 from promptseg.training.step import Learner
@@ -225,7 +225,7 @@ class BaseTrainer(ABC):
         on_cpu = self.options.device == "cpu"
         before, started = progress.seconds, time.monotonic()
         saved = started
-        with progress_bar(progress.fraction(settings), shown=is_rank_zero()) as bar:
+        with run_bar(progress.fraction(settings), shown=is_rank_zero()) as bar:
             bar.set_description_str(f"training, epoch {progress.epoch(settings)}")
             for batch in batches(steps, progress.step, self.options.processes, on_cpu=on_cpu):
                 self._agree()

@@ -251,6 +251,22 @@ def test_all_broken_cases_are_listed_at_once_in_their_order(dataset, processes):
     assert len(text.splitlines()) == 6
 
 
+def test_problems_of_one_kind_are_one_line_that_names_every_file(tmp_path):
+    folder = write_raw_dataset(tmp_path, cases=20)
+    for number in range(12):
+        change(folder / "labelsTr" / f"case_{number}.nii.gz", with_value(9 + number % 2))
+    problems = examine(folder).problems
+    (line,) = report(problems, 20).splitlines()[1:]
+    assert line.startswith(f"  12 files: expected {problems[0].expected}; {problems[0].advice}")
+    for problem in problems:
+        assert f"{problem.path.name} ({problem.found})" in line
+
+    alike = [problem for problem in problems if problem.found == problems[0].found]
+    (line,) = report(alike, 20).splitlines()[1:]
+    assert line.startswith(f"  6 files: found {alike[0].found}, expected ")
+    assert line.endswith(": " + ", ".join(problem.path.name for problem in alike))
+
+
 def test_a_missing_channel_number_is_said(tmp_path):
     folder = write_raw_dataset(tmp_path, cases=2)
     (folder / "imagesTr/case_1_0000.nii.gz").rename(folder / "imagesTr/case_1.nii.gz")

@@ -245,6 +245,19 @@ def test_a_model_that_is_not_there_is_said_to_be_missing(tmp_path, name, message
         load_predictor(tmp_path / name)
 
 
+@pytest.mark.parametrize("folds", [None, ["1"]])
+@pytest.mark.parametrize(
+    ("part", "flags"),
+    [
+        ("fold_1", "-f 1"),
+        ("fold_1/checkpoint_final.pth", "-f 1 -chk checkpoint_final.pth"),
+    ],
+)
+def test_a_part_of_a_model_is_told_to_be_named_by_flags(model, part, flags, folds):
+    with pytest.raises(ValueError, match=re.escape(f"-m {model} {flags}") + "$"):
+        load_predictor(model / part, folds=folds)
+
+
 def test_measured_boxes_are_averaged_over_the_folds_in_use(model):
     # fold 0: liver 0.5, spleen 0.25; fold 1: liver 0.75
     assert read_coarse_quality([model], None) == {"liver": 0.625, "spleen": 0.25}

@@ -123,7 +123,14 @@ def test_cases_listed_in_dataset_json_are_taken_from_there(dataset, tmp_path, mo
         ({"labels": {"background": 0, "a": 1, "b": 3}}, r"0 to 2, each once, found \[0, 1, 3\]"),
         ({"labels": {"background": 0, "a": -1}}, r"0 to 1, each once, found \[-1, 0\]"),
         ({"labels": {"background": 0, "a": [1, 2]}}, "region-based labels are not supported"),
-        ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "`ignore` is not supported; remove"),
+        (
+            {"labels": {"background": "0", "a": "1"}},
+            'the values are texts, .* write them as numbers, "background": 0',
+        ),
+        (
+            {"labels": {"background": 0, "a": 1, "ignore": 2}},
+            "`ignore` is not supported; label its",
+        ),
         ({"file_ending": None}, "file_ending: expected one of .* found None"),
         ({"file_ending": "nii.gz"}, "file_ending: expected one of .* found 'nii.gz'"),
         ({"file_ending": ".png"}, "file_ending: expected one of .* found '.png'"),

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from promptseg.files import replacing
 from promptseg.inference.batch.case import (
@@ -34,6 +33,7 @@ from promptseg.io.images import is_windowed
 from promptseg.parallel import connect
 from promptseg.plans import Normalization, Plans
 from promptseg.preprocessing.normalize import windows_in_words
+from promptseg.progress_bar import progress_bar
 from promptseg.prompts.given import CasePrompts
 from promptseg.prompts.label_maps import cases_with_masks
 from promptseg.prompts.reading import read_case_prompts
@@ -279,7 +279,7 @@ def _predict(
             report.add(case.case_id, failure(case, ValueError(problems[case.case_id])))
         else:
             waiting.append(case)
-    with tqdm(total=len(waiting), desc="predicting", unit="case", dynamic_ncols=True) as bar:
+    with progress_bar(total=len(waiting), desc="predicting", unit="case") as bar:
 
         def done(case: RawCase, entry: dict[str, Any] | None, error: Exception | None) -> None:
             report.add(case.case_id, entry or failure(case, error))
