@@ -100,9 +100,10 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="plans",
         metavar="STRATEGY",
-        help="propose boxes: with the strategies that the plans chose, or with one strategy for "
-        "all labels; coarse is the network's own box, hybrid the better of that and the plans'; "
-        "with --prompts, for the labels that those have nothing for",
+        help="prompt each label by the strategy that led to the best masks in validation, else as "
+        "the plans chose; or all by one strategy: name is the label's name alone, coarse the "
+        "network's own box, hybrid the better of that and the plans'; with "
+        "--prompts, for the labels that those have nothing for",
     )
     parser.add_argument(
         "--prompts",

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -22,11 +23,12 @@ from promptseg.plans import Plans
 from promptseg.presets import preset_of
 from promptseg.training.checkpoint import load_checkpoint, load_weights
 from promptseg.training.settings import TrainingSettings
+from promptseg.words import short
 
 log = logging.getLogger(__name__)
 
 ModelFolders = Path | str | Sequence[Path | str]  # a folder or zip file, or several: an ensemble
-COARSE_QUALITY = "coarse_prompts.json"  # in each fold's folder
+PROMPT_QUALITY = "prompt_strategies.json"  # in each fold's folder
 MOST_BYTES = 2**36  # into which a zip file may unpack
 _OF_A_MODEL = (".json", ".pth")
 _ENCRYPTED = 1  # bit of a zip member's flags
@@ -74,7 +76,7 @@ def load_predictor(
     with ExitStack() as stack:
         opened = [stack.enter_context(opened_model(one)) for one in folders]
         loaded = [load_networks(one, folds, checkpoint) for one in opened]
-        measured = read_coarse_quality(opened, folds)
+        measured = read_prompt_quality(opened, folds)
     plans = loaded[0][1]
     for name, (_, others, _) in zip(folders, loaded, strict=True):
         if others != plans:
@@ -95,7 +97,7 @@ def load_predictor(
         most_encodings=most_encodings,
         n_perturbations=n_perturbations,
         keep_probabilities=keep_probabilities,
-        measured_coarse=measured,
+        measured_dice=measured,
     )
 
 
@@ -227,32 +229,54 @@ def _of_macos(name: PurePosixPath) -> bool:
     return name.parts[0] == "__MACOSX" or name.name.startswith("._")
 
 
-def write_coarse_quality(fold_folder: Path, box_ious: Mapping[str, float]) -> None:
-    """Write, for each label, the mean box IoU of the network's own prompt on validation cases."""
-    write_json(fold_folder / COARSE_QUALITY, {"box_iou": dict(box_ious)})
+def write_prompt_quality(fold_folder: Path, measured: Mapping[str, Any]) -> None:
+    """Write what `measure_strategies` returns into a fold's folder."""
+    write_json(fold_folder / PROMPT_QUALITY, measured)
 
 
-def read_coarse_quality(folders: Sequence[Path], folds: Sequence[str] | None) -> dict[str, float]:
-    """For each label the mean over the folds that measured it; empty where none did."""
+def read_prompt_quality(
+    folders: Sequence[Path], folds: Sequence[str] | None
+) -> dict[str, dict[str, float]]:
+    """For each label the mean Dice of each strategy over the folds that measured it.
+
+    The strategies are in the order of their seconds, the fastest first.
+    """
     wanted = None if folds is None else {f"fold_{fold}" for fold in folds}
-    found: dict[str, list[float]] = {}
+    found: dict[str, dict[str, list[float]]] = {}
+    seconds: dict[str, list[float]] = {}
     for folder in folders:
-        for file in sorted(folder.glob(f"fold_*/{COARSE_QUALITY}")):
+        for file in sorted(folder.glob(f"fold_*/{PROMPT_QUALITY}")):
             if wanted is not None and file.parent.name not in wanted:
                 continue
-            for label, box_iou in _box_ious(file).items():
-                found.setdefault(label, []).append(float(box_iou))
-    return {label: float(np.mean(values)) for label, values in found.items()}
+            dice, spent = _prompt_quality(file)
+            for strategy, value in spent.items():
+                seconds.setdefault(strategy, []).append(value)
+            for label, of_label in dice.items():
+                for strategy, value in of_label.items():
+                    found.setdefault(label, {}).setdefault(strategy, []).append(value)
+    fastest_first = sorted(seconds, key=lambda strategy: np.mean(seconds[strategy]))
+    return {
+        label: {name: float(np.mean(of_label[name])) for name in fastest_first if name in of_label}
+        for label, of_label in found.items()
+    }
 
 
-def _box_ious(file: Path) -> dict[str, float]:
+def _prompt_quality(file: Path) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Dice by label and strategy, and seconds by strategy, of a file that is checked."""
     content = read_json(file)
-    box_ious = content.get("box_iou") if isinstance(content, dict) else None
-    if not isinstance(box_ious, dict) or not all(
-        isinstance(iou, (int, float)) and 0 <= iou <= 1 for iou in box_ious.values()
-    ):
+    content = content if isinstance(content, dict) else {}
+    dice, seconds = content.get("dice"), content.get("seconds")
+    try:
+        names = {name for of_label in dice.values() for name in of_label}
+        values = [value for of_label in dice.values() for value in of_label.values()]
+        is_right = names <= set(seconds) and all(0 <= value <= 1 for value in values)
+        is_right = is_right and all(0 <= value < np.inf for value in seconds.values())
+    except (AttributeError, TypeError):
+        is_right = False
+    if not is_right:
         raise ValueError(
-            f"{file}: expected `box_iou` with a number from 0 to 1 for each label, found "
-            f"{str(content)[:80]}; remove the file, and hybrid is used only where it is asked for"
+            f"{file}: expected `dice` with a number from 0 to 1 for each label and strategy, and "
+            f"`seconds` of each strategy, found {short(content, 80)}; remove the file, and labels "
+            f"are prompted as planned"
         )
-    return box_ious
+    return dice, seconds

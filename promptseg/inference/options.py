@@ -34,8 +34,8 @@ class PredictionOptions:
         n_perturbations: number of perturbed copies of each prompt whose masks are compared; 0
             for none.
         save_probabilities: also write `probabilities/CASE.npz`, see `read_probabilities`.
-        auto_prompt: `plans`, a strategy's name, `coarse` or `hybrid` (see `Proposer`), for every
-            label that `prompts` have nothing for. With neither, label names are the prompts.
+        auto_prompt: `plans`, a strategy's name, `name`, `coarse` or `hybrid` (see `Proposer`), for
+            every label that `prompts` have nothing for. With neither, label names are the prompts.
         prompts: file or folder of prompts, see `read_case_prompts`. Without `auto_prompt`, labels
             that a case does not list are not segmented, and a case without an entry fails.
         initial: folder of masks to correct, a label map per case (`CASE.nii.gz`, on the image's

@@ -67,7 +67,7 @@ class Predictor:
         most_encodings: int | None = None,
         n_perturbations: int = 0,
         keep_probabilities: bool = False,
-        measured_coarse: Mapping[str, float] | None = None,
+        measured_dice: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         """Use networks that are in memory; `load_predictor` loads them from a model folder.
 
@@ -86,7 +86,7 @@ class Predictor:
             n_perturbations: number of perturbed copies of each prompt whose masks are compared
                 (`PromptConsistency`); each costs another decoding, not another encoding.
             keep_probabilities: return them with each prediction.
-            measured_coarse: see `Proposer`.
+            measured_dice: see `Proposer`.
 
         Raises:
             ValueError: for a step size outside (0, 1].
@@ -104,7 +104,7 @@ class Predictor:
         self.most_encodings = min(most_encodings or patches, patches)
         self.n_perturbations = n_perturbations
         self.keep_probabilities = keep_probabilities
-        self.proposer = Proposer(plans, measured_coarse or {})
+        self.proposer = Proposer(plans, measured_dice or {})
         self._weights = gaussian_weights(plans.patch_size)
         self._image: PreparedImage | None = None
 

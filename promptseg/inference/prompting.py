@@ -27,9 +27,11 @@ from promptseg.prompts.types import Prompts, make_prompts
 log = logging.getLogger(__name__)
 
 PLANS = "plans"
+NAME = "name"  # no prompt but the label's name
 COARSE = "coarse"  # the box of the mask that the label's name gives in the whole volume
 HYBRID = "hybrid"  # that or the plans' box, whichever the network predicts the better mask from
 OWN = (COARSE, HYBRID)
+TIE = 0.002  # of Dice, within which the faster strategy is as good
 
 
 AnswersInWhole = Callable[[Sequence[Query]], tuple[Tensor, Tensor]]
@@ -40,13 +42,13 @@ class Proposer:
 
     Args:
         plans: of the model.
-        measured_coarse: for each label, the box IoU that was measured for `coarse`, the box of
-            the network's own mask, in the validation of training.
+        measured_dice: for each label the Dice of the masks that strategies led to in the
+            validation of training, the fastest strategy first.
     """
 
-    def __init__(self, plans: Plans, measured_coarse: Mapping[str, float]) -> None:
+    def __init__(self, plans: Plans, measured_dice: Mapping[str, Mapping[str, float]]) -> None:
         self.plans = plans
-        self.measured_coarse = dict(measured_coarse)
+        self.measured_dice = {label: dict(dice) for label, dice in measured_dice.items()}
 
     def check(self, strategy: str) -> None:
         """Refuse a strategy that this model cannot use.
@@ -56,9 +58,9 @@ class Proposer:
         """
         if strategy == PLANS:
             return
-        if strategy not in OWN:
+        if strategy not in (NAME, *OWN):
             if strategy not in AUTO_PROMPTERS:
-                known = ", ".join([PLANS, *OWN, *AUTO_PROMPTERS])
+                known = ", ".join([PLANS, NAME, *OWN, *AUTO_PROMPTERS])
                 raise ValueError(f"unknown automatic prompt {strategy!r}; registered: {known}")
         elif (preset := preset_of(self.plans)) and not preset.knows_names:
             raise ValueError(
@@ -69,29 +71,34 @@ class Proposer:
     def strategy_of(self, label: str, strategy: str) -> str:
         """The strategy that prompts a label.
 
-        `plans` is the plans' choice, but `hybrid` where a higher box IoU was measured for
-        `coarse` in validation than for that choice in planning.
+        `plans` is the one that led to the best masks in validation, of those within `TIE` of it
+        the fastest; where nothing was measured, the plans' choice.
         """
         if strategy != PLANS:
             return strategy
-        planned = self._of_plans(label)["strategy"]
-        return HYBRID if self._coarse_is_better(label) else planned
+        if not (dice := self.measured_dice.get(label)):
+            return self.planned_strategy(label)
+        return next(name for name, value in dice.items() if value >= max(dice.values()) - TIE)
+
+    def planned_strategy(self, label: str) -> str:
+        """The plans' choice; `none` where no strategy was usable."""
+        return self._of_plans(label)["strategy"]
 
     def log_choice(self, strategy: str) -> None:
         """Log for which labels `plans` is not the plans' choice, and why."""
         if strategy != PLANS:
             return
-        better = [
-            f"{label} (box IoU {self.measured_coarse[label]:.3f} in validation, "
-            f"{self._of_plans(label)['strategy']} {self._planned_iou(label):.3f} in planning)"
-            for label in self.plans.labels
-            if self._coarse_is_better(label)
-        ]
-        if better:
+        others = []
+        for label in self.plans.labels:
+            planned, chosen = self.planned_strategy(label), self.strategy_of(label, PLANS)
+            if chosen != planned:
+                dice = self.measured_dice[label]
+                beaten = f", {planned} {dice[planned]:.3f}" if planned in dice else ""
+                alone = "its name alone" if chosen == NAME else chosen
+                others.append(f"{label} by {alone} ({dice[chosen]:.3f}{beaten})")
+        if others:
             log.info(
-                "%s in place of the plans' choice, which the network's own box beat: %s",
-                HYBRID,
-                ", ".join(better),
+                "prompted as validation found best, not as planned (Dice): %s", "; ".join(others)
             )
 
     def propose(
@@ -105,8 +112,9 @@ class Proposer:
         left to `ask_network`.
         """
         self.check(strategy)
-        forced = None if strategy in (PLANS, *OWN) else strategy
-        proposed = [label for label in labels if self.strategy_of(label, strategy) != COARSE]
+        forced = None if strategy in (PLANS, NAME, *OWN) else strategy
+        without = (NAME, COARSE)  # by the label's name, or by the network alone
+        proposed = [label for label in labels if self.strategy_of(label, strategy) not in without]
         if not proposed:
             return {}
         preprocessed = image.decoder.image
@@ -120,7 +128,7 @@ class Proposer:
         )
         found = {}
         for label, proposal in proposals.items():
-            source = forced or self._of_plans(label)["strategy"]
+            source = forced or self.planned_strategy(label)
             found[label] = make_prompts(
                 boxes=np.asarray(proposal.boxes, float),
                 shape=image.raw_shape,
@@ -155,14 +163,6 @@ class Proposer:
         indices = {label: index for index, label in enumerate(self.plans.labels)}
         own = own_prompts(image.decoder, others, indices, image.raw_shape)
         return {label: p.turned(image.turn.back, image.raw_shape) for label, p in own.items()}
-
-    def _coarse_is_better(self, label: str) -> bool:
-        return self.measured_coarse.get(label, 0.0) > self._planned_iou(label)
-
-    def _planned_iou(self, label: str) -> float:
-        """The box IoU that planning measured for its choice; 0 when it chose none."""
-        planned = self._of_plans(label)
-        return planned.get("candidates", {}).get(planned["strategy"], {}).get("iou_mean") or 0.0
 
     def _of_plans(self, label: str) -> Mapping[str, Any]:
         return self.plans.auto_prompts.get(label, {"strategy": "none"})

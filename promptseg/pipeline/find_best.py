@@ -22,6 +22,7 @@ from promptseg.inference.load import load_predictor
 from promptseg.inference_plan import InferencePlan
 from promptseg.pipeline.choose_postprocessing import choose_postprocessing
 from promptseg.pipeline.validate_fold import (
+    chosen_prompts,
     held_out_prompts,
     is_validated,
     raw_validation_cases,
@@ -220,8 +221,9 @@ def _of_ensemble(
     output = results / ENSEMBLES / "+".join(models) / f"fold_{fold}"
     shutil.rmtree(output, ignore_errors=True)
     predictor = load_predictor([results / name for name in models], folds=[fold], device=device)
-    prompts = held_out_prompts(of_fold)
-    report = predict_cases(predictor, raw_validation_cases(of_fold), output, from_file=prompts)
+    cases = raw_validation_cases(of_fold)
+    prompts = chosen_prompts(predictor, cases, held_out_prompts(of_fold))
+    report = predict_cases(predictor, cases, output, from_file=prompts)
     if report["failed"]:
         raise RuntimeError(
             f"{report['failed']} validation cases failed; see {output / 'predict_report.json'}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,21 @@ from promptseg.evaluation.evaluate import evaluate_folders
 from promptseg.evaluation.inputs import label_files
 from promptseg.files import read_json, write_json
 from promptseg.inference.batch.predict_files import predict_cases
-from promptseg.inference.load import COARSE_QUALITY, load_predictor, write_coarse_quality
+from promptseg.inference.load import (
+    PROMPT_QUALITY,
+    load_predictor,
+    read_prompt_quality,
+    write_prompt_quality,
+)
 from promptseg.inference.predictor import Predictor
+from promptseg.inference.prompting import HYBRID, NAME, OWN, PLANS, Proposer
 from promptseg.io.dataset import RawCase
-from promptseg.pipeline.coarse_quality import measure_coarse
 from promptseg.pipeline.prompt_quality import measure_prompts
-from promptseg.plans import Plans
+from promptseg.pipeline.strategy_quality import measure_strategies
 from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.presets import preset_of
-from promptseg.prompts.given import CasePrompts, case_from_json
+from promptseg.prompts.given import CasePrompts, GivenPrompts, case_from_json
+from promptseg.prompts.types import VOXEL
 from promptseg.training.fold import Fold
 
 log = logging.getLogger(__name__)
@@ -29,13 +35,13 @@ log = logging.getLogger(__name__)
 def validate_fold(model_folder: Path, fold: Fold, *, device: str | None = None) -> dict[str, Any]:
     """Predict whole validation cases with automatic prompts, as a user would, and evaluate them.
 
-    The boxes are those that planning proposed for each case when it was not among the cases the
-    strategy was fitted on; labels without a box are prompted by name. Writes segmentations,
+    First it is measured which strategy leads to the best masks of each label; what is found is
+    written as `prompt_strategies.json` beside the checkpoints, and followed here as in every
+    prediction. Boxes of the plans' strategies are those that planning proposed for each case when
+    it was not among the cases that the strategy was fitted on. Writes segmentations,
     `summary.json`, `metrics.csv`, `prompts_used.json` and `predict_report.json` into the fold's
-    `validation` folder, after removing what an earlier validation left there, and beside it
-    `coarse_prompts.json`: how well the network's own prompts match ground truth. `summary.json`
-    has one key more than the evaluation's, `prompts`: how well prompts work, see
-    `measure_prompts`.
+    `validation` folder, after removing what an earlier validation left there. `summary.json` has
+    one key more than the evaluation's, `prompts`: how well prompts work, see `measure_prompts`.
 
     Returns:
         The content of `summary.json`.
@@ -48,16 +54,23 @@ def validate_fold(model_folder: Path, fold: Fold, *, device: str | None = None) 
     folder = model_folder / f"fold_{fold.name}" / "validation"
     remove_validation(folder.parent)
     predictor = load_predictor(model_folder, folds=[fold.name], device=device)
-    report = predict_cases(predictor, cases, folder, from_file=held_out_prompts(fold))
+    ground_truth, _ = label_files(fold.ground_truth, "ground truth")
+    held_out = held_out_prompts(fold)
+    if preset_of(fold.plans) is None:
+        measured = _measured(measure_strategies, predictor, cases, ground_truth, held_out)
+        if measured is not None:
+            write_prompt_quality(folder.parent, measured)
+            best = read_prompt_quality([model_folder], [fold.name])
+            predictor.proposer = Proposer(fold.plans, best)
+            predictor.proposer.log_choice(PLANS)
+    prompts = chosen_prompts(predictor, cases, held_out)
+    report = predict_cases(predictor, cases, folder, from_file=prompts)
     if report["failed"] == len(cases):  # no file to evaluate
         errors = [f"case {case_id}: {e['error']}" for case_id, e in report["cases"].items()]
         raise _failed(report["failed"], folder, errors)
-    ground_truth, _ = label_files(fold.ground_truth, "ground truth")
     prompts_measured = None
-    if not report["failed"]:
-        if _knows_names(fold.plans):
-            write_coarse_quality(folder.parent, measure_coarse(predictor, cases, ground_truth))
-        prompts_measured = _prompt_quality(predictor, cases, ground_truth)
+    if not report["failed"] and preset_of(fold.plans) is None:  # presets are without sessions
+        prompts_measured = _measured(measure_prompts, predictor, cases, ground_truth)
     # last: a summary without failures means that everything has been validated
     summary = evaluate_folders(
         fold.ground_truth, folder, labels=fold.plans.labels, cases=fold.validation_cases
@@ -71,20 +84,50 @@ def validate_fold(model_folder: Path, fold: Fold, *, device: str | None = None) 
     return summary
 
 
-def _prompt_quality(
-    predictor: Predictor, cases: Sequence[RawCase], ground_truth: Mapping[str, Path]
+def _measured(
+    measure: Callable[..., dict[str, Any]], predictor: Predictor, *arguments: Any
 ) -> dict[str, Any] | None:
-    """What `measure_prompts` returns; None, with a warning, where it fails or cannot be done.
+    """What `measure` returns; None, with a warning, where it fails.
 
     It is told beside the results of a training, which is finished and stays so.
     """
-    if preset_of(predictor.plans) is not None:  # without sessions
-        return None
     try:
-        return measure_prompts(predictor, cases, ground_truth)
+        return measure(predictor, *arguments)
     except Exception as error:
         log.warning("prompts were not measured: %s", error, exc_info=True)
         return None
+
+
+def chosen_prompts(
+    predictor: Predictor, cases: Sequence[RawCase], held_out: Mapping[str, CasePrompts]
+) -> dict[str, CasePrompts]:
+    """The prompts of cases by the strategy that is best for each label (`Proposer.strategy_of`).
+
+    Args:
+        predictor: proposes the network's own prompts.
+        cases: with their image files.
+        held_out: for each case those of the plans' strategies, fitted without it.
+    """
+    return {case.case_id: _chosen(predictor, case, held_out[case.case_id]) for case in cases}
+
+
+def _chosen(predictor: Predictor, case: RawCase, held_out: CasePrompts) -> CasePrompts:
+    proposer = predictor.proposer
+    ways = {label: proposer.strategy_of(label, PLANS) for label in predictor.plans.labels}
+    chosen = {
+        label: (GivenPrompts(frame=VOXEL, source="label name"),) if way == NAME else given
+        for (label, way), given in zip(ways.items(), held_out.labels.values(), strict=True)
+    }
+    if own := [label for label, way in ways.items() if way in OWN]:
+        try:
+            prepared, geometry = predictor.prepare_files(case.images)
+        except (ValueError, OSError):  # told when the case is predicted
+            return held_out
+        both = {label: p for label, p in held_out.on(geometry).items() if ways[label] == HYBRID}
+        for label, found in proposer.ask_network(prepared, own, PLANS, both).items():
+            told = {"source": found.source, "score": found.score, "reason": found.reason}
+            chosen[label] = (GivenPrompts(frame=VOXEL, boxes=found.boxes, **told),)
+    return CasePrompts(labels=chosen)
 
 
 def is_validated(fold_folder: Path) -> bool:
@@ -96,7 +139,7 @@ def is_validated(fold_folder: Path) -> bool:
 def remove_validation(fold_folder: Path) -> None:
     """Remove what was measured with other weights; first the summary, which marks it complete."""
     (fold_folder / "validation" / "summary.json").unlink(missing_ok=True)
-    (fold_folder / COARSE_QUALITY).unlink(missing_ok=True)
+    (fold_folder / PROMPT_QUALITY).unlink(missing_ok=True)
     shutil.rmtree(fold_folder / "validation", ignore_errors=True)
 
 
@@ -131,12 +174,6 @@ def _prompts(fold: Fold, case_id: str) -> Mapping[str, Any]:
         source = f"{fold.plans.auto_prompts[label]['strategy']}, case held out"
         prompts[label] = {"boxes": boxes, "source": source}
     return prompts
-
-
-def _knows_names(plans: Plans) -> bool:
-    """Whether the network can find labels by name, so that its own prompts can be measured."""
-    preset = preset_of(plans)
-    return preset is None or preset.knows_names
 
 
 def _failed(count: int, folder: Path, reasons: Sequence[str]) -> RuntimeError:

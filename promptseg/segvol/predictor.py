@@ -42,10 +42,10 @@ class SegVolPredictor(Predictor):
         networks: Sequence[SegVolNetwork],
         plans: Plans,
         *,
-        measured_coarse: Mapping[str, float] | None = None,
+        measured_dice: Mapping[str, Mapping[str, float]] | None = None,
         **options: Any,
     ) -> None:
-        """As `Predictor`; `measured_coarse` is not used: every answer starts from a coarse mask."""
+        """As `Predictor`; `measured_dice` is not used: every answer starts from a coarse mask."""
         super().__init__(networks, plans, **options)
         of_patch = len(self.networks) * len(self.flips)
         self.most_encodings = max(self.most_encodings, KEPT_ENCODINGS // of_patch)

@@ -1,4 +1,4 @@
-"""Zipped models, and how well the network's own prompts did, as training notes it."""
+"""Zipped models, and how well strategies of prompts did, as training notes it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from promptseg.inference import load as module
 from promptseg.inference.load import (
     load_predictor,
     opened_model,
-    read_coarse_quality,
-    write_coarse_quality,
+    read_prompt_quality,
+    write_prompt_quality,
 )
+from promptseg.pipeline import strategy_quality
 from tests.inference.test_predictor import SMALL, SPACING, save_fold
 from tests.small_plans import small_plans
 from tests.trained import train
@@ -39,8 +40,12 @@ def model(tmp_path_factory) -> Path:
         save_fold(folder, fold, small_plans(), seed=int(fold))
         (folder / f"fold_{fold}" / "training_log.txt").write_text("long")
         (folder / f"fold_{fold}" / "validation" / "summary.json").write_text("{}")
-    write_coarse_quality(folder / "fold_0", {"liver": 0.5, "spleen": 0.25})
-    write_coarse_quality(folder / "fold_1", {"liver": 0.75})
+    seconds = {"name": 2.0, "atlas": 1.5}
+    of_both = {"name": 0.5, "atlas": 0.7}
+    measured = {"dice": {"liver": of_both, "spleen": {"name": 0.25}}, "seconds": seconds}
+    write_prompt_quality(folder / "fold_0", measured)
+    measured = {"dice": {"liver": {"name": 0.75}}, "seconds": {"name": 0.5}}
+    write_prompt_quality(folder / "fold_1", measured)
     write_json(folder / "dataset.json", {"labels": {"background": 0, "liver": 1}})
     return folder
 
@@ -86,7 +91,7 @@ def test_a_zip_predicts_what_its_folder_does(model, tmp_path, prefix, caplog):
         np.testing.assert_array_equal(found.segmentation, expected.segmentation)
         for label, result in expected.labels.items():
             assert found.labels[label].predicted_iou == result.predicted_iou
-        assert from_zip.proposer.measured_coarse == from_folder.proposer.measured_coarse
+        assert from_zip.proposer.measured_dice == from_folder.proposer.measured_dice
         assert len(from_zip.networks) == len(from_folder.networks)
     with pytest.raises(FileNotFoundError, match="fold_7.*folds with a .*: fold_0, fold_1"):
         load_predictor(archive, folds=["7"])
@@ -106,7 +111,11 @@ def test_a_zip_made_by_shutil_or_on_windows_or_macos_is_read(model, tmp_path):
         assert names == {"dataset.json"} | {
             f"fold_{fold}/{name}"
             for fold in (0, 1)
-            for name in ("checkpoint_final.pth", "coarse_prompts.json", "validation/summary.json")
+            for name in (
+                "checkpoint_final.pth",
+                "prompt_strategies.json",
+                "validation/summary.json",
+            )
         }
 
 
@@ -157,9 +166,9 @@ def test_members_that_leave_the_folder_are_refused_before_anything_is_written(
 
 def test_links_in_a_zip_are_not_followed(model, tmp_path):
     secret = tmp_path / "secret.json"
-    secret.write_text('{"box_iou": {"liver": 1}}')
+    secret.write_text('{"dice": {"liver": {"name": 1}}}')
     archive = zipped(model, tmp_path / "model.zip")
-    link = zipfile.ZipInfo("fold_2/coarse_prompts.json")
+    link = zipfile.ZipInfo("fold_2/prompt_strategies.json")
     link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
     folder = zipfile.ZipInfo("fold_3")
     folder.create_system, folder.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
@@ -168,9 +177,9 @@ def test_links_in_a_zip_are_not_followed(model, tmp_path):
         file.writestr(folder, str(tmp_path))
     with opened_model(archive) as opened:
         assert not any(path.is_symlink() for path in opened.rglob("*"))
-        assert (opened / "fold_2" / "coarse_prompts.json").read_text() == str(secret)
-        with pytest.raises(ValueError, match="coarse_prompts.json is not valid JSON"):
-            read_coarse_quality([opened], None)
+        assert (opened / "fold_2" / "prompt_strategies.json").read_text() == str(secret)
+        with pytest.raises(ValueError, match="prompt_strategies.json is not valid JSON"):
+            read_prompt_quality([opened], None)
 
 
 def damaged(model: Path, tmp_path: Path, kind: str) -> Path:
@@ -258,39 +267,58 @@ def test_a_part_of_a_model_is_told_to_be_named_by_flags(model, part, flags, fold
         load_predictor(model / part, folds=folds)
 
 
-def test_measured_boxes_are_averaged_over_the_folds_in_use(model):
-    # fold 0: liver 0.5, spleen 0.25; fold 1: liver 0.75
-    assert read_coarse_quality([model], None) == {"liver": 0.625, "spleen": 0.25}
-    assert read_coarse_quality([model], ["1"]) == {"liver": 0.75}
-    assert read_coarse_quality([model], ["all"]) == {}
-    of_both = load_predictor(model).proposer.measured_coarse
-    assert of_both == {"liver": 0.625, "spleen": 0.25}
-    of_one = load_predictor(model, folds=["0"]).proposer.measured_coarse
-    assert of_one == {"liver": 0.5, "spleen": 0.25}
+def test_measured_strategies_are_averaged_over_the_folds_in_use_and_the_fastest_goes_first(model):
+    # seconds: of fold 0 name 2, atlas 1.5; of fold 1 name 0.5
+    both = read_prompt_quality([model], None)
+    assert both == {"liver": {"name": 0.625, "atlas": 0.7}, "spleen": {"name": 0.25}}
+    assert list(both["liver"]) == ["name", "atlas"]
+    first = read_prompt_quality([model], ["0"])
+    assert list(first["liver"].items()) == [("atlas", 0.7), ("name", 0.5)]
+    assert read_prompt_quality([model], ["1"]) == {"liver": {"name": 0.75}}
+    assert read_prompt_quality([model], ["all"]) == {}
+    assert load_predictor(model).proposer.measured_dice == both
+    assert load_predictor(model, folds=["0"]).proposer.measured_dice == first
 
 
 @pytest.mark.parametrize(
-    "content", [[], {}, {"box_iou": 0.5}, {"box_iou": {"liver": None}}, {"box_iou": {"liver": 1.5}},
-                {"box_iou": {"liver": "0.5"}}, {"liver": 0.5}],
-)  # fmt: skip
+    "content",
+    [
+        [],
+        {},
+        {"dice": 0.5},
+        {"dice": {"liver": 0.5}, "seconds": {}},
+        {"dice": {"liver": {"name": None}}, "seconds": {"name": 1}},
+        {"dice": {"liver": {"name": 1.5}}, "seconds": {"name": 1}},
+        {"dice": {"liver": {"name": "0.5"}}, "seconds": {"name": 1}},
+        {"dice": {"liver": {"name": 0.5}}},
+        {"dice": {"liver": {"name": 0.5}}, "seconds": {"atlas": 1}},
+        {"dice": {"liver": {"name": 0.5}}, "seconds": {"name": -1}},
+        {"dice": {"liver": {"name": 0.5}}, "seconds": {"name": "fast"}},
+        {"dice": {"liver": {"name": 0.5}}, "seconds": {"name": None}},
+    ],
+)
 def test_a_damaged_measurement_is_refused_by_name(tmp_path, content):
     (tmp_path / "fold_0").mkdir()
-    (tmp_path / "fold_0" / "coarse_prompts.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"fold_0.*coarse_prompts\.json: expected `box_iou` with"):
-        read_coarse_quality([tmp_path], None)
+    (tmp_path / "fold_0" / "prompt_strategies.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"fold_0.*prompt_strategies\.json: expected `dice` with"):
+        read_prompt_quality([tmp_path], None)
 
 
-def test_training_measures_the_networks_own_boxes_for_prediction(planned, tmp_path):
+def test_training_measures_strategies_for_prediction(planned, tmp_path, monkeypatch):
+    monkeypatch.setattr(strategy_quality, "LEAST_CASES", 1)  # the fold has one case
     folders = replace(planned, results=tmp_path / "results")
     folder = train(
         7, folders, fold="1", epochs=1, iterations_per_epoch=1, processes=0, device="cpu"
     )
-    measured = read_json(folder / "fold_1" / "coarse_prompts.json")["box_iou"]
+    measured = read_json(folder / "fold_1" / "prompt_strategies.json")
     predictor = load_predictor(folder, folds=["1"], device="cpu")
-    assert predictor.proposer.measured_coarse == measured
-    assert set(measured) == set(predictor.plans.labels)  # every case has both
-    assert all(0 <= value <= 1 for value in measured.values())
+    assert predictor.proposer.measured_dice == measured["dice"]
+    assert set(measured["dice"]) == set(predictor.plans.labels)  # every case has both
+    for label, dice in measured["dice"].items():
+        planned_strategy = predictor.plans.auto_prompts[label]["strategy"]
+        assert set(dice) == {"name", "coarse", "hybrid", planned_strategy}
+        assert all(0 <= value <= 1 for value in dice.values())
     log = (folder / "fold_1" / "training_log.txt").read_text()
-    assert "box IoU of the network's own prompts: " in log
+    assert "seconds a case" in log
     found = load_predictor(zipped(folder, tmp_path / "model.zip"), device="cpu")
-    assert found.proposer.measured_coarse == measured
+    assert found.proposer.measured_dice == measured["dice"]

@@ -21,23 +21,26 @@ from tests.small_plans import small_plans
 
 
 @pytest.mark.parametrize(
-    ("planned", "iou", "measured", "expected"),
+    ("planned", "measured", "expected"),
     [
-        ("atlas", 0.4, {"liver": 0.5}, "hybrid"),
-        ("atlas", 0.4, {"liver": 0.3}, "atlas"),
-        ("atlas", 0.4, {"liver": 0.4}, "atlas"),  # no better: as planned
-        ("atlas", 0.4, {}, "atlas"),
-        ("atlas", 0.4, {"spleen": 0.9}, "atlas"),
-        ("atlas", None, {"liver": 0.1}, "hybrid"),  # nothing measured in planning
-        ("none", 0.4, {"liver": 0.1}, "hybrid"),  # no strategy was usable
-        ("none", 0.4, {"liver": 0.0}, "none"),
-        ("none", 0.4, {}, "none"),
+        ("atlas", {"liver": {"name": 0.80, "atlas": 0.81, "coarse": 0.85}}, "coarse"),
+        ("atlas", {"liver": {"name": 0.80, "atlas": 0.81, "coarse": 0.79}}, "atlas"),
+        ("atlas", {"liver": {"name": 0.82, "atlas": 0.81, "coarse": 0.79}}, "name"),
+        # as good as the best but for 0.002: the first one is the fastest
+        ("atlas", {"liver": {"name": 0.809, "atlas": 0.81, "coarse": 0.81}}, "name"),
+        ("atlas", {"liver": {"name": 0.807, "atlas": 0.81, "coarse": 0.81}}, "atlas"),
+        ("atlas", {"spleen": {"name": 0.9}}, "atlas"),
+        ("atlas", {}, "atlas"),
+        ("none", {"liver": {"name": 0.1, "coarse": 0.2}}, "coarse"),  # no strategy was usable
+        ("none", {}, "none"),
     ],
 )
-def test_hybrid_takes_the_place_of_a_choice_that_the_network_beat(planned, iou, measured, expected):
-    proposer = Proposer(plans_with(planned, iou), measured)
+def test_the_strategy_of_the_best_masks_takes_the_place_of_the_planned_one(
+    planned, measured, expected
+):
+    proposer = Proposer(plans_with(planned, 0.4), measured)
     assert proposer.strategy_of("liver", "plans") == expected
-    for forced in ("coarse", "hybrid", "intensity", "atlas"):
+    for forced in ("name", "coarse", "hybrid", "intensity", "atlas"):
         assert proposer.strategy_of("liver", forced) == forced
 
 
@@ -66,40 +69,41 @@ def test_the_range_of_intensities_is_measured_once_an_image(monkeypatch):
     np.testing.assert_array_equal(found.boxes, expected.boxes)
 
 
-def test_labels_that_the_plans_do_not_prompt_are_hybrid_once_the_network_finds_them():
-    assert Proposer(small_plans(), {}).strategy_of("spleen", "plans") == "none"
-    assert Proposer(small_plans(), {"spleen": 0.2}).strategy_of("spleen", "plans") == "hybrid"
-
-
-def test_the_reason_for_hybrid_is_told_with_both_figures(caplog):
-    proposer = Proposer(plans_with("atlas", 0.412), {"liver": 0.634, "lesion": 0.2, "spleen": 0.0})
+def test_what_is_not_as_planned_is_told_with_the_figures(caplog):
+    measured = {
+        "liver": {"name": 0.7, "atlas": 0.61234, "coarse": 0.5},
+        "spleen": {"name": 0.5},
+        "lesion": {"name": 0.2, "coarse": 0.4},
+    }
+    proposer = Proposer(plans_with("atlas", 0.412), measured)
     with caplog.at_level(logging.INFO, "promptseg"):
         proposer.log_choice("plans")
     assert [record.message for record in caplog.records] == [
-        "hybrid in place of the plans' choice, which the network's own box beat: "
-        "liver (box IoU 0.634 in validation, atlas 0.412 in planning), "
-        "lesion (box IoU 0.200 in validation, none 0.000 in planning)"
+        "prompted as validation found best, not as planned (Dice): liver by its name alone (0.700, "
+        "atlas 0.612); spleen by its name alone (0.500); lesion by coarse (0.400)"
     ]
     caplog.clear()
     with caplog.at_level(logging.INFO, "promptseg"):
-        for strategy in ("coarse", "hybrid", "atlas"):
+        for strategy in ("name", "coarse", "hybrid", "atlas"):
             proposer.log_choice(strategy)
-        Proposer(plans_with("atlas"), {"liver": 0.1}).log_choice("plans")
+        Proposer(plans_with("atlas"), {"liver": {"atlas": 0.5, "name": 0.4}}).log_choice("plans")
     assert not caplog.records
 
 
 @pytest.mark.parametrize("name", ["guess", "", "Coarse", "plan", "coarse ", "none"])
 def test_unknown_strategies_are_refused_with_those_there_are(name):
-    message = f"unknown automatic prompt {name!r}; registered: plans, coarse, hybrid, atlas, .*int"
+    message = (
+        f"unknown automatic prompt {name!r}; registered: plans, name, coarse, hybrid, atlas, .*int"
+    )
     with pytest.raises(ValueError, match=re.escape(message).replace(r"\.\*", ".*")):
         Proposer(small_plans(), {}).check(name)
-    for known in ("plans", "coarse", "hybrid", "intensity", "atlas"):
+    for known in ("plans", "name", "coarse", "hybrid", "intensity", "atlas"):
         Proposer(small_plans(), {}).check(known)
 
 
 def test_segvols_weights_are_not_asked_by_name():
     plans = small_plans(preset="segvol", patch_size=(32, 256, 256), stride=(4, 16, 16), size="base")
-    for strategy in ("coarse", "hybrid"):
+    for strategy in ("name", "coarse", "hybrid"):
         with pytest.raises(ValueError, match=f"{strategy} asks the network by the labels' names"):
             Proposer(plans, {}).check(strategy)
     Proposer(plans, {}).check("plans")
@@ -118,11 +122,13 @@ def test_what_validation_measured_decides_in_a_prediction():
     image = np.zeros((8, 12, 16), np.float32)
     image[2:6, 3:9, 4:10] = LEVELS[0]
     sources = []
-    for measured in ({}, {"liver": 0.9}):
+    for best in ("atlas", "coarse", "hybrid", "name"):
         # The plans' box is nearly everything; the fake expects the same of every mask, and of
         # equals the network's own goes first.
-        model = Predictor([LevelNetwork()], plans_with("atlas"), measured_coarse=measured)
+        measured = {"liver": {best: 0.9}}
+        model = Predictor([LevelNetwork()], plans_with("atlas"), measured_dice=measured)
         model.set_image(image, (2.5, 1.0, 0.75))
         found = model.predict(auto_prompt="plans", labels=["liver"]).labels["liver"]
         sources.append(found.prompts.source)
-    assert sources == ["atlas", "coarse"]
+        assert len(found.prompts.boxes) == (best != "name")
+    assert sources == ["atlas", "coarse", "coarse", "label name"]

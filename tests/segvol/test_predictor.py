@@ -321,7 +321,7 @@ def test_probabilities_are_those_of_the_second_look_on_the_raw_grid():
 
 
 def test_what_training_measured_of_the_first_look_changes_no_prompt():
-    model = SegVolPredictor([BrightNetwork()], plans(), measured_coarse={"liver": 1.0})
+    model = SegVolPredictor([BrightNetwork()], plans(), measured_dice={"liver": {"coarse": 1.0}})
     model.set_image(volume((13, 40, 33)), SPACING)
     result = model.predict(labels=["liver"], auto_prompt="plans").labels["liver"]
     assert result.prompts.reason == "no_usable_strategy"

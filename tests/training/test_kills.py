@@ -37,7 +37,7 @@ MOMENTS = (
     "move metrics.csv",
     "steps",
     f"half {FINAL}",
-    "move coarse_prompts.json",  # in the validation of whole cases
+    "move prompt_strategies.json",  # in the validation of whole cases
     "move summary.json",
 )
 
@@ -171,7 +171,7 @@ def assert_same_ends(runs, whole) -> None:
     for name in ("epoch", "step", "learning_rate", "train_loss", "val_loss", "val_dice_box"):
         assert [row[name] for row in runs.rows()] == [row[name] for row in whole.rows()]
     assert len(runs.rows()) == EPOCHS
-    for name in ("coarse_prompts.json", "validation/prompts_used.json"):
+    for name in ("prompt_strategies.json", "validation/prompts_used.json"):
         assert read_json(runs.fold / name) == read_json(whole.fold / name)
     means = (read_json(f / "validation" / "summary.json") for f in (runs.fold, whole.fold))
     one, other = (mean["foreground_mean"] for mean in means)

@@ -71,9 +71,9 @@ def test_a_run_writes_all_that_it_should(uninterrupted):
         "checkpoint_best.pth",
         "checkpoint_final.pth",
         "checkpoint_latest.pth",
-        "coarse_prompts.json",
         "metrics.csv",
         "progress.png",
+        "prompt_strategies.json",
         "training_log.txt",
         "validation",
     }
@@ -431,13 +431,13 @@ def test_stopped_while_it_validates_it_says_so_and_validates_again(
 ):
     folders = folders_for(planned, tmp_path)
     flags = [*in_one_step(folders), "-f", "0", "--epochs", "2", "--early-stopping", "9"]
-    measure = validate_fold.measure_coarse
+    measure = validate_fold.measure_strategies
 
     def stopped(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)  # as a batch system does, when all is predicted
         return measure(*arguments)
 
-    monkeypatch.setattr(validate_fold, "measure_coarse", stopped)
+    monkeypatch.setattr(validate_fold, "measure_strategies", stopped)
     assert main(flags) == 1
     said = capsys.readouterr().err
     assert "stopped; training is finished, and --c validates the whole cases again" in said

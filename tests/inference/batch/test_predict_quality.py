@@ -12,7 +12,7 @@ import pytest
 from promptseg.commands import evaluate, predict
 from promptseg.files import read_json, write_json
 from promptseg.inference.batch.predict_files import predict_cases, predict_files
-from promptseg.inference.load import write_coarse_quality
+from promptseg.inference.load import write_prompt_quality
 from promptseg.inference.options import PredictionOptions
 from promptseg.inference.predictor import Predictor
 from promptseg.inference.results import probabilities_file, read_probabilities
@@ -29,11 +29,14 @@ LABELS = ["liver", "spleen", "lesion"]
 
 @pytest.fixture(scope="module")
 def model_zip(tmp_path_factory):
-    """A zipped model of one fold, whose own boxes did well for the spleen in validation."""
+    """A zipped model of one fold, whose own box did well for the spleen in validation."""
     folder = tmp_path_factory.mktemp("results") / "model"
     (folder / "fold_0").mkdir(parents=True)
     save_fold(folder, "0", small_plans())
-    write_coarse_quality(folder / "fold_0", {"spleen": 0.5})
+    write_prompt_quality(
+        folder / "fold_0",
+        {"dice": {"spleen": {"name": 0.3, "coarse": 0.5}}, "seconds": {"name": 1.0, "coarse": 2.0}},
+    )
     write_json(folder / "dataset.json", {"labels": {"background": 0, "liver": 1, "spleen": 2}})
     return shutil.make_archive(str(folder), "zip", folder)
 
@@ -56,8 +59,10 @@ def test_the_command_writes_report_review_list_and_probabilities(
     with caplog.at_level(logging.INFO, "promptseg"):
         assert predict.main(arguments) == 1  # one file is broken
 
-    told = [r.message for r in caplog.records if "hybrid" in r.message]
-    assert len(told) == 1 and "spleen (box IoU 0.500 in validation, none 0.000" in told[0]
+    told = [r.message for r in caplog.records if "validation" in r.message]
+    assert told == [
+        "prompted as validation found best, not as planned (Dice): spleen by coarse (0.500)"
+    ]
 
     report = read_json(output / "predict_report.json")
     assert {name: entry["status"] for name, entry in report["cases"].items()} == {
