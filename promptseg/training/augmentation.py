@@ -19,40 +19,20 @@ from batchgenerators.transforms.noise_transforms import (
 from batchgenerators.transforms.resample_transforms import SimulateLowResolutionTransform
 from batchgenerators.transforms.spatial_transforms import SpatialTransform
 
+ROTATION = np.deg2rad(20)
+SCALE = (0.7, 1.4)  # above 1 the patch shows more of the volume
+MARGIN = 0.2  # of the patch on each side
+
 
 def make_augmentation(patch_size: Sequence[int], spacing: Sequence[float]) -> AbstractTransform:
     """The augmentation pipeline, after nnU-Net's but somewhat milder.
-
-    Rotations are kept in the plane where the slices are more than three times as thick as the
-    pixels: out-of-plane rotation would interpolate between distant slices.
 
     Args:
         patch_size: voxels, zyx.
         spacing: mm, zyx.
     """
-    thick = max(spacing) > 3 * min(spacing)
-    axis = int(np.argmax(spacing))
-    radians = np.deg2rad(20)
-    angles = [(-radians, radians) if not thick or a == axis else (0, 0) for a in range(3)]
     transforms = [
-        SpatialTransform(
-            tuple(patch_size),
-            patch_center_dist_from_border=None,
-            do_elastic_deform=False,
-            angle_x=angles[0],
-            angle_y=angles[1],
-            angle_z=angles[2],
-            p_rot_per_sample=0.4,
-            scale=(0.8, 1.25),
-            p_scale_per_sample=0.4,
-            independent_scale_for_each_axis=False,
-            order_data=1,
-            order_seg=0,
-            border_mode_data="constant",
-            border_mode_seg="constant",
-            border_cval_seg=0,
-            random_crop=False,
-        ),
+        spatial_transform(patch_size, spacing),
         GaussianNoiseTransform(noise_variance=(0, 0.02), p_per_sample=0.15),
         GaussianBlurTransform((0.5, 1.0), p_per_sample=0.1, p_per_channel=1.0),
         BrightnessMultiplicativeTransform((0.75, 1.25), p_per_sample=0.2),
@@ -61,6 +41,70 @@ def make_augmentation(patch_size: Sequence[int], spacing: Sequence[float]) -> Ab
         GammaTransform((0.7, 1.5), retain_stats=True, p_per_sample=0.25),
     ]
     return Compose(transforms)
+
+
+def spatial_transform(patch_size: Sequence[int], spacing: Sequence[float]) -> AbstractTransform:
+    """Rotation and scaling; in the plane of the slices where these are thick.
+
+    Between slices that are more than three times as far apart as the pixels of one, interpolation
+    would mix what lies far apart.
+
+    Args:
+        patch_size: voxels, zyx.
+        spacing: mm, zyx.
+    """
+    angle = (-ROTATION, ROTATION)
+    options = {
+        "patch_center_dist_from_border": None,
+        "do_elastic_deform": False,
+        "angle_x": angle,
+        "angle_y": angle,
+        "angle_z": angle,
+        "p_rot_per_sample": 0.4,
+        "scale": SCALE,
+        "p_scale_per_sample": 0.4,
+        "order_data": 1,
+        "order_seg": 0,
+        "border_mode_data": "constant",
+        "border_mode_seg": "constant",
+        "border_cval_seg": 0,
+        "random_crop": False,
+    }
+    axis = thick_axis(spacing)
+    if axis is None:
+        return SpatialTransform(tuple(patch_size), **options)
+    return _InSlices(SpatialTransform(tuple(np.delete(patch_size, axis)), **options), axis)
+
+
+def thick_axis(spacing: Sequence[float]) -> int | None:
+    """The axis across thick slices, of z, y, x = 0, 1, 2; None where there are none."""
+    return int(np.argmax(spacing)) if max(spacing) > 3 * min(spacing) else None
+
+
+def augmentation_margin(patch_size: Sequence[int], spacing: Sequence[float]) -> np.ndarray:
+    """Voxels on each side of a patch, zyx, that are cut with it to be rotated into it."""
+    margin = np.ceil(MARGIN * np.array(patch_size)).astype(int)
+    if (axis := thick_axis(spacing)) is not None:
+        margin[axis] = 0
+    return margin
+
+
+class _InSlices(AbstractTransform):
+    """A two-dimensional transform of volumes, alike in all slices across an axis."""
+
+    def __init__(self, transform: AbstractTransform, axis: int) -> None:
+        self.transform, self.axis = transform, axis + 2
+
+    def __call__(self, **sample: np.ndarray) -> dict[str, np.ndarray]:
+        volumes = {name: np.moveaxis(array, self.axis, 2) for name, array in sample.items()}
+        slices = {name: a.reshape(len(a), -1, *a.shape[3:]) for name, a in volumes.items()}
+        moved = self.transform(**slices)
+        return {
+            name: np.moveaxis(
+                moved[name].reshape(*a.shape[:3], *moved[name].shape[2:]), 2, self.axis
+            )
+            for name, a in volumes.items()
+        }
 
 
 def augment(
@@ -76,12 +120,12 @@ def augment(
 
     Args:
         transform: from `make_augmentation`.
-        image: (c, z, y, x) in [0, 255].
-        segmentation: (z, y, x) integers.
+        image: (c, z, y, x) in [0, 255], the patch with a margin or without one.
+        segmentation: (z, y, x) integers, likewise.
         rng: source of randomness.
 
     Returns:
-        (c, z, y, x) float32 in [0, 255] and (z, y, x) int16.
+        (c, z, y, x) float32 in [0, 255] and (z, y, x) int16, of the patch alone.
     """
     states = np.random.get_state(), random.getstate()
     np.random.seed(rng.integers(2**32))

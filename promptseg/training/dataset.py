@@ -16,11 +16,13 @@ from promptseg.boxes import clip_nonempty, label_boxes
 from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
 from promptseg.plans import Plans
 from promptseg.preprocessing.dataset import PreprocessedDataset
-from promptseg.training.augmentation import augment, make_augmentation
+from promptseg.preprocessing.patch import cut_patch
+from promptseg.training.augmentation import augment, augmentation_margin, make_augmentation
 from promptseg.training.patches import (
     AutoBoxes,
     Sample,
     carry_box,
+    faces_before,
     mirrored,
     zoom_in,
     zoom_out,
@@ -112,6 +114,7 @@ class TrainingSteps(Dataset):
         self.settings = settings
         self.auto_boxes = auto_boxes
         self.images = range(plans.batch_size) if images is None else images
+        self.margin = augmentation_margin(plans.patch_size, plans.spacing) * self.settings.augment
         self.transform = make_augmentation(plans.patch_size, plans.spacing)
         self.cases_with: dict[int, list[str]] = defaultdict(list)
         for case_id in self.case_ids if settings.rare_label_fraction > 0 else ():
@@ -158,7 +161,9 @@ class TrainingSteps(Dataset):
         if scheduled is not None:
             locations = properties["labels"][scheduled]["locations"]
         start = draw_patch_start(properties["shape"], self.plans.patch_size, locations, rng)
-        return zoom_in(self.dataset, case_id, self.plans, self.auto_boxes, start), scheduled
+        return zoom_in(
+            self.dataset, case_id, self.plans, self.auto_boxes, start, self.margin
+        ), scheduled
 
     def _case(self, number: int) -> str:
         """Each case once per round, in a new order each round."""
@@ -189,24 +194,28 @@ class TrainingSteps(Dataset):
         return case_id, present[rng.integers(len(present))] if present else None
 
     def _augmented(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        # Spatial augmentation moves the labels but not the boxes: these follow the part of their
-        # label that the patch shows.
-        before = label_boxes(sample.segmentation, self.plans.labels)
+        # Spatial augmentation moves the labels but not the boxes: these follow what of their label
+        # was cut.
+        labels, size = self.plans.labels, self.plans.patch_size
+        margin = np.subtract(sample.segmentation.shape, size) // 2
+        around = label_boxes(sample.segmentation, labels)
+        inside = label_boxes(cut_patch(sample.segmentation, margin, size), labels)
         image, segmentation = augment(self.transform, sample.image, sample.segmentation, rng)
-        after = label_boxes(segmentation, self.plans.labels)
+        after = label_boxes(segmentation, labels)
 
         def carried(boxes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return {
-                name: carry_box(box, before[name], after[name])
-                for name, box in boxes.items()
-                if before[name] is not None and after[name] is not None
-            }
+            moved = {}
+            for name, box in boxes.items():
+                if after[name] is not None:
+                    before = faces_before(inside[name], around[name] - margin, after[name], size)
+                    moved[name] = carry_box(box, before, after[name])
+            return moved
 
         auto = carried(sample.auto_boxes).items()
         moved = Sample(
             image=image,
             segmentation=segmentation,
             whole_boxes=carried(sample.whole_boxes),
-            auto_boxes={name: clip_nonempty(box, self.plans.patch_size) for name, box in auto},
+            auto_boxes={name: clip_nonempty(box, size) for name, box in auto},
         )
         return mirrored(moved, [a for a in self.settings.mirror_axes if rng.random() < 0.5])

@@ -26,8 +26,8 @@ class Sample:
     """A patch of one case, with (2, 3) boxes in the patch's voxels by label name.
 
     Attributes:
-        image: (c, z, y, x).
-        segmentation: (z, y, x).
+        image: (c, z, y, x) of the patch, with a margin around it until it is augmented.
+        segmentation: (z, y, x), likewise.
         whole_boxes: tight boxes of whole labels, which may extend beyond the patch.
         auto_boxes: automatic boxes, clipped to the patch.
     """
@@ -44,15 +44,22 @@ def zoom_in(
     plans: Plans,
     auto_boxes: AutoBoxes,
     start: np.ndarray,
+    margin: np.ndarray | int = 0,
 ) -> Sample:
-    """The patch that starts at a preprocessed voxel; 0 outside the volume."""
+    """The patch that starts at a preprocessed voxel; 0 outside the volume.
+
+    Image and segmentation have a margin of so many voxels, zyx, on each side more; boxes count
+    from the patch without it.
+    """
     boxes = preprocessed_boxes(dataset, case_id, auto_boxes)
     patch_size = np.array(plans.patch_size)
     inside = {name: clip_box(box - start, patch_size) for name, box in boxes.items()}
     whole = whole_label_boxes(dataset, case_id, plans.labels)
     return Sample(
-        image=cut_patch(dataset.image(case_id), start, plans.patch_size),
-        segmentation=cut_patch(dataset.segmentation(case_id), start, plans.patch_size),
+        image=cut_patch(dataset.image(case_id), start - margin, patch_size + 2 * margin),
+        segmentation=cut_patch(
+            dataset.segmentation(case_id), start - margin, patch_size + 2 * margin
+        ),
         whole_boxes={name: box - start for name, box in whole.items()},
         auto_boxes={name: box for name, box in inside.items() if (box[0] < box[1]).all()},
     )
@@ -118,6 +125,24 @@ def preprocessed_boxes(
         for name, boxes in auto_boxes.get(case_id, {}).items()
         if len(boxes)
     }
+
+
+def faces_before(
+    inside: np.ndarray | None, around: np.ndarray, after: np.ndarray, patch_size: Sequence[int]
+) -> np.ndarray:
+    """Where the faces were that an object shows in a patch after a spatial transform.
+
+    A face that the patch does not cut is the object's own, which may have come in from the margin.
+    One that it cuts is the border of what the patch showed.
+
+    Args:
+        inside: (2, 3) box of what the patch showed of the object; None if it showed nothing.
+        around: of what the patch with its margin showed, in voxels of the patch.
+        after: of what the patch shows afterwards.
+        patch_size: voxels, zyx.
+    """
+    is_cut = after == np.stack([np.zeros(3, int), patch_size])
+    return around if inside is None else np.where(is_cut, inside, around)
 
 
 def carry_box(box: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:

@@ -71,7 +71,7 @@ class TrainingSettings:
     iou_weight: float = 0.1
     focal_gamma: float = 2.0
     zoom_out_fraction: float = 0.3
-    foreground_fraction: float = 0.7
+    foreground_fraction: float = 0.5
     rare_label_fraction: float = 0.25
     objects_per_step: int = 4
     answer_every: int = 1

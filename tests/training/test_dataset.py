@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from promptseg.boxes import mask_box
 from promptseg.files import read_json, write_json
 from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.training.dataset import TrainingSteps
@@ -91,6 +92,32 @@ def test_images_stay_in_range_and_labels_stay_labels_under_augmentation(planned_
         assert batch.image.shape[2:] == steps.plans.patch_size
 
 
+def test_boxes_of_whole_labels_follow_what_augmentation_moves(planned_case):
+    # A label that the patch does not cut afterwards fills its box; one that it cuts reaches to
+    # the border at least.
+    steps, uncut = steps_of(planned_case, zoom_out_fraction=0.0), 0
+    size = np.array(steps.plans.patch_size)
+    for number in range(40):
+        sample, _ = steps._sample(number, np.random.default_rng(number))
+        moved = steps._augmented(sample, np.random.default_rng(number))
+        assert moved.image.shape[1:] == moved.segmentation.shape == tuple(size)
+        for name, value in steps.plans.labels.items():
+            seen = mask_box(moved.segmentation == value)
+            if seen is None:
+                assert name not in moved.whole_boxes
+                continue
+            is_cut = seen == np.stack([0 * size, size])
+            box = moved.whole_boxes[name]
+            was_cut = mask_box(sample.segmentation == value) == np.stack(
+                [0 * size, sample.segmentation.shape]
+            )
+            own = ~is_cut & ~was_cut
+            np.testing.assert_allclose(box[own], seen[own])
+            assert (box[0] <= seen[0])[is_cut[0]].all() and (box[1] >= seen[1])[is_cut[1]].all()
+            uncut += own.all()
+    assert uncut > 10
+
+
 @pytest.mark.parametrize("augment", [False, True])
 def test_the_label_that_a_patch_is_drawn_for_is_asked_for(planned_case, augment):
     # One label is asked for in each patch; the two stand in for many, of which some are small.
@@ -127,6 +154,7 @@ def test_training_mirrors_along_the_axes_that_it_was_told(planned_case):
     dataset = PreprocessedDataset(folder)
     steps = TrainingSteps(folder, dataset.case_ids, plans, chosen, auto_boxes)
     steps.transform = lambda data, seg: {"data": data, "seg": seg}
+    steps.margin *= 0
     plain = dataclasses.replace(chosen, augment=False)
     expected = TrainingSteps(folder, dataset.case_ids, plans, plain, auto_boxes)
     seen = []

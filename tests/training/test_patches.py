@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from promptseg.boxes import mask_box
 from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.preprocessing.patch import cut_patch
-from promptseg.training.patches import carry_box, mirrored, zoom_in, zoom_out
+from promptseg.training.patches import carry_box, faces_before, mirrored, zoom_in, zoom_out
 from tests.training.samples import sample_with
 
 
@@ -26,6 +26,26 @@ def test_a_box_of_a_label_that_the_patch_cuts_keeps_its_size():
     before, after = np.array([[38, 9, 9], [40, 20, 20]]), np.array([[31, 9, 9], [40, 20, 20]])
     moved = carry_box(np.array([[38, 9, 9], [98, 20, 20]]), before, after)
     np.testing.assert_allclose(moved, [[31, 9, 9], [98, 20, 20]])
+
+
+def test_the_faces_of_an_object_before_are_its_own_or_the_borders_of_the_patch():
+    size = (20, 20, 20)
+    # z: cut by the patch (0..20) at its upper face, beyond which the margin shows 4 voxels more.
+    # y: entirely in view. x: began in the margin.
+    inside = np.array([[12, 3, 0], [20, 9, 8]])
+    around = np.array([[12, 3, -3], [24, 9, 8]])
+    whole = np.array([[12, 3, -3], [31, 9, 8.0]])
+    # Shrunk: nothing is cut but the upper face in z.
+    after = np.array([[11, 5, 2], [20, 9, 9]])
+    before = faces_before(inside, around, after, size)
+    np.testing.assert_array_equal(before, [[12, 3, -3], [20, 9, 8]])
+    np.testing.assert_array_equal(carry_box(whole, before, after), [[11, 5, 2], [31, 9, 9]])
+    # Grown: in x it is cut as well, and stays 3 voxels longer than what is seen.
+    after = np.array([[13, 1, 0], [20, 11, 9]])
+    before = faces_before(inside, around, after, size)
+    np.testing.assert_array_equal(carry_box(whole, before, after), [[13, 1, -3], [31, 11, 9]])
+    # What was in the margin alone has nothing but its own faces.
+    np.testing.assert_array_equal(faces_before(None, around, after, size), around)
 
 
 @given(st.lists(st.integers(0, 9), min_size=18, max_size=18))
