@@ -21,9 +21,9 @@ from literal_chain import BALL
 from scipy.ndimage import binary_dilation, binary_erosion, gaussian_filter
 
 from promptseg.boxes import mask_box, to_bbox
+from promptseg.components import largest_component_box
 from promptseg.preprocessing.patch import cut_patch
 from promptseg.prompts.intensity.closing import close_with_ball
-from promptseg.prompts.intensity.components import largest_component_box
 from promptseg.prompts.intensity.smoothing import smooth
 
 RUNS = 7

@@ -70,6 +70,8 @@ class Plans:
         finest_stride: voxels, zyx, of one element of the finest feature map.
         batch_size: patches in one training step.
         labels: foreground names to values, ordered by value.
+        single_component: labels that are one connected component in the training images; of what
+            names or a box find, only the largest component is kept. Plans made before have none.
         training_images: ranges of their intensities, spacings and fields of view, which other
             images are compared with (`training_images.differences`). Plans made before have none.
         auto_prompts: for each label the strategies that were tried, what they measured, and the
@@ -96,6 +98,7 @@ class Plans:
     finest_stride: tuple[int, int, int] = (1, 1, 1)
     batch_size: int
     labels: dict[str, int]
+    single_component: tuple[str, ...] = ()
     training_images: dict[str, Any] = field(default_factory=dict)
     auto_prompts: dict[str, dict[str, Any]] = field(default_factory=dict)
     estimate: dict[str, Any] = field(default_factory=dict)
@@ -168,6 +171,7 @@ _FORMERLY = {  # fields that earlier plans lack
     "finest_stride": [1, 1, 1],
     "orientation": AS_STORED,
     "trainer": DEFAULT_TRAINER,
+    "single_component": [],
     "training_images": {},
     "estimate": {},
 }
@@ -226,6 +230,10 @@ _FORMS = {  # field: its check, and what to expect in words
     "finest_stride": _THREE_COUNTS,
     "batch_size": (_is_count, "a positive whole number"),
     "labels": (_are_labels, "names with different positive whole numbers"),
+    "single_component": (
+        lambda v: isinstance(v, (list, tuple)) and all(map(_is_name, v)),
+        "a list of names, which may be empty",
+    ),
     "training_images": _OBJECT,
     "auto_prompts": _OBJECT,
     "estimate": _OBJECT,

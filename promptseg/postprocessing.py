@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from acvl_utils.morphology.morphology_helper import (
-    remove_all_but_largest_component_cc3d,
-    remove_components_cc3d,
-)
 from scipy.ndimage import binary_fill_holes
 
 from promptseg.boxes import box_slices, mask_box
+from promptseg.components import components
 from promptseg.inference_plan import PostProcessing
-
-CONNECTIVITY = 26
 
 
 def postprocessed(mask: np.ndarray, spacing: Sequence[float], steps: PostProcessing) -> np.ndarray:
@@ -30,10 +25,11 @@ def postprocessed(mask: np.ndarray, spacing: Sequence[float], steps: PostProcess
     here = box_slices(mask_box(mask))
     part = mask[here]
     if steps.largest_component:
-        part = remove_all_but_largest_component_cc3d(part, CONNECTIVITY)
+        numbered, counts = components(part)
+        part = numbered == counts.argmax()
     if steps.min_mm3 > 0:
-        fewest = int(np.ceil(steps.min_mm3 / np.prod(spacing)))
-        part = remove_components_cc3d(part, fewest, connectivity=CONNECTIVITY)
+        numbered, counts = components(part)  # of the background the count is 0
+        part = (counts * np.prod(spacing) >= steps.min_mm3)[numbered]
     if steps.fill_holes:
         part = binary_fill_holes(part)
     result = np.zeros_like(mask)

@@ -50,6 +50,7 @@ LATER = {
     "trainer",
     "estimate",
     "orientation",
+    "single_component",
     "training_images",
 }  # of which earlier plans have none
 
@@ -111,6 +112,8 @@ BAD = [
     ({"orientation": "RA"}, "orientation: expected three letters, such as RAS, found 'RA'"),
     ({"orientation": "RLS"}, "orientation: expected three letters"),
     ({"orientation": ["R", "A", "S"]}, "orientation: expected three letters"),
+    ({"single_component": "liver"}, "single_component: expected a list of names, which may be"),
+    ({"single_component": ["liver", 3]}, "single_component: expected a list of names, which may"),
     ({"training_images": 3}, "training_images: expected an object, found 3"),
     ({"preset": "sam"}, "preset: expected one of none, segvol, found 'sam'"),
     ({"auto_prompts": []}, r"auto_prompts: expected an object, found \[\]"),

@@ -10,6 +10,7 @@ from typing import Any
 import cc3d
 import numpy as np
 
+from promptseg.components import components
 from promptseg.files import write_json
 from promptseg.io.orientation import turn_between
 from promptseg.preprocessing.modality import ChannelStatistics
@@ -28,12 +29,14 @@ class LabelStatistics:
         box: lower and upper corner in voxels of the raw image, zyx, upper exclusive.
         centroid: mean voxel centre relative to the shape, zyx, in [0, 1].
         mean: mean raw intensity of channel 0.
+        largest_component: fraction of the voxels in the largest 26-connected component.
     """
 
     voxels: int
     box: tuple[tuple[int, int, int], tuple[int, int, int]]
     centroid: tuple[float, float, float]
     mean: float
+    largest_component: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +115,7 @@ def save_fingerprint(folder: Path | str, fingerprint: Fingerprint) -> Path:
 
 
 def label_statistics(segmentation: np.ndarray, image: np.ndarray) -> dict[int, LabelStatistics]:
-    """Size, box, centroid and mean intensity of every label that occurs.
+    """Size, box, centroid, mean intensity and components of every label that occurs.
 
     Args:
         segmentation: (z, y, x) labels from 0, small whole numbers.
@@ -125,13 +128,14 @@ def label_statistics(segmentation: np.ndarray, image: np.ndarray) -> dict[int, L
         if voxels == 0:
             continue
         box = found["bounding_boxes"][label]
-        inside = image[box][segmentation[box] == label]
+        mask = segmentation[box] == label
         centroid = (found["centroids"][label] + 0.5) / segmentation.shape
         result[label] = LabelStatistics(
             voxels=voxels,
             box=(tuple(int(s.start) for s in box), tuple(int(s.stop) for s in box)),
             centroid=tuple(float(c) for c in centroid),
-            mean=float(inside.mean(dtype=np.float64)),
+            mean=float(image[box][mask].mean(dtype=np.float64)),
+            largest_component=float(components(mask)[1].max() / voxels),
         )
     return result
 

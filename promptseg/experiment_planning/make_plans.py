@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from promptseg.experiment_planning.rules import (
     choose_ct_window,
     labelled_extent,
     plan_patch,
+    single_components,
     target_spacing,
 )
 from promptseg.io.dataset import RawDataset
@@ -79,11 +80,7 @@ def make_plans(
     shapes = np.array([case.shape for case in cases])
     spacing, spacing_reason = target_spacing(spacings, shapes)
     own_voxels = preset in KEEPING_SPACING
-    resampled = [
-        s if own_voxels else resampled_shape(s, sp, spacing)
-        for s, sp in zip(shapes, spacings, strict=True)
-    ]
-    median_shape = tuple(int(n) for n in np.median(resampled, axis=0).round())
+    median_shape = _median_shape(shapes, spacings, None if own_voxels else spacing)
     if own_voxels:
         spacing_reason += f"; preset {preset}: for the record, every image keeps its own voxels"
     trainer, trainer_reason = DEFAULT_TRAINER, "learns fastest from scratch"
@@ -94,6 +91,7 @@ def make_plans(
         boxes = [[label.box for label in case.labels.values()] for case in cases]
         extent = labelled_extent(boxes, spacings, spacing)
         patch = plan_patch(median_shape, spacing, budget, extent)
+    single, single_reason = single_components(_in_largest_component(cases, raw.labels))
     return Plans(
         dataset_name=raw.name,
         plans_name=plans_name,
@@ -111,6 +109,7 @@ def make_plans(
         finest_stride=patch.finest_stride,
         batch_size=patch.batch_size,
         labels=raw.labels,
+        single_component=single,
         training_images=_described(cases, normalizations),
         reasons={
             "modality": "; ".join(fingerprint.modality_sources),
@@ -119,8 +118,30 @@ def make_plans(
             "spacing": spacing_reason,
             "patch_size": patch.reason,
             "trainer": trainer_reason,
+            "single_component": single_reason,
         },
     )
+
+
+def _median_shape(
+    shapes: np.ndarray, spacings: np.ndarray, spacing: Sequence[float] | None
+) -> tuple[int, ...]:
+    """The median of (n, 3) shapes, zyx, resampled to a spacing unless that is None."""
+    resampled = [
+        shape if spacing is None else resampled_shape(shape, own, spacing)
+        for shape, own in zip(shapes, spacings, strict=True)
+    ]
+    return tuple(int(n) for n in np.median(resampled, axis=0).round())
+
+
+def _in_largest_component(
+    cases: Sequence[CaseFingerprint], labels: Mapping[str, int]
+) -> dict[str, list[float]]:
+    """Of each case that has a label, the fraction of it in its largest component."""
+    return {
+        name: [case.labels[value].largest_component for case in cases if value in case.labels]
+        for name, value in labels.items()
+    }
 
 
 def _described(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from promptseg.preprocessing.normalize import CT_WINDOWS
+from promptseg.words import some
 
 Triple = tuple[int, int, int]
 
@@ -37,6 +38,8 @@ BUDGETS = {
 
 CONTEXT = 2  # extents of the labels that a patch of a large image has along each axis
 LEAST = 1 / 8  # of the budget, which a patch about small labels keeps
+LARGEST = 0.95  # of a label's voxels, in its largest component, makes it one component
+LEAST_CASES = 5  # with a label, to tell
 ANISOTROPY = 3.0  # nnU-Net's threshold for calling a spacing anisotropic
 
 
@@ -249,3 +252,27 @@ def choose_ct_window(
         best = default
     measured = ", ".join(f"{name} {value:.3f}" for name, value in separation.items())
     return best, f"separation of labels from the rest: {measured}"
+
+
+def single_components(fractions: Mapping[str, Sequence[float]]) -> tuple[tuple[str, ...], str]:
+    """The labels that are one connected component, and why.
+
+    A label is one if it is in `LEAST_CASES` or more, and in each of them nearly all of it is in one
+    component; one case in a hundred may differ, as annotations do.
+
+    Args:
+        fractions: for each label, of each case that has it, the fraction of its voxels in its
+            largest component.
+    """
+    single = []
+    for name, of_cases in fractions.items():
+        others = sum(fraction < LARGEST for fraction in of_cases)
+        if len(of_cases) >= LEAST_CASES and others <= len(of_cases) // 100:
+            single.append(name)
+    nearly_all = f"{LARGEST:.0%} of the voxels or more in one component in every training case"
+    if not single:
+        return (), f"no label has {nearly_all}, so that all components are kept"
+    return tuple(single), (
+        f"{some(single)}: {nearly_all}, so that of what is found without clicks only the largest "
+        f"component is kept"
+    )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import cc3d
 import numpy as np
 import torch
 from torch import Tensor
 
 from promptseg.boxes import box_slices
+from promptseg.components import components
 from promptseg.inference.results import Prediction, RegionProbabilities, label_result
 from promptseg.inference.sliding_window import Blend
+from promptseg.inference_plan import PostProcessing
+from promptseg.networks.names import SURE
+from promptseg.postprocessing import postprocessed
 from promptseg.prompts.names import is_unnamed, object_number
 from promptseg.prompts.types import Prompts
 
@@ -159,13 +162,20 @@ def connected_change(
     if 1 in point_labels and 2 * (mask & before).sum() < before.sum():
         return new
     for kind, changed in ((1, mask & ~before), (0, before & ~mask)):
-        components = cc3d.connected_components(changed, connectivity=26)
+        numbered, _ = components(changed)
         touched = set()
         for point in np.rint(np.asarray(points)[np.asarray(point_labels) == kind]).astype(int):
             near = tuple(slice(max(p - 1, 0), p + 2) for p in point)
-            touched.update(np.unique(components[near]).tolist())
-        kept |= np.isin(components, [number for number in touched if number])
+            touched.update(np.unique(numbered[near]).tolist())
+        kept |= np.isin(numbered, [number for number in touched if number])
     return torch.where(torch.from_numpy(kept), new, former.float())
+
+
+def largest_component(logits: Tensor) -> Tensor:
+    """(z, y, x) logits whose mask is the largest 26-connected component of theirs."""
+    mask = (logits > 0).numpy()
+    others = mask & ~postprocessed(mask, (1, 1, 1), PostProcessing(largest_component=True))
+    return torch.where(torch.from_numpy(others), -SURE, logits)
 
 
 class LabelMap:

@@ -20,9 +20,10 @@ from promptseg.inference.label_map import Collector, raw_slabs, values_of
 from promptseg.inference.options import check_step_size
 from promptseg.inference.prompting import Proposer, prompts_by_label
 from promptseg.inference.queries import as_queries, flips, patches_of_queries
-from promptseg.inference.results import LabelResult, Prediction
+from promptseg.inference.results import LabelResult, Prediction, postprocessed_prediction
 from promptseg.inference.session import Session
 from promptseg.inference.sliding_window import gaussian_weights
+from promptseg.inference_plan import PostProcessing
 from promptseg.io.images import Geometry, is_windowed, read_image
 from promptseg.io.orientation import Turn, turn_to
 from promptseg.networks.prompt_encoder import NO_LABEL, Query
@@ -260,8 +261,12 @@ class Predictor:
             label: as_queries(prompts, self._index(label), image.raw_shape, image.shape)
             for label, prompts in turned.items()
         }
-        prediction = self._segment(turned, queries).turned(image.turn.back, image.raw_shape)
-        return prediction.of_unlike(image.unlike)
+        prediction = self._segment(turned, queries)
+        one = PostProcessing(largest_component=True)
+        single = set(self.plans.single_component)
+        steps = {label: one for label, p in turned.items() if label in single and p.is_box_at_most}
+        prediction = postprocessed_prediction(prediction, values, image.spacing, steps)
+        return prediction.turned(image.turn.back, image.raw_shape).of_unlike(image.unlike)
 
     def check_prompts(self, prompts: Mapping[str, Prompts]) -> None:
         """Refuse prompts by label that the networks cannot use; ours can use all.
@@ -288,7 +293,9 @@ class Predictor:
                 f"unknown label {label!r}; the model knows {known}; give none for another object"
             )
         index = NO_LABEL if label is None else self._index(label)
-        return Session(image, index, self.plans.patch_size, self._weights, self.step_size)
+        is_single = label in self.plans.single_component
+        options = self.plans.patch_size, self._weights, self.step_size
+        return Session(image, index, *options, is_single)
 
     def _index(self, label: str) -> int:
         labels = list(self.plans.labels)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from promptseg.boxes import box_slices, mask_box
 from promptseg.inference.decoder import PreparedImage, blended_answers
-from promptseg.inference.label_map import connected_change, raw_slabs
+from promptseg.inference.label_map import connected_change, largest_component, raw_slabs
 from promptseg.inference.queries import (
     GIVEN,
     FlatBox,
@@ -68,9 +68,9 @@ class Session:
         patch_size: Sequence[int],
         weights: Tensor,
         step_size: float,
+        is_single: bool,
     ) -> None:
-        self._image = image
-        self._label = label
+        self._image, self._label, self._is_single = image, label, is_single
         self._patch_size = tuple(patch_size)
         self._weights = weights
         self._step_size = step_size
@@ -265,6 +265,8 @@ class Session:
             self._remember(entered, raw_box)
             self._prompts, self._by_name = prompts, False
         self.predicted_iou = quality
+        if prompts is None and self._is_single:
+            logits = largest_component(logits)
         before = self._mask[box_slices(raw_box)].copy()
         former = self._logits[box_slices(box)].clone()
         if self.keeps_distance and not starts_anew and around.box is None and not around.drawn:

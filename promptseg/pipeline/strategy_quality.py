@@ -56,7 +56,11 @@ def measure_strategies(
         if time.monotonic() - began > MOST_SECONDS:
             break
         segmentation, _ = read_segmentation(ground_truth[case.case_id])
-        for strategy, found, spent in _predicted(predictor, case, planned[case.case_id]):
+        try:
+            predicted = list(_predicted(predictor, case, planned[case.case_id]))
+        except (ValueError, OSError):  # told when all cases are predicted
+            continue
+        for strategy, found, spent in predicted:
             counts = confusion_counts(segmentation, found, list(labels.values()))
             for label, value in labels.items():
                 planned_for = predictor.proposer.planned_strategy(label)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import cc3d
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from promptseg.boxes import box_slices, clip_nonempty, mask_box
+from promptseg.components import components
 
 
 def jitter_box(
@@ -149,7 +149,7 @@ def error_scribble(
 
 def _component(error: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
     """The largest 26-connected component of a mask, or a random one."""
-    components = cc3d.connected_components(error, connectivity=26)
-    sizes = np.bincount(components.ravel())[1:]
+    numbered, counts = components(error)
+    sizes = counts[1:]
     number = np.argmax(sizes) if rng is None else rng.choice(len(sizes), p=sizes / sizes.sum())
-    return components == 1 + int(number)
+    return numbered == 1 + int(number)

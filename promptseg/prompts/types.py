@@ -71,6 +71,12 @@ class Prompts:
         return self.mask is None and not any(map(len, drawn))
 
     @property
+    def is_box_at_most(self) -> bool:
+        """Whether there is nothing but one box, or nothing at all."""
+        others = (self.points, self.scribbles, self.lassos)
+        return self.mask is None and len(self.boxes) < 2 and not any(map(len, others))
+
+    @property
     def says_only_where_not(self) -> bool:
         """Whether there are background points and scribbles, and nothing else."""
         where = (self.mask is not None, *map(len, (self.boxes, self.lassos)))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import cc3d
 import numpy as np
 from skimage.segmentation import slic
 
 from promptseg.boxes import box_slices, mask_box
+from promptseg.components import components
 
 FEWEST_VOXELS = 20  # of an object
 BLOCK = (16, 64)  # voxels of the side of a block that is divided into supervoxels
@@ -52,8 +52,8 @@ def unnamed_object(
 
 def component(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """One of the 26-connected components of a mask."""
-    components = cc3d.connected_components(mask, connectivity=26)
-    return components == 1 + rng.integers(components.max())
+    numbered, counts = components(mask)
+    return numbered == 1 + rng.integers(len(counts) - 1)
 
 
 def cut(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from promptseg.experiment_planning.examine import examine_dataset
 from promptseg.experiment_planning.fingerprint import (
@@ -54,6 +55,9 @@ def test_label_statistics_are_those_of_the_masks(seed, labels):
             statistics.centroid, (where.mean(0) + 0.5) / shape, rtol=1e-5, atol=1e-7
         )
         assert statistics.mean == pytest.approx(image[segmentation == label].mean(), abs=1e-6)
+        components, _ = ndimage.label(segmentation == label, np.ones((3, 3, 3)))
+        largest = np.bincount(components.ravel())[1:].max()
+        assert statistics.largest_component == pytest.approx(largest / len(where))
 
 
 def test_a_label_that_fills_the_volume_is_centred():

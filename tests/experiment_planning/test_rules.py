@@ -12,6 +12,7 @@ from promptseg.experiment_planning.rules import (
     choose_ct_window,
     labelled_extent,
     plan_patch,
+    single_components,
     target_spacing,
 )
 from promptseg.networks.blocks import feature_strides
@@ -221,3 +222,22 @@ def test_the_stride_is_the_finest_that_fits_step_by_step():
     plan = plan_patch((64, 33, 34), (3.27, 5.47, 5.47), BUDGETS["tiny"])
     assert plan.stride == (8, 8, 8)
     assert plan.patch_size == (64, 40, 40)
+
+
+@pytest.mark.parametrize(
+    ("fractions", "is_single"),
+    [
+        ([1.0] * 5, True),
+        ([1.0] * 4, False),  # too few cases to tell
+        ([0.95] * 9, True),
+        ([1.0] * 9 + [0.94], False),
+        ([1.0] * 98 + [0.5], False),
+        ([1.0] * 99 + [0.5], True),  # one case in a hundred
+        ([1.0] * 198 + [0.5, 0.1], True),
+        ([], False),
+    ],
+)
+def test_a_label_is_one_component_if_it_is_in_nearly_all_cases(fractions, is_single):
+    single, reason = single_components({"liver": fractions, "lesion": [0.5] * 9})
+    assert single == (("liver",) if is_single else ())
+    assert reason.startswith("liver: 95% of the voxels or more" if is_single else "no label has")

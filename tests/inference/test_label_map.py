@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptseg.inference.label_map import LabelMap, connected_change, raw_slabs
+from promptseg.inference.label_map import LabelMap, connected_change, largest_component, raw_slabs
 from promptseg.inference.sliding_window import Blend
+from promptseg.networks.names import SURE
 
 
 @st.composite
@@ -145,3 +146,14 @@ def test_a_click_changes_what_is_connected_to_it_unless_another_object_was_meant
     # a background click only takes away
     less = connected_change(former, logits_of(shape, far), np.array([[1, 4, 3]]), [0])
     torch.testing.assert_close(less, logits_of(shape))
+
+
+def test_the_largest_component_of_logits_stays():
+    logits = torch.full((5, 7, 6), -2.0)
+    logits[1:3, 1:4, 1:4], logits[4, 6, 5], logits[0, 6, 0:2] = 3.0, 8.0, 1.0
+    kept = largest_component(logits)
+    torch.testing.assert_close(kept[1:3], logits[1:3])
+    assert (kept[4, 6, 5], *kept[0, 6, 0:2]) == (-SURE,) * 3
+    assert ((kept > 0) == (logits > 2) & (logits < 5)).all()
+    empty = torch.full((3, 2, 4), -1.0)
+    torch.testing.assert_close(largest_component(empty), empty)

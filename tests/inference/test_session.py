@@ -523,3 +523,40 @@ def test_what_is_wrong_is_refused_and_changes_nothing(method, arguments, message
     assert state(session) == before
     session.undo()  # the click, and not what was refused
     assert state(session) == state(session_of("liver"))
+
+
+def two_pieces() -> np.ndarray:
+    """An image on the plans' grid with a large and a small piece of the first label."""
+    image = np.zeros((7, 22, 33), np.float32)
+    image[1:5, 2:12, 3:15] = image[2:4, 17:20, 26:31] = LEVELS[0]
+    return image
+
+
+@pytest.mark.parametrize("is_single", [False, True])
+def test_of_a_label_that_is_one_component_names_and_a_box_give_the_largest(is_single):
+    plans = small_plans(single_component=("liver",) if is_single else ())
+    model = Predictor([LevelNetwork(click=REACH, inside_box=False)], plans)
+    image = two_pieces()
+    model.set_image(image, SPACING)
+    both, largest = image > 0, image > 0
+    largest[:, :, 20:] = False
+    expected = largest if is_single else both
+
+    found = model.predict(labels=["liver", "spleen"])
+    np.testing.assert_array_equal(found.segmentation == 1, expected)
+    assert found.labels["liver"].voxels == expected.sum()
+    boxed = model.predict(boxes={"liver": [mask_box(both)]})
+    np.testing.assert_array_equal(boxed.segmentation == 1, expected)
+    # two boxes are two objects, and a click says that there is something where it is
+    several = model.predict(boxes={"liver": [mask_box(largest), mask_box(both & ~largest)]})
+    np.testing.assert_array_equal(several.segmentation == 1, both)
+    clicked = model.predict(points={"liver": [[3, 18, 28]]}, point_labels={"liver": [1]})
+    assert (clicked.segmentation == 1)[both & ~largest].all()
+
+    session = model.new_object("liver")
+    np.testing.assert_array_equal(session.mask, expected)
+    session.add_point((3, 18, 28))
+    assert session.mask[3, 18, 28] and session.mask[largest].all()
+    session.reset()
+    np.testing.assert_array_equal(session.mask, expected)
+    assert not model.new_object().mask.any()

@@ -9,9 +9,9 @@ import cc3d
 import numpy as np
 
 from promptseg.boxes import box_iou
+from promptseg.components import components
 from promptseg.prompts.auto_prompter import AUTO_PROMPTERS
 from promptseg.prompts.intensity.algorithm import between
-from promptseg.prompts.intensity.components import components
 from promptseg.prompts.intensity.smoothing import smooth
 from promptseg.prompts.strategies.fitted import FittedPrompter, Sample, View
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from promptseg.boxes import box_volume, clip_box, is_nearly_whole, widen_box
+from promptseg.components import largest_component_box, largest_component_boxes
 from promptseg.prompts.auto_prompter import AUTO_PROMPTERS, AutoPrompter, Proposal
 from promptseg.prompts.intensity.algorithm import candidate_mask
-from promptseg.prompts.intensity.components import largest_component_box, largest_component_boxes
 
 
 @AUTO_PROMPTERS.register("intensity")

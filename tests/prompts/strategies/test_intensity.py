@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from benchmarks.literal_chain import scipy_box, scipy_mask, simpleitk_box
+from promptseg.components import largest_component_box
 from promptseg.io.images import read_image
 from promptseg.preprocessing.normalize import (
     CT_WINDOWS,
@@ -18,7 +19,6 @@ from promptseg.preprocessing.normalize import (
     to_uint8,
 )
 from promptseg.prompts.automatic import auto_prompt
-from promptseg.prompts.intensity.components import largest_component_box
 from promptseg.prompts.strategies import AUTO_PROMPTERS
 from promptseg.prompts.strategies.intensity import IntensityPrompter
 from tests.real_data import raw_folder, require_real_data

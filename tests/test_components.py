@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from promptseg.prompts.intensity.components import (
+from promptseg.components import (
     components,
     largest_component_box,
     largest_component_boxes,
 )
+from promptseg.inference_plan import PostProcessing
+from promptseg.postprocessing import postprocessed
 from tests.prompts.intensity.volumes import SHAPES, random_mask
 
 
@@ -25,6 +27,23 @@ def test_components_are_scipys_in_the_same_order(shape, share):
     np.testing.assert_array_equal(labels, expected)
     assert counts[0] == 0
     assert counts[1:].tolist() == np.bincount(expected.ravel(), minlength=n + 1)[1:].tolist()
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 17), (17, 1, 1), (1, 40, 1), (3, 1, 3), (1, 5, 3), (1, 1, 1)]
+)
+def test_components_of_masks_one_voxel_wide(shape):
+    for seed in range(40):
+        mask = np.random.default_rng(seed).random(shape) < 0.6
+        labels, counts = components(mask)
+        expected, n = ndimage.label(mask, np.ones((3, 3, 3)))
+        np.testing.assert_array_equal(labels, expected)
+        assert len(counts) == n + 1
+        if n:
+            steps = PostProcessing(largest_component=True, min_mm3=1.0)
+            kept = postprocessed(mask, (1.0, 1.0, 1.0), steps)
+            assert kept.dtype == bool and kept.sum() == counts.max()
+            assert not (kept & ~mask).any()
 
 
 @pytest.mark.parametrize("axes", [(2, 1, 0), (1, 0, 2)])

@@ -7,6 +7,7 @@ import numpy as np
 
 from promptseg.boxes import value_box
 
+CONNECTIVITY = 26
 _COUNTED_AT_ONCE = 2**20  # voxels; bincount makes int64 of them
 
 
@@ -22,7 +23,9 @@ def components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         to 0, so that `counts.argmax()` is the largest component, the first on a tie.
     """
     mask = np.ascontiguousarray(mask)  # cc3d numbers in memory order
-    labels, n = cc3d.connected_components(mask, connectivity=26, binary_image=True, return_N=True)
+    if 1 in mask.shape:  # there it expects too few components of bool masks, and fails (4.1.1)
+        mask = mask.view(np.uint8)
+    labels, n = cc3d.connected_components(mask, connectivity=CONNECTIVITY, return_N=True)
     counts = np.zeros(n + 1, np.int64)
     flat = labels.reshape(-1)
     for start in range(0, flat.size, _COUNTED_AT_ONCE):
