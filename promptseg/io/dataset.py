@@ -10,7 +10,7 @@ from typing import Any
 
 from promptseg.files import is_file_name, read_json
 from promptseg.io.case_files import RawCase, cases_in_folder, training_cases, unused_images
-from promptseg.io.images import ITK_ENDINGS
+from promptseg.io.images import VOLUME_ENDINGS
 from promptseg.words import some
 
 __all__ = [
@@ -114,8 +114,8 @@ def problems_of_content(content: Any) -> list[str]:
         return [f"expected an object {{...}}, found {type(content).__name__}"]
     problems = _problems_of_channel_names(content) + _problems_of_labels(content.get("labels"))
     ending = content.get("file_ending")
-    if ending not in ITK_ENDINGS:
-        expected = ", ".join(ITK_ENDINGS)
+    if ending not in VOLUME_ENDINGS:
+        expected = ", ".join(VOLUME_ENDINGS)
         problems.append(f"file_ending: expected one of {expected}, found {ending!r}")
     if "groups" in content:
         problems += _problems_of_groups(content["groups"])

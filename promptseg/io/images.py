@@ -12,11 +12,12 @@ from promptseg.files import replacing
 from promptseg.io.challenge_npz import LABEL_KEYS, read_npz_volume, write_npz_labels
 from promptseg.io.geometry import Geometry, check_volume
 from promptseg.io.itk import count_itk_channels, is_dicom_folder, read_itk
+from promptseg.io.mgh import MGH_ENDINGS, read_mgh
 from promptseg.io.nifti import count_nifti_channels, is_nifti, read_nifti, write_nifti
 
 __all__ = [
     "FILE_ENDINGS",
-    "ITK_ENDINGS",
+    "VOLUME_ENDINGS",
     "NPZ",
     "SEGMENTATION_ENDINGS",
     "WRITABLE_ENDINGS",
@@ -32,10 +33,13 @@ __all__ = [
     "write_image",
 ]
 
-ITK_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl.gz", ".gipl", ".hdr")
+VOLUME_ENDINGS = (
+    *(".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl.gz", ".gipl", ".hdr"),
+    *MGH_ENDINGS,
+)
 ROUNDING = 1e-3  # of labels that are stored as floats
 NPZ = ".npz"  # of the BiomedSegFM challenge: one channel, and image and labels in one file or two
-FILE_ENDINGS = (*ITK_ENDINGS, NPZ)
+FILE_ENDINGS = (*VOLUME_ENDINGS, NPZ)
 WRITABLE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")  # one file, and it keeps the direction
 SEGMENTATION_ENDINGS = (*WRITABLE_ENDINGS, NPZ)
 
@@ -83,6 +87,8 @@ def read_channels(path: Path | str, *, channels_last: bool = False) -> tuple[np.
     path = _existing(path)
     if path.is_file() and is_nifti(path):
         return read_nifti(path, channels_last=channels_last)
+    if file_ending(path) in MGH_ENDINGS:
+        return read_mgh(path, channels_last=channels_last)
     image = read_itk(path, channels_last=channels_last)
     view = sitk.GetArrayViewFromImage(image)
     if image.GetNumberOfComponentsPerPixel() > 1:
@@ -191,6 +197,8 @@ def count_channels(path: Path | str) -> int:
         return 1
     path = _existing(path)
     if path.is_dir():
+        return 1
+    if file_ending(path) in MGH_ENDINGS:
         return 1
     return count_nifti_channels(path) if is_nifti(path) else count_itk_channels(path)
 

@@ -1,4 +1,4 @@
-"""NIfTI-1 and Analyze 7.5 files: header fields by nibabel, voxels checked while they are read."""
+"""NIfTI-1, NIfTI-2 and Analyze 7.5 files: header by nibabel, voxels checked while they are read."""
 
 from __future__ import annotations
 
@@ -12,25 +12,32 @@ from typing import BinaryIO
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Header, Nifti1Image
+from nibabel.nifti2 import Nifti2Header, Nifti2Image
 from nibabel.spatialimages import HeaderDataError
 
 from promptseg.io.geometry import Geometry, check_volume
 from promptseg.io.nifti_place import copy_place, geometry_of
 
-_HEADER_BYTES = 348
-_SIZES = {_HEADER_BYTES.to_bytes(4, order): code for order, code in (("little", "<"), ("big", ">"))}
-_FIRST_VOXEL = 352  # the header and four bytes that say whether extensions follow
+_KINDS = {348: Nifti1Header, 540: Nifti2Header}  # by the size that a header begins with
+_SIZES = {
+    size.to_bytes(4, order): (size, code)
+    for size in _KINDS
+    for order, code in (("little", "<"), ("big", ">"))
+}
+_EXTENSIONS = 4  # bytes behind the header that say whether extensions follow
+_MAGIC = {Nifti1Header: (b"n+1", b"ni1"), Nifti2Header: (b"n+2", b"ni2")}  # one file, two files
+_MOST_OF_NIFTI1 = 2**15 - 1  # voxels along an axis
 _VECTOR, _MATRICES = 1007, (1004, 1005)  # `intent_code`
 _RGB = {128: 3, 2304: 4}  # components within a voxel's bytes, by `datatype`
-_MOST_DEFLATION = 1040  # bytes per compressed byte; deflate reaches 1032
+MOST_DEFLATION = 1040  # bytes per compressed byte; deflate reaches 1032
 _CHUNK = 1 << 22  # bytes
 
 
 def is_nifti(path: Path) -> bool:
-    """Whether a file begins, once unpacked, as NIfTI-1 or Analyze 7.5 does, whatever its name."""
+    """Whether a file begins, once unpacked, as NIfTI or Analyze 7.5 does, whatever its name."""
     try:
         with ExitStack() as stack:
-            return _opened(path, stack).read(4) in _SIZES
+            return opened(path, stack).read(4) in _SIZES
     except (EOFError, OSError, zlib.error):
         return False
 
@@ -79,11 +86,12 @@ def write_nifti(path: Path, array: np.ndarray, like: Path) -> None:
     Raises:
         ValueError: naming the other file if it cannot be read.
     """
-    fields, header = _read_header(like).fields, Nifti1Header()
+    fields, is_long = _read_header(like).fields, max(array.shape) > _MOST_OF_NIFTI1
+    header = (Nifti2Header if is_long else Nifti1Header)()
     header.set_data_dtype(array.dtype)
     header.set_data_shape(array.shape[::-1])
     copy_place(fields, header)
-    Nifti1Image(array.T, None, header).to_filename(path)
+    (Nifti2Image if is_long else Nifti1Image)(array.T, None, header).to_filename(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,14 +120,18 @@ class _Header:
 def _read_header(path: Path) -> _Header:
     with ExitStack() as stack:
         try:
-            block = _opened(path, stack).read(_HEADER_BYTES)
+            block = opened(path, stack).read(max(_KINDS))
         except (EOFError, OSError, zlib.error) as error:
             raise _damaged(path, error) from error
-    if len(block) < _HEADER_BYTES:
+    length, endianness = _SIZES[block[:4]]
+    if len(block) < length:
         raise ValueError(f"{path} is cut short: it holds {len(block)} bytes, less than a header")
-    fields = Nifti1Header(block, endianness=_SIZES[block[:4]], check=False)
-    magic = bytes(fields["magic"]).rstrip(b"\0")
-    if magic not in (b"n+1", b"ni1"):  # Analyze 7.5
+    fields = _KINDS[length](block[:length], endianness=endianness, check=False)
+    magic, (of_one, of_two) = bytes(fields["magic"])[:3], _MAGIC[type(fields)]
+    if magic not in (of_one, of_two):
+        if isinstance(fields, Nifti2Header):
+            raise _damaged(path, f"its header says {magic!r}")
+        # Analyze 7.5
         fields["qform_code"] = fields["sform_code"] = fields["intent_code"] = 0
         fields["scl_slope"], fields["scl_inter"] = 1, 0
         fields["xyzt_units"] = 0
@@ -131,8 +143,8 @@ def _read_header(path: Path) -> _Header:
         components=_RGB.get(int(fields["datatype"]), components),
         interleaved=interleaved,
         dtype=np.dtype(np.uint8) if interleaved else _dtype(path, fields),
-        offset=_offset(path, fields, 0 if magic != b"n+1" else _FIRST_VOXEL),
-        data=path if magic == b"n+1" else _voxel_file(path),
+        offset=_offset(path, fields, length + _EXTENSIONS if magic == of_one else 0),
+        data=path if magic == of_one else _voxel_file(path),
     )
 
 
@@ -207,10 +219,10 @@ def _read_voxels(path: Path, header: _Header) -> np.ndarray:
     promised = header.offset + count * header.dtype.itemsize
     try:
         with ExitStack() as stack:
-            stream = _opened(header.data, stack)
+            stream = opened(header.data, stack)
             packed = isinstance(stream, gzip.GzipFile)
             stored = header.data.stat().st_size
-            if promised > stored * (_MOST_DEFLATION if packed else 1):  # before allocating
+            if promised > stored * (MOST_DEFLATION if packed else 1):  # before allocating
                 raise _cut_short(path, promised, f"{stored}{' compressed' if packed else ''}")
             stream.seek(header.offset)
             array = np.empty(count, header.dtype)
@@ -236,11 +248,11 @@ def _cut_short(path: Path, promised: int, found: int | str) -> ValueError:
     )
 
 
-def _damaged(path: Path, error: Exception) -> ValueError:
+def _damaged(path: Path, error: Exception | str) -> ValueError:
     return ValueError(f"{path} is damaged or cut short ({error}); copy it again")
 
 
-def _opened(path: Path, stack: ExitStack) -> BinaryIO:
+def opened(path: Path, stack: ExitStack) -> BinaryIO:
     """A file, unpacked where its content is gzip's."""
     file = stack.enter_context(open(path, "rb"))
     if file.peek(2)[:2] == b"\x1f\x8b":

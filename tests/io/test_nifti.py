@@ -362,3 +362,61 @@ def test_forms_that_agree_are_not_mentioned(tmp_path, caplog):
     (tmp_path / "a.nii").write_bytes(moved_sform(sform=sform))
     read_image(tmp_path / "a.nii")
     assert not caplog.text
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".hdr"])
+def test_nifti_2_is_read_as_the_same_nifti_1_and_written_like(tmp_path, order, ending):
+    (tmp_path / "one.nii").write_bytes(moved_sform(slope=(2, 1)))
+    one = nibabel.load(tmp_path / "one.nii")
+    header = nibabel.Nifti2Header.from_header(one.header).as_byteswapped(order)
+    stored = np.asarray(one.dataobj.get_unscaled())
+    kind = nibabel.Nifti2Pair if ending == ".hdr" else nibabel.Nifti2Image
+    image = kind(stored, None, header)
+    image.header.set_slope_inter(2, 1)
+    kind.to_filename(image, tmp_path / f"two{ending}")
+    assert nibabel.load(tmp_path / f"two{ending}").header["sizeof_hdr"] == 540
+
+    expected, place = read_image(tmp_path / "one.nii")
+    found, there = read_image(tmp_path / f"two{ending}")
+    np.testing.assert_array_equal(found, expected)
+    assert there == place and found.dtype == expected.dtype
+    assert count_channels(tmp_path / f"two{ending}") == 1
+    mask = (found[0] > np.median(found)).astype(np.uint8)
+    write_image(tmp_path / "mask.nii.gz", mask, there, like=tmp_path / f"two{ending}")
+    written = nibabel.load(tmp_path / "mask.nii.gz")
+    assert written.header["sizeof_hdr"] == 348  # which all programs read
+    np.testing.assert_array_equal(np.asarray(written.dataobj), mask.T)
+    np.testing.assert_allclose(written.affine, one.affine, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: content[:400], "is cut short: it holds 400 bytes, less than a header"),
+        (lambda content: content[:-1], "is cut short: its header promises 824 bytes"),
+        (lambda content: content[:4] + b"n+1" + content[7:], "is damaged or cut short"),
+        (lambda content: content[:168] + struct.pack("<q", 348) + content[176:], "voxels begin at"),
+        (
+            lambda content: content[:16] + struct.pack("<4q", 3, *[2**40] * 3) + content[48:],
+            "header promises 2658455991569831745807614120560689696 bytes",
+        ),
+    ],
+)
+def test_a_damaged_nifti_2_is_refused(tmp_path, damage, message):
+    volume = np.arange(140, dtype=np.int16).reshape(7, 5, 4)
+    nibabel.Nifti2Image(volume, np.eye(4)).to_filename(tmp_path / "a.nii")
+    (tmp_path / "a.nii").write_bytes(damage((tmp_path / "a.nii").read_bytes()))
+    with pytest.raises(ValueError, match=rf"a\.nii.*{message}"):
+        read_image(tmp_path / "a.nii")
+
+
+def test_a_mask_too_long_for_nifti_1_is_written_as_nifti_2(tmp_path):
+    volume = np.zeros((2, 1, 40_000), np.uint8)
+    volume[1, 0, 39_000:] = 3
+    nibabel.Nifti2Image(volume.T, np.diag([-0.5, -2, 3, 1])).to_filename(tmp_path / "a.nii.gz")
+    image, geometry = read_image(tmp_path / "a.nii.gz")
+    write_image(tmp_path / "b.nii.gz", image[0], geometry, like=tmp_path / "a.nii.gz")
+    found, there = read_image(tmp_path / "b.nii.gz")
+    np.testing.assert_array_equal(found[0], volume)
+    assert there == geometry and geometry.spacing == (3, 2, 0.5)
