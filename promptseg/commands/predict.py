@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from promptseg.commands.parsing import (
     DATASET_HELP,
@@ -23,6 +25,12 @@ from promptseg.commands.parsing import (
 from promptseg.folders import find_dataset_folder, find_model_folder
 from promptseg.inference.options import PredictionOptions
 from promptseg.inference_plan import FILE_NAME, InferencePlan
+from promptseg.io.images import (
+    SEGMENTATION_ENDINGS,
+    is_dicom_folder,
+    read_segmentation,
+    write_image,
+)
 from promptseg.signals import interrupted_by_signals
 
 
@@ -33,7 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-i", "--input", type=Path, required=True, help="folder of images, or one image"
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help=f"folder to write to; for one image also a file that ends in "
+        f"{', '.join(SEGMENTATION_ENDINGS)}",
+    )
     _add_model(parser)
     _add_prompts(parser)
     _add_work(parser)
@@ -189,6 +204,8 @@ def _run(args: argparse.Namespace) -> int:
         if args.auto_prompt is None and args.prompts is None and args.initial is None:
             args.auto_prompt = plan.auto_prompt
     options = options_from(args, PredictionOptions)
+    if str(args.output).lower().endswith(SEGMENTATION_ENDINGS) and not args.output.is_dir():
+        return _into_file(model, args, options)
     with _stopped_cleanly(args.output):
         report = predict_files(model, args.input, args.output, options)
     done = len(report["cases"]) - report["failed"]
@@ -197,6 +214,38 @@ def _run(args: argparse.Namespace) -> int:
         if entry["status"] == "failed":
             print(f"  failed: {case_id}: {entry['error']}")
     return 1 if report["failed"] else 0
+
+
+def _into_file(model: Path | list[Path], args: argparse.Namespace, options: Any) -> int:
+    """Predict one image, and write its segmentation alone, as the file that was named."""
+    from promptseg.inference.batch.predict_files import predict_files
+
+    if args.input.is_dir() and not is_dicom_folder(args.input):
+        raise ValueError(
+            f"-o {args.output} is one file, but -i {args.input} is a folder of images; name an "
+            f"output folder"
+        )
+    if options.save_probabilities or options.continue_prediction or options.parts > 1:
+        raise ValueError(
+            f"-o {args.output} is one file; --save_probabilities, --continue_prediction and "
+            f"-num_parts need an output folder"
+        )
+    with interrupted_by_signals(), tempfile.TemporaryDirectory(prefix="promptseg_") as folder:
+        report = predict_files(model, args.input, folder, options)
+        [(case_id, entry)] = report["cases"].items()
+        if entry["status"] == "failed":
+            print(f"  failed: {case_id}: {entry['error']}")
+            return 1
+        images = [Path(path).resolve() for path in entry["images"]]
+        if args.output.resolve() in images:
+            raise ValueError(f"{args.output} is the image to predict; choose another file")
+        segmentation, geometry = read_segmentation(entry["prediction"])
+        write_image(args.output, segmentation, geometry, like=images[0])
+    print(f"segmentation in {args.output}")
+    for label, result in entry["labels"].items():
+        flags = f"; look at it: {', '.join(result['flags'])}" if result["flags"] else ""
+        print(f"  {label}: {result['voxels']} voxels{flags}")
+    return 0
 
 
 def _inference_plan(

@@ -23,7 +23,7 @@ from promptseg.inference.load import load_predictor
 from promptseg.inference.options import PredictionOptions
 from promptseg.inference.predictor import Predictor
 from promptseg.io.dataset import RawCase
-from promptseg.io.images import Geometry, read_image, write_image
+from promptseg.io.images import Geometry, read_image, read_segmentation, write_image
 from promptseg.prompts.given import case_from_json
 from promptseg.prompts.reading import read_case_prompts
 from promptseg.prompts.types import read_prompts_file, write_prompts_file
@@ -508,3 +508,42 @@ def test_images_are_never_written_over(images):
         predict_cases(predictor(), cases_of(images), images)
     assert (images / "c.nrrd").read_bytes() == before
     assert not (images / "a.nii.gz").exists()
+
+
+@pytest.mark.parametrize("name", ["seg.nii.gz", "new/seg.NII.GZ", "seg.nrrd", "seg.mha"])
+def test_one_image_is_segmented_into_the_file_that_is_named(
+    model_folder, images, tmp_path, name, capsys
+):
+    file, image = tmp_path / name, images / "a_0000.nii.gz"
+    assert predict.main(["-m", str(model_folder), "-i", str(image), "-o", str(file)]) == 0
+    told = capsys.readouterr().out
+    assert f"segmentation in {file}" in told and re.search(r"liver: \d+ voxels", told)
+    predict_files(model_folder, image, tmp_path / "folder", n_perturbations=0)
+    expected, there = read_segmentation(tmp_path / "folder" / "a.nii.gz")
+    found, geometry = read_segmentation(file)
+    np.testing.assert_array_equal(found, expected)
+    assert file.is_file() and geometry.difference_from(there) is None
+    assert [path.name for path in file.parent.iterdir() if "seg" in path.name] == [file.name]
+
+
+def test_a_file_to_write_is_refused_where_it_cannot_be_one(model_folder, images, tmp_path, capsys):
+    model, image = ["-m", str(model_folder)], images / "a_0000.nii.gz"
+    before = image.read_bytes()
+    for arguments, message in (
+        (["-i", str(images), "-o", str(tmp_path / "s.nii.gz")], "is a folder of images; name an"),
+        (["-i", str(image), "-o", str(image)], "is the image to predict; choose another file"),
+        (
+            ["-i", str(image), "-o", str(tmp_path / "s.nii"), "--save_probabilities"],
+            "need an output folder",
+        ),
+    ):
+        assert predict.main([*model, *arguments]) == 1
+        assert message in capsys.readouterr().err
+    assert image.read_bytes() == before and not list(tmp_path.glob("s.*"))
+    (images / "bad_0000.nii.gz").write_text("no image")
+    bad = ["-i", str(images / "bad_0000.nii.gz"), "-o", str(tmp_path / "s.nii")]
+    assert predict.main([*model, *bad]) == 1
+    assert "failed: bad: " in capsys.readouterr().out and not list(tmp_path.glob("s.*"))
+    (tmp_path / "folder.nii.gz").mkdir()  # as it was made before
+    assert predict.main([*model, "-i", str(image), "-o", str(tmp_path / "folder.nii.gz")]) == 0
+    assert (tmp_path / "folder.nii.gz" / "a.nii.gz").is_file()
