@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -212,6 +213,8 @@ def _existing(path: Path | str) -> Path:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(f"{path} may not be read by this user; change its permissions")
     if path.is_file() and not path.stat().st_size:
         raise ValueError(f"{path} cannot be read as an image: it has 0 bytes; copy it again")
     return path

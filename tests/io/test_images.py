@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 
 import numpy as np
@@ -317,3 +318,13 @@ def test_a_copy_under_another_name_of_the_same_format_is_read(tmp_path):
     write_image(tmp_path / "a.nii.gz", random_volume(), GEOMETRY)
     shutil.copy(tmp_path / "a.nii.gz", tmp_path / "B.NII.GZ")
     np.testing.assert_array_equal(read_image(tmp_path / "B.NII.GZ")[0][0], random_volume())
+
+
+@pytest.mark.parametrize("read", [read_image, read_segmentation, count_channels])
+def test_a_file_that_may_not_be_read_is_told_as_such(tmp_path, monkeypatch, read):
+    # the superuser, who runs these tests in a container, may read everything
+    path = tmp_path / "a.nii.gz"
+    write_image(path, np.ones((2, 3, 4), np.uint8), Geometry(shape=(2, 3, 4), spacing=(1, 1, 1)))
+    monkeypatch.setattr(os, "access", lambda file, mode: False)
+    with pytest.raises(PermissionError, match=r"a\.nii\.gz may not be read by this user"):
+        read(path)
