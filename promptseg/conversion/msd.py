@@ -1,7 +1,8 @@
-"""A task of the Medical Segmentation Decathlon to a raw dataset."""
+"""A task of the Medical Segmentation Decathlon, or of nnU-Net v1, to a raw dataset."""
 
 from __future__ import annotations
 
+import glob
 import re
 import shutil
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from promptseg.conversion.result import Conversion, convert_cases
 from promptseg.files import read_json, replacing, replacing_folder, write_json
 from promptseg.folders import new_dataset_folder
 from promptseg.io.dataset import problems_of_content
-from promptseg.io.images import read_channels, read_segmentation, write_image
+from promptseg.io.images import read_channels, read_image, read_segmentation, write_image
 from promptseg.words import some
 
 _ENDING = ".nii.gz"
@@ -39,8 +40,9 @@ def convert_msd(
     """Write the cases listed in the task's dataset.json as a raw dataset in nnU-Net's layout.
 
     A four-dimensional image becomes one file per channel; all other files are read once, to check
-    them, and copied unchanged. Images of `test` go to imagesTs. Files that are not listed, such as
-    hidden ones (`._NAME`), are ignored.
+    them, and copied unchanged. nnU-Net v1 lists `NAME.nii.gz` and has a file of each channel,
+    `NAME_0000.nii.gz`: these are taken where the listed file is not there. Images of `test` go to
+    imagesTs. Files that are not listed, such as hidden ones (`._NAME`), are ignored.
 
     Args:
         task: folder of the task, with dataset.json, imagesTr and labelsTr.
@@ -86,12 +88,17 @@ def convert_msd(
 def _convert_case(
     case_id: str, files: tuple[Path, Path | None], folder: Path, channel_count: int
 ) -> None:
-    image, label = files
-    channels, geometry = read_channels(image, channels_last=True)
-    if len(channels) != channel_count:
+    listed, label = files
+    of_channels = _files_of_channels(listed)
+    if of_channels:
+        channels, geometry = read_image(of_channels)
+    else:
+        channels, geometry = read_channels(listed, channels_last=True)
+    if len(channels) != channel_count or len(of_channels) not in (0, channel_count):
         raise ValueError(
-            f"{image}: found {len(channels)} channel(s), expected {channel_count} according to "
-            f"`modality` in dataset.json"
+            f"{listed}: found {len(channels)} channel(s){' in ' if of_channels else ''}"
+            f"{some(path.name for path in of_channels) if of_channels else ''}, expected "
+            f"{channel_count} according to `modality` in dataset.json"
         )
     images = folder / ("imagesTs" if label is None else "imagesTr")
     if label is not None:
@@ -99,10 +106,18 @@ def _convert_case(
         _copy(label, folder / "labelsTr" / f"{case_id}{_ENDING}")
     for number, channel in enumerate(channels):
         target = images / f"{case_id}_{number:04d}{_ENDING}"
-        if channel_count == 1:
-            _copy(image, target)
+        if channel_count == 1 or of_channels:
+            _copy(of_channels[number] if of_channels else listed, target)
         else:
             write_image(target, channel, geometry)
+
+
+def _files_of_channels(listed: Path) -> list[Path]:
+    """A case's files of one channel each, as nnU-Net v1 has them; none where the listed one is."""
+    if listed.is_file():
+        return []
+    name = glob.escape(listed.name.removesuffix(_ENDING))
+    return sorted(listed.parent.glob(f"{name}_[0-9][0-9][0-9][0-9]{_ENDING}"))
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -172,7 +187,7 @@ def _inside(task: Path, entry: Any) -> Path:
 
 def _notes(task: Path, cases: dict[str, tuple[Path, Path | None]]) -> tuple[str, ...]:
     """A note on images in the task's folders that dataset.json does not list."""
-    listed = {image for image, _ in cases.values()}
+    listed = {path for image, _ in cases.values() for path in (image, *_files_of_channels(image))}
     folders: Sequence[Path] = [task.resolve() / name for name in ("imagesTr", "imagesTs")]
     others = [
         path.name

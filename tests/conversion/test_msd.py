@@ -197,3 +197,42 @@ def test_a_folder_of_another_name_needs_number_and_name(task, tmp_path):
         convert_msd(other, tmp_path / "raw", number=3, name="../x")
     result = convert_msd(other, tmp_path / "raw", number=3, name="X")
     assert result.output.name == "Dataset003_X"
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_task_of_nnunet_v1_has_a_file_of_each_channel(tmp_path, channels):
+    folder = tmp_path / "Task550_Organ"
+    for case, part in ((0, "imagesTr"), (1, "imagesTr"), (2, "imagesTs")):
+        for channel in range(channels):
+            name = f"organ_00{case}_{channel:04d}.nii.gz"
+            write_image(folder / part / name, volume(case, channel), GEOMETRY)
+        if part == "imagesTr":
+            write_image(folder / "labelsTr" / f"organ_00{case}.nii.gz", labels(case), GEOMETRY)
+    content = {
+        "modality": {str(i): name for i, name in enumerate(("T2", "ADC")[:channels])},
+        "labels": {"0": "background", "1": "organ", "2": "spot"},
+        "training": [
+            {
+                "image": f"./imagesTr/organ_00{case}.nii.gz",
+                "label": f"./labelsTr/organ_00{case}.nii.gz",
+            }
+            for case in range(2)
+        ],
+        "test": ["./imagesTs/organ_002.nii.gz"],
+    }
+    write_json(folder / "dataset.json", content)
+    assert convert.main(["-i", str(folder), "--raw", str(tmp_path / "raw")]) == 0
+    made = read_raw_dataset(tmp_path / "raw" / "Dataset550_Organ")
+    assert [case.case_id for case in made.cases] == ["organ_000", "organ_001"]
+    for number, case in enumerate(made.cases):
+        image, geometry = read_image(case.images)
+        np.testing.assert_array_equal(image, [volume(number, c) for c in range(channels)])
+        assert geometry.difference_from(GEOMETRY) is None
+    assert len(list((made.folder / "imagesTs").iterdir())) == channels
+    assert not examine_dataset(made, 0).problems
+
+    # a channel that is missing is a problem of its case alone
+    (folder / "imagesTr" / f"organ_001_{channels - 1:04d}.nii.gz").unlink()
+    assert convert.main(["-i", str(folder), "--raw", str(tmp_path / "other")]) == 1
+    made = read_raw_dataset(tmp_path / "other" / "Dataset550_Organ")
+    assert [case.case_id for case in made.cases] == ["organ_000"]
