@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 
 MODALITIES = {"CT": "CT", "MR": "MRI", "PT": "PET", "US": "US"}  # of DICOM, and as plans have them
 _MOST_UNEVEN = 0.1  # of a series' slice distance; a missing slice gives 1
+_ROUNDING = 1e-3  # of direction cosines
+_SAME_PLACE = 1e-3  # mm
+_FAR_APART, _MOST_MM = 4.0, 25.0  # slices further apart than both, in thicknesses and mm, are none
+_TAGS = (
+    *("ImageType", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient"),
+    *("PixelSpacing", "SliceThickness"),
+)
 
 
 def series_in(folder: Path) -> list[str]:
@@ -24,7 +31,8 @@ def read_dicom_series(folder: Path) -> sitk.Image:
     """Read the one series of a folder as a volume in rescaled values (HU for CT).
 
     Raises:
-        ValueError: naming the folder, if it holds no series or several, or if slices are missing.
+        ValueError: naming the folder, if it holds no series or several, or images that are not
+            the slices of one volume with right angles.
         RuntimeError: if ITK cannot read a file.
     """
     series = series_in(folder)
@@ -36,12 +44,10 @@ def read_dicom_series(folder: Path) -> sitk.Image:
             f"{folder}: expected one DICOM series, found {len(series)} with "
             f"{[len(names) for names in files]} files; put each series into a folder of its own"
         )
+    _check_slices(folder, files[0])
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files[0])
-    image = reader.Execute()
-    if image.HasMetaDataKey("ITK_non_uniform_sampling_deviation"):
-        _check_slice_distances(folder, files[0])
-    return image
+    return reader.Execute()
 
 
 def modality_of_series(folder: Path) -> str | None:
@@ -50,23 +56,75 @@ def modality_of_series(folder: Path) -> str | None:
     return MODALITIES.get(str(_header(names[0], "Modality").get("Modality"))) if names else None
 
 
-def _check_slice_distances(folder: Path, files: tuple[str, ...]) -> None:
-    """Raise if a series lacks a slice, which would shift all slices behind it."""
-    positions = np.array([_position(file) for file in files])
-    distances = np.linalg.norm(np.diff(positions, axis=0), axis=1)
+def _check_slices(folder: Path, files: tuple[str, ...]) -> None:
+    """Raise unless the images of a series are the slices of one volume, with right angles.
+
+    ITK stacks whatever it is given, with the distance of the first two images, or of 1 mm.
+    """
+    headers = [_header(file, *_TAGS) for file in files]
+    if any("LOCALIZER" in (header.get("ImageType") or ()) for header in headers):
+        raise ValueError(f"{folder}: a localizer, to plan a scan by; choose another series")
+    if any(int(header.get("NumberOfFrames") or 1) > 1 for header in headers):
+        if len(files) > 1:
+            raise ValueError(
+                f"{folder}: {len(files)} files of several frames each; put each into a folder"
+            )
+        return  # enhanced DICOM: the frames' places are in one header
+    if len(files) == 1:
+        return
+    positions = np.array([_position(*of_one) for of_one in zip(files, headers, strict=True)])
+    axes = np.array([_axes(*of_one) for of_one in zip(files, headers, strict=True)])
+    if np.abs(axes - axes[0]).max() > _ROUNDING:
+        raise ValueError(f"{folder}: its slices lie at different angles; they are no volume")
+    normal = np.cross(axes[0, :3], axes[0, 3:])
+    offsets = positions - positions[0]
+    along = offsets @ normal
+    distances = np.abs(np.diff(np.sort(along)))
+    if twice := int((distances < _SAME_PLACE).sum()):
+        raise ValueError(
+            f"{folder}: {twice} of its {len(files)} images lie where another one does, as time "
+            f"points, echoes and copies do; put the images of each volume into a folder of its own"
+        )
     if np.ptp(distances) > _MOST_UNEVEN * np.median(distances):
         raise ValueError(
             f"{folder}: its {len(positions)} slices are {distances.min():.4g} to "
             f"{distances.max():.4g} mm apart; a slice is missing or duplicated"
         )
+    _check_stack(folder, headers[0], np.abs(along).max(), offsets - np.outer(along, normal))
+    thickness = float(headers[0].get("SliceThickness") or 0)
+    if thickness and distances.max() > max(_FAR_APART * thickness, _MOST_MM):
+        raise ValueError(
+            f"{folder}: slices of {thickness:.4g} mm, {distances.max():.4g} mm apart; they are no "
+            f"volume, or slices between them are missing"
+        )
 
 
-def _position(file: str) -> list[float]:
+def _check_stack(folder: Path, header: Dataset, height: float, sideways: np.ndarray) -> None:
+    """Raise if slices are stacked aslant, by more than half a pixel from the first to the last."""
+    pixels = header.get("PixelSpacing") or (1.0, 1.0)
+    shift = np.linalg.norm(sideways, axis=1).max()
+    if shift > min(map(float, pixels)) / 2:
+        angle = np.rad2deg(np.arctan2(shift, height))
+        raise ValueError(
+            f"{folder}: its slices are stacked aslant, by {angle:.1f} degrees (gantry tilt), which "
+            f"no grid with right angles has; resample it first, as dcm2niix does"
+        )
+
+
+def _position(file: str, header: Dataset) -> list[float]:
     """World x, y, z of a slice's first voxel, in mm."""
-    position = _header(file, "ImagePositionPatient").get("ImagePositionPatient")
+    position = header.get("ImagePositionPatient")
     if not position or len(position) != 3:
         raise ValueError(f"{file}: a DICOM slice without its position (0020,0032)")
     return [float(value) for value in position]
+
+
+def _axes(file: str, header: Dataset) -> list[float]:
+    """World directions of a slice's rows and columns, six numbers."""
+    axes = header.get("ImageOrientationPatient")
+    if not axes or len(axes) != 6:
+        raise ValueError(f"{file}: a DICOM slice without its orientation (0020,0037)")
+    return [float(value) for value in axes]
 
 
 def _header(file: str, *tags: str) -> Dataset:

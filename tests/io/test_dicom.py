@@ -3,6 +3,7 @@ from __future__ import annotations
 import locale
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 
@@ -76,3 +77,74 @@ def test_a_folder_without_dicom_is_refused(tmp_path):
     assert not is_dicom_folder(tmp_path / "missing")
     with pytest.raises(ValueError, match="no DICOM series in it"):
         read_image(tmp_path)
+
+
+def edited(folder, change):
+    """Change the header of every slice of a series; `change` gets it, and the slice's number."""
+    for path in sorted(folder.iterdir()):
+        header = pydicom.dcmread(path)
+        change(header, int(header.InstanceNumber) - 1)
+        header.save_as(path)
+
+
+def moved(axis, by):
+    def change(header, number):
+        position = [float(v) for v in header.ImagePositionPatient]
+        position[axis] += by(number)
+        header.ImagePositionPatient = position
+
+    return change
+
+
+def turned(header, number):
+    if number == 3:
+        header.ImageOrientationPatient = [1, 0, 0, 0, 0.9998, 0.02]
+
+
+def localizer(header, number):
+    header.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+
+
+def frames(header, number):
+    header.NumberOfFrames = 3
+
+
+def without(name):
+    return lambda header, number: delattr(header, name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (moved(1, lambda n: 0.44 * n), r"stacked aslant, by 10\.0 degrees \(gantry tilt\)"),
+        (moved(2, lambda n: -2.5 * (n == 3)), "1 of its 6 images lie where another one does"),
+        (moved(2, lambda n: -2.5 * n), "5 of its 6 images lie where another one does"),
+        (moved(2, lambda n: 0.6 * (n == 3)), r"slices are 1\.9 to 3\.1 mm apart; a slice is"),
+        (moved(2, lambda n: 372.5 * n), r"slices of 2\.5 mm, 375 mm apart; they are no volume"),
+        (turned, "its slices lie at different angles"),
+        (frames, "6 files of several frames each; put each into a folder"),
+        (localizer, "a localizer, to plan a scan by; choose another series"),
+        (without("ImagePositionPatient"), "a DICOM slice without its position"),
+        (without("ImageOrientationPatient"), "a DICOM slice without its orientation"),
+    ],
+)
+def test_images_that_are_no_volume_are_refused_with_the_reason(tmp_path, change, message):
+    write_series(tmp_path / "series", random_volume((6, 5, 7)))
+    edited(tmp_path / "series", change)
+    with pytest.raises(ValueError, match=message):
+        read_image(tmp_path / "series")
+
+
+def test_rounded_positions_and_axes_are_a_volume(tmp_path):
+    volume = random_volume((6, 5, 7))
+    write_series(tmp_path / "series", volume)
+
+    def rounded(header, number):
+        header.ImageOrientationPatient = [1, 0.0001, 0, -0.0001 * (number % 2), 1, 0]
+        moved(0, lambda n: 0.01 * n)(header, number)
+        moved(2, lambda n: 0.004 * (n % 3))(header, number)
+
+    edited(tmp_path / "series", rounded)
+    image, geometry = read_image(tmp_path / "series")
+    np.testing.assert_array_equal(image[0], volume)
+    np.testing.assert_allclose(geometry.spacing, (2.5, 0.8, 0.7), rtol=2e-3)
