@@ -20,6 +20,7 @@ from promptseg.plans import Plans
 from promptseg.training.losses import NameLoss
 from promptseg.training.optimizer import make_optimizer
 from promptseg.training.precision import MixedPrecision
+from promptseg.training.rounds import decoding
 from promptseg.training.settings import TrainingSettings
 
 POINTS = 4  # of a query in every round: more than a click, fewer than a scribble
@@ -138,8 +139,9 @@ class Step:
         points = [np.zeros((POINTS, 3))] * len(prompts), [np.ones(POINTS)] * len(prompts)
         with self.mixed_precision.autocast():
             encoding = self.network.encode(self.image)
+            decode = decoding(self.network, self.targets.shape[1:])
             for _ in range(1 + rounds):
-                logits, iou = self.network.decode(encoding, prompts, whole=True)
+                logits, iou = decode(encoding, prompts, whole=True)
                 losses.append(_prompt_loss(logits, iou, self.targets))
                 prompts = prompts.corrected(logits, *points)
                 note()

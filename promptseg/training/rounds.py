@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from promptseg.networks.encoding import Encoding
 from promptseg.networks.prompt_encoder import PromptBatch
@@ -13,6 +16,7 @@ from promptseg.prompts.simulated import error_click, error_scribble
 
 SCRIBBLES = 0.15  # fraction of corrections
 ANYWHERE = 0.4  # fraction of clicks in a random error, in place of the largest
+RECOMPUTED_FROM = 2**20  # voxels of a patch, from which answers are computed again for gradients
 AT_ONCE = 0.15  # fraction of corrections without the mask before: all prompts are given at once
 
 
@@ -28,7 +32,8 @@ def answers_by_round(
 
     A correction is a click or a scribble in the error of the answer before, which but for `AT_ONCE`
     of them is given to the network as the mask to correct. An answer without error is asked for
-    again as it is.
+    again as it is. In a large patch what an answer's gradients need is not kept but computed again:
+    the answers of all rounds together would take several GB.
 
     Args:
         network: decodes queries.
@@ -42,11 +47,19 @@ def answers_by_round(
         The prompts, (n, z, y, x) logits and (n,) predicted IoU logits.
     """
     wanted = targets.cpu().numpy()
+    decode = decoding(network, targets.shape[1:])
     for number in range(rounds + 1):
-        logits, iou = network.decode(encoding, prompts)
+        logits, iou = decode(encoding, prompts)
         yield prompts, logits, iou
         if number < rounds:
             prompts = corrected(prompts, logits, wanted, generators)
+
+
+def decoding(network: nn.Module, patch_size: Sequence[int]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`network.decode`; in a large patch what gradients need is computed again, not kept."""
+    if math.prod(patch_size) < RECOMPUTED_FROM:
+        return network.decode
+    return partial(checkpoint, network.decode, use_reentrant=False, preserve_rng_state=False)
 
 
 def corrected(

@@ -9,7 +9,7 @@ from promptseg.boxes import mask_box
 from promptseg.networks.prompt_encoder import NO_LABEL, Query, batch_queries
 from promptseg.networks.promptable import build_network
 from promptseg.prompts.simulated import jitter_box
-from promptseg.training import step
+from promptseg.training import rounds, step
 from promptseg.training.checkpoint import load_checkpoint, save_checkpoint
 from promptseg.training.dataset import Batch
 from promptseg.training.losses import NameLoss, PromptLoss, click_loss
@@ -20,9 +20,9 @@ from promptseg.training.step import Learner
 from tests.small_plans import small_plans
 
 
-def learner(compile=False, **settings) -> Learner:
+def learner(compile=False, encoder="mobilenet", **settings) -> Learner:
     seed_everything(3)
-    network = build_network(small_plans(), "mobilenet").train()
+    network = build_network(small_plans(), encoder).train()
     options = RunOptions(device="cpu", compile=compile)
     return Learner(network, TrainingSettings(**settings), options, small_plans().labels)
 
@@ -240,3 +240,32 @@ def test_a_frozen_encoder_gets_no_optimizer(caplog):
     for name, value in run.state()["network"].items():
         if name.startswith("image_encoder."):
             assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_answers_computed_again_have_the_same_gradients_and_keep_less(monkeypatch, precision):
+    # counted are the bytes that are kept for gradients, outside of what is computed again
+    found = []
+    for least in (2**20, 1):
+        monkeypatch.setattr(rounds, "RECOMPUTED_FROM", least)
+        run, kept = learner(encoder="unet", rounds=3, precision=precision), {}
+        own = {p.untyped_storage().data_ptr() for p in run.network.parameters()}
+
+        def keep(tensor, kept=kept, own=own):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = run.compute_loss(batch(2))
+        loss.backward()
+        gradients = {name: p.grad for name, p in run.network.named_parameters()}
+        found.append((loss.detach(), gradients, sum(kept.values())))
+    (one, kept_all, whole), (other, computed, less) = found
+    assert torch.equal(one, other) and less < 0.7 * whole
+    for name, gradient in kept_all.items():
+        if gradient is None:
+            assert computed[name] is None
+        else:
+            torch.testing.assert_close(computed[name], gradient, msg=name)
