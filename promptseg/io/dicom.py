@@ -15,7 +15,10 @@ MODALITIES = {"CT": "CT", "MR": "MRI", "PT": "PET", "US": "US"}  # of DICOM, and
 _MOST_UNEVEN = 0.1  # of a series' slice distance; a missing slice gives 1
 _ROUNDING = 1e-3  # of direction cosines
 _SAME_PLACE = 1e-3  # mm
-_FAR_APART, _MOST_MM = 4.0, 25.0  # slices further apart than both, in thicknesses and mm, are none
+_FAR_APART, _MOST_MM = (
+    4.0,
+    25.0,
+)  # in thicknesses and mm: further apart than both, a volume lacks slices
 _TAGS = (
     *("ImageType", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient"),
     *("PixelSpacing", "SliceThickness"),
@@ -75,7 +78,7 @@ def _check_slices(folder: Path, files: tuple[str, ...]) -> None:
     positions = np.array([_position(*of_one) for of_one in zip(files, headers, strict=True)])
     axes = np.array([_axes(*of_one) for of_one in zip(files, headers, strict=True)])
     if np.abs(axes - axes[0]).max() > _ROUNDING:
-        raise ValueError(f"{folder}: its slices lie at different angles; they are no volume")
+        raise ValueError(f"{folder}: its slices lie at different angles and do not make a volume")
     normal = np.cross(axes[0, :3], axes[0, 3:])
     offsets = positions - positions[0]
     along = offsets @ normal
@@ -94,8 +97,8 @@ def _check_slices(folder: Path, files: tuple[str, ...]) -> None:
     thickness = float(headers[0].get("SliceThickness") or 0)
     if thickness and distances.max() > max(_FAR_APART * thickness, _MOST_MM):
         raise ValueError(
-            f"{folder}: slices of {thickness:.4g} mm, {distances.max():.4g} mm apart; they are no "
-            f"volume, or slices between them are missing"
+            f"{folder}: slices of {thickness:.4g} mm, {distances.max():.4g} mm apart; they do "
+            f"not make a volume, or slices between them are missing"
         )
 
 

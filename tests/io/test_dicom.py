@@ -120,7 +120,10 @@ def without(name):
         (moved(2, lambda n: -2.5 * (n == 3)), "1 of its 6 images lie where another one does"),
         (moved(2, lambda n: -2.5 * n), "5 of its 6 images lie where another one does"),
         (moved(2, lambda n: 0.6 * (n == 3)), r"slices are 1\.9 to 3\.1 mm apart; a slice is"),
-        (moved(2, lambda n: 372.5 * n), r"slices of 2\.5 mm, 375 mm apart; they are no volume"),
+        (
+            moved(2, lambda n: 372.5 * n),
+            r"slices of 2\.5 mm, 375 mm apart; they do not make a volume",
+        ),
         (turned, "its slices lie at different angles"),
         (frames, "6 files of several frames each; put each into a folder"),
         (localizer, "a localizer, to plan a scan by; choose another series"),
@@ -128,7 +131,7 @@ def without(name):
         (without("ImageOrientationPatient"), "a DICOM slice without its orientation"),
     ],
 )
-def test_images_that_are_no_volume_are_refused_with_the_reason(tmp_path, change, message):
+def test_images_that_do_not_make_a_volume_are_refused_with_the_reason(tmp_path, change, message):
     write_series(tmp_path / "series", random_volume((6, 5, 7)))
     edited(tmp_path / "series", change)
     with pytest.raises(ValueError, match=message):
