@@ -15,7 +15,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 def test_a_command_runs_as_a_module():
     done = run("train", "--help")
-    assert done.returncode == 0 and done.stdout.startswith("usage: promptseg_train [-h] (-d ID |")
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: promptseg_train [-h] [--version] (-d ID |")
 
 
 def test_an_unknown_command_exits_with_2_and_the_list():

@@ -442,7 +442,8 @@ def test_stopped_while_it_validates_it_says_so_and_validates_again(
     said = capsys.readouterr().err
     assert "stopped; training is finished, and --c validates the whole cases again" in said
     assert "the same command with --c continues" in said
-    (validation,) = folders.results.glob("*/*/fold_0/validation")
+    (fold,) = folders.results.glob("*/*/fold_0")
+    validation = fold / "validation"
     assert not (validation / "summary.json").exists()
     monkeypatch.undo()
     assert main([*flags, "--c"]) == 0
