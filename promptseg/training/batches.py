@@ -6,9 +6,11 @@ import atexit
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 
 import torch
 from torch.utils.data import DataLoader
@@ -47,8 +49,22 @@ def batches(steps: TrainingSteps, first: int, processes: int, *, on_cpu: bool) -
     )
     # Ctrl-C reaches every process of the terminal. Workers inherit that it is blocked, so that
     # they continue until the trainer has stopped and saved.
+    others = set(active_children())
     with signals_blocked():
-        return iter(loader)
+        made = iter(loader)
+    atexit.register(_kill, set(active_children()) - others)
+    return made
+
+
+def _kill(workers: Iterable[BaseProcess]) -> None:
+    """End workers that are left when this process ends.
+
+    After an error that nobody expected its traceback keeps the loader, which would stop them.
+    Python would ask them to terminate, and wait for ever: that signal is blocked.
+    """
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 def _set_up_worker(worker: int, *, gives_way: bool) -> None:

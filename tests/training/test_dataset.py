@@ -1,5 +1,7 @@
 import dataclasses
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -216,3 +218,31 @@ def test_a_rare_label_is_looked_for_where_it_is(steps_with):
     expected = 0.25 * (1 / 6 + 5 / 6 / 4) + 0.5 / 6 / 2
     assert scheduled.count(2) / 600 == pytest.approx(expected, abs=0.05)
     assert scheduled.count(1) / 600 == pytest.approx(1 - expected, abs=0.05)
+
+
+FAILING = """
+from promptseg.training.batches import batches
+from promptseg.training.settings import TrainingSettings
+
+class Steps:
+    settings = TrainingSettings()
+
+    def __getitem__(self, number):
+        if number == 3:
+            raise KeyError("nobody expected this")
+        return number
+
+if __name__ == "__main__":
+    for batch in batches(Steps(), 0, 2, on_cpu=True):
+        print(batch, flush=True)
+"""
+
+
+def test_an_error_that_nobody_expected_ends_the_run_and_its_workers(tmp_path):
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1 and done.stdout.split() == ["0", "1", "2"]
+    assert "KeyError: 'nobody expected this'" in done.stderr
