@@ -22,9 +22,9 @@ def components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         their first voxels, and (n + 1,) voxels of each label; the background's count is set
         to 0, so that `counts.argmax()` is the largest component, the first on a tie.
     """
-    mask = np.ascontiguousarray(mask)  # cc3d numbers in memory order
-    if 1 in mask.shape:  # there it expects too few components of bool masks, and fails (4.1.1)
-        mask = mask.view(np.uint8)
+    # Contiguous, as cc3d numbers in memory order; in bytes, as it expects too few components of
+    # small bool masks, and fails (version 4.1.1).
+    mask = np.ascontiguousarray(mask, bool).view(np.uint8)
     labels, n = cc3d.connected_components(mask, connectivity=CONNECTIVITY, return_N=True)
     counts = np.zeros(n + 1, np.int64)
     flat = labels.reshape(-1)

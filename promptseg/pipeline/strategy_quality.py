@@ -45,8 +45,8 @@ def measure_strategies(
 
     Returns:
         The identifiers of the `cases`; `dice`, for each label the mean of each strategy over the
-        cases that have the label or got it; `seconds`, the mean of each strategy a case. The last
-        two are empty if fewer than `LEAST_CASES` were measured.
+        cases that have the label, if these are `LEAST_CASES`; `seconds`, the mean of each strategy
+        a case. The last two are empty if fewer than `LEAST_CASES` were measured.
     """
     labels, began = predictor.plans.labels, time.monotonic()
     dice: dict[str, dict[str, list[float]]] = {label: defaultdict(list) for label in labels}
@@ -68,7 +68,7 @@ def measure_strategies(
                 if name == "none":  # as by name
                     continue
                 seconds[name].append(spent)
-                if not np.isnan(counts[value].dice):
+                if counts[value].tp + counts[value].fn:  # the same cases for every strategy
                     dice[label][name].append(counts[value].dice)
         done.append(case.case_id)
     if len(done) < LEAST_CASES:
@@ -78,7 +78,7 @@ def measure_strategies(
         "dice": {
             label: {strategy: float(np.mean(values)) for strategy, values in of_label.items()}
             for label, of_label in dice.items()
-            if of_label
+            if of_label and len(next(iter(of_label.values()))) >= LEAST_CASES
         },
         "seconds": {strategy: float(np.mean(spent)) for strategy, spent in seconds.items()},
     }
