@@ -115,8 +115,13 @@ class Proposer:
         forced = None if strategy in (PLANS, NAME, *OWN) else strategy
         without = (NAME, COARSE)  # by the label's name, or by the network alone
         proposed = [label for label in labels if self.strategy_of(label, strategy) not in without]
+        found = {
+            label: make_prompts(shape=image.file_shape, source=NAME)
+            for label in labels
+            if self.strategy_of(label, strategy) == NAME
+        }
         if not proposed:
-            return {}
+            return found
         preprocessed = image.decoder.image
         proposals = propose_boxes(
             image.raw,
@@ -126,7 +131,6 @@ class Proposer:
             strategy=forced,
             scale=preprocessed.scales[0] if isinstance(preprocessed, LazyImage) else None,
         )
-        found = {}
         for label, proposal in proposals.items():
             source = forced or self.planned_strategy(label)
             found[label] = make_prompts(

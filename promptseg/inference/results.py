@@ -111,7 +111,7 @@ def label_result(
     flags = []
     if prompts.reason != "ok":
         flags.append(prompts.reason)
-    if prompts.is_empty:
+    if prompts.is_empty and prompts.source != "name":  # which validation found to need no box
         flags.append("no_box")
     if prompts.says_only_where_not:
         flags.append("only_background")

@@ -115,7 +115,7 @@ def _chosen(predictor: Predictor, case: RawCase, held_out: CasePrompts) -> CaseP
     proposer = predictor.proposer
     ways = {label: proposer.strategy_of(label, PLANS) for label in predictor.plans.labels}
     chosen = {
-        label: (GivenPrompts(frame=VOXEL, source="label name"),) if way == NAME else given
+        label: (GivenPrompts(frame=VOXEL, source=NAME),) if way == NAME else given
         for (label, way), given in zip(ways.items(), held_out.labels.values(), strict=True)
     }
     if own := [label for label, way in ways.items() if way in OWN]:

@@ -131,4 +131,5 @@ def test_what_validation_measured_decides_in_a_prediction():
         found = model.predict(auto_prompt="plans", labels=["liver"]).labels["liver"]
         sources.append(found.prompts.source)
         assert len(found.prompts.boxes) == (best != "name")
-    assert sources == ["atlas", "coarse", "coarse", "label name"]
+        assert "no_box" not in found.flags
+    assert sources == ["atlas", "coarse", "coarse", "name"]
