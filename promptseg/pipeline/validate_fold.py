@@ -114,16 +114,16 @@ def chosen_prompts(
 def _chosen(predictor: Predictor, case: RawCase, held_out: CasePrompts) -> CasePrompts:
     proposer = predictor.proposer
     ways = {label: proposer.strategy_of(label, PLANS) for label in predictor.plans.labels}
+    by_name = (GivenPrompts(frame=VOXEL, source=NAME),)
     chosen = {
-        label: (GivenPrompts(frame=VOXEL, source=NAME),) if way == NAME else given
-        for (label, way), given in zip(ways.items(), held_out.labels.values(), strict=True)
+        label: by_name if way == NAME else held_out.labels[label] for label, way in ways.items()
     }
     if own := [label for label, way in ways.items() if way in OWN]:
         try:
             prepared, geometry = predictor.prepare_files(case.images)
+            both = {label: p for label, p in held_out.on(geometry).items() if ways[label] == HYBRID}
         except (ValueError, OSError):  # told when the case is predicted
             return held_out
-        both = {label: p for label, p in held_out.on(geometry).items() if ways[label] == HYBRID}
         for label, found in proposer.ask_network(prepared, own, PLANS, both).items():
             told = {"source": found.source, "score": found.score, "reason": found.reason}
             chosen[label] = (GivenPrompts(frame=VOXEL, boxes=found.boxes, **told),)
