@@ -7,7 +7,6 @@ import numpy as np
 
 from promptseg.boxes import value_box
 
-CONNECTIVITY = 26
 _COUNTED_AT_ONCE = 2**20  # voxels; bincount makes int64 of them
 
 
@@ -25,7 +24,7 @@ def components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # Contiguous, as cc3d numbers in memory order; in bytes, as it expects too few components of
     # small bool masks, and fails (version 4.1.1).
     mask = np.ascontiguousarray(mask, bool).view(np.uint8)
-    labels, n = cc3d.connected_components(mask, connectivity=CONNECTIVITY, return_N=True)
+    labels, n = cc3d.connected_components(mask, connectivity=26, return_N=True)
     counts = np.zeros(n + 1, np.int64)
     flat = labels.reshape(-1)
     for start in range(0, flat.size, _COUNTED_AT_ONCE):

@@ -86,19 +86,19 @@ def convert_msd(
 
 
 def _convert_case(
-    case_id: str, files: tuple[Path, Path | None], folder: Path, channel_count: int
+    case_id: str, case: tuple[Path, Path | None], folder: Path, channel_count: int
 ) -> None:
-    listed, label = files
+    listed, label = case
     of_channels = _files_of_channels(listed)
     if of_channels:
         channels, geometry = read_image(of_channels)
     else:
         channels, geometry = read_channels(listed, channels_last=True)
     if len(channels) != channel_count or len(of_channels) not in (0, channel_count):
+        files = f" in {some(path.name for path in of_channels)}" if of_channels else ""
         raise ValueError(
-            f"{listed}: found {len(channels)} channel(s){' in ' if of_channels else ''}"
-            f"{some(path.name for path in of_channels) if of_channels else ''}, expected "
-            f"{channel_count} according to `modality` in dataset.json"
+            f"{listed}: found {len(channels)} channel(s){files}, expected {channel_count} "
+            f"according to `modality` in dataset.json"
         )
     images = folder / ("imagesTs" if label is None else "imagesTr")
     if label is not None:

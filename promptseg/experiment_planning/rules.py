@@ -269,7 +269,7 @@ def single_components(fractions: Mapping[str, Sequence[float]]) -> tuple[tuple[s
         others = sum(fraction < LARGEST for fraction in of_cases)
         if len(of_cases) >= LEAST_CASES and others <= len(of_cases) // 100:
             single.append(name)
-    nearly_all = f"{LARGEST:.0%} of the voxels or more in one component in every training case"
+    nearly_all = f"{LARGEST:.0%} of the voxels or more in one component in the training cases"
     if not single:
         return (), f"no label has {nearly_all}, so that all components are kept"
     return tuple(single), (

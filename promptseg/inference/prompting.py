@@ -113,13 +113,10 @@ class Proposer:
         """
         self.check(strategy)
         forced = None if strategy in (PLANS, NAME, *OWN) else strategy
-        without = (NAME, COARSE)  # by the label's name, or by the network alone
-        proposed = [label for label in labels if self.strategy_of(label, strategy) not in without]
-        found = {
-            label: make_prompts(shape=image.file_shape, source=NAME)
-            for label in labels
-            if self.strategy_of(label, strategy) == NAME
-        }
+        ways = {label: self.strategy_of(label, strategy) for label in labels}
+        proposed = [label for label, way in ways.items() if way not in (NAME, COARSE)]
+        by_name = make_prompts(shape=image.file_shape, source=NAME)
+        found = {label: by_name for label, way in ways.items() if way == NAME}
         if not proposed:
             return found
         preprocessed = image.decoder.image

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from promptseg.boxes import is_nearly_whole, to_bbox
 from promptseg.files import replacing
+from promptseg.inference.prompting import NAME
 from promptseg.inference_plan import PostProcessing
 from promptseg.io.npz import read_npz
 from promptseg.io.orientation import Turn
@@ -111,7 +112,7 @@ def label_result(
     flags = []
     if prompts.reason != "ok":
         flags.append(prompts.reason)
-    if prompts.is_empty and prompts.source != "name":  # which validation found to need no box
+    if prompts.is_empty and prompts.source != NAME:  # which validation found to need no box
         flags.append("no_box")
     if prompts.says_only_where_not:
         flags.append("only_background")
@@ -146,6 +147,8 @@ def postprocessed_prediction(
         spacing: of the image, mm, zyx.
         steps: by label name.
     """
+    if not steps:
+        return prediction
     by_value = {values[label]: of_label for label, of_label in steps.items()}
     segmentation = postprocess(prediction.segmentation, spacing, by_value)
     results = dict(prediction.labels)

@@ -15,10 +15,8 @@ MODALITIES = {"CT": "CT", "MR": "MRI", "PT": "PET", "US": "US"}  # of DICOM, and
 _MOST_UNEVEN = 0.1  # of a series' slice distance; a missing slice gives 1
 _ROUNDING = 1e-3  # of direction cosines
 _SAME_PLACE = 1e-3  # mm
-_FAR_APART, _MOST_MM = (
-    4.0,
-    25.0,
-)  # in thicknesses and mm: further apart than both, a volume lacks slices
+# Slices that are further apart than both, in thicknesses and in mm, do not make a volume.
+_FAR_APART, _MOST_MM = 4.0, 25.0
 _TAGS = (
     *("ImageType", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient"),
     *("PixelSpacing", "SliceThickness"),

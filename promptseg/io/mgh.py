@@ -14,7 +14,7 @@ from nibabel.freesurfer.mghformat import MGHError, MGHImage
 from nibabel.spatialimages import HeaderDataError
 
 from promptseg.io.geometry import Geometry, check_volume
-from promptseg.io.nifti import MOST_DEFLATION, opened
+from promptseg.io.nifti import MOST_DEFLATION, damaged, opened
 
 MGH_ENDINGS = (".mgz", ".mgh")
 _TO_LPS = np.diag([-1.0, -1.0, 1.0])  # FreeSurfer's world is RAS
@@ -43,18 +43,18 @@ def read_mgh(path: Path, *, channels_last: bool = False) -> tuple[np.ndarray, Ge
             dims = [int(n) for n in image.header["dims"]]
             size = dims if dims[3] != 1 else dims[:3]
             if min(dims) < 1:
-                raise _damaged(path, f"its header has the dimensions {dims}")
+                raise damaged(path, f"its header has the dimensions {dims}")
             promised = _HEADER_BYTES + math.prod(dims) * image.get_data_dtype().itemsize
             is_packed = isinstance(stream, gzip.GzipFile)
             most = MOST_DEFLATION if is_packed else 1
             if promised > path.stat().st_size * most:  # before allocating
-                raise _damaged(path, f"its header promises {promised} bytes")
+                raise damaged(path, f"its header promises {promised} bytes")
             check_volume(path, size, channels_last=channels_last)
             voxels = np.asarray(image.dataobj)
             while is_packed and stream.read(2**20):  # its checksum is at the end
                 pass
     except (EOFError, OSError, zlib.error, HeaderDataError, MGHError, KeyError, TypeError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     voxels = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
     array = np.ascontiguousarray(voxels.reshape(*dims[:3], -1).T)
     return array, _geometry(path, image.affine, array.shape[1:])
@@ -74,7 +74,3 @@ def _geometry(path: Path, affine: np.ndarray, shape: tuple[int, int, int]) -> Ge
         origin=tuple(float(v) for v in _TO_LPS @ affine[:3, 3] + 0.0),  # no -0
         direction=tuple(float(v) for v in (_TO_LPS @ axes).ravel() + 0.0),
     )
-
-
-def _damaged(path: Path, reason: Exception | str) -> ValueError:
-    return ValueError(f"{path} is damaged or cut short ({reason}); copy it again")

@@ -122,7 +122,7 @@ def _read_header(path: Path) -> _Header:
         try:
             block = opened(path, stack).read(max(_KINDS))
         except (EOFError, OSError, zlib.error) as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, error) from error
     length, endianness = _SIZES[block[:4]]
     if len(block) < length:
         raise ValueError(f"{path} is cut short: it holds {len(block)} bytes, less than a header")
@@ -130,7 +130,7 @@ def _read_header(path: Path) -> _Header:
     magic, (of_one, of_two) = bytes(fields["magic"])[:3], _MAGIC[type(fields)]
     if magic not in (of_one, of_two):
         if isinstance(fields, Nifti2Header):
-            raise _damaged(path, f"its header says {magic!r}")
+            raise damaged(path, f"its header says {magic!r}")
         # Analyze 7.5
         fields["qform_code"] = fields["sform_code"] = fields["intent_code"] = 0
         fields["scl_slope"], fields["scl_inter"] = 1, 0
@@ -235,7 +235,7 @@ def _read_voxels(path: Path, header: _Header) -> np.ndarray:
             while packed and stream.read(_CHUNK):  # its checksum is at the end
                 pass
     except (EOFError, OSError, zlib.error) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     if not header.dtype.isnative:
         array = array.byteswap(inplace=True).view(header.dtype.newbyteorder("="))
     return array
@@ -248,7 +248,8 @@ def _cut_short(path: Path, promised: int, found: int | str) -> ValueError:
     )
 
 
-def _damaged(path: Path, error: Exception | str) -> ValueError:
+def damaged(path: Path, error: Exception | str) -> ValueError:
+    """The error of a file that cannot be read for a reason."""
     return ValueError(f"{path} is damaged or cut short ({error}); copy it again")
 
 

@@ -127,7 +127,7 @@ def _chosen(predictor: Predictor, case: RawCase, held_out: CasePrompts) -> CaseP
         for label, found in proposer.ask_network(prepared, own, PLANS, both).items():
             told = {"source": found.source, "score": found.score, "reason": found.reason}
             chosen[label] = (GivenPrompts(frame=VOXEL, boxes=found.boxes, **told),)
-    return CasePrompts(labels=chosen)
+    return CasePrompts(labels=chosen, problems=held_out.problems)
 
 
 def is_validated(fold_folder: Path) -> bool:

@@ -9,7 +9,8 @@ from promptseg.io.dataset import RawCase
 from promptseg.io.images import Geometry, write_image
 from promptseg.pipeline import strategy_quality
 from promptseg.pipeline.strategy_quality import measure_strategies
-from promptseg.prompts.given import case_from_json
+from promptseg.pipeline.validate_fold import chosen_prompts
+from promptseg.prompts.given import CasePrompts, case_from_json
 from tests.inference.fakes import LEVELS, LevelNetwork
 from tests.inference.test_coarse import CUBE, SHAPE, SPACING, cube_image, plans_with
 
@@ -72,3 +73,39 @@ def test_a_few_cases_decide_nothing(cases, monkeypatch):
     assert measured == {"cases": ["a", "b"], "dice": {}, "seconds": {}}
     monkeypatch.setattr(strategy_quality, "MOST_SECONDS", -1.0)  # no time is left
     assert measure_strategies(model, made, truth, planned)["cases"] == []
+
+
+@pytest.mark.parametrize(
+    ("best", "source", "boxes"),
+    [("atlas", "atlas", 1), ("name", "name", 0), ("coarse", "coarse", 1), ("hybrid", "coarse", 1)],
+)
+def test_held_out_cases_are_prompted_as_validation_chose(cases, best, source, boxes):
+    made, _, planned = cases
+    model = Predictor(
+        [LevelNetwork()], plans_with("atlas"), measured_dice={"liver": {best: 0.9, "other": 0.1}}
+    )
+    labels = {name: {"source": "label name"} for name in model.plans.labels}
+    held_out = {
+        name: CasePrompts(labels={**case_from_json(labels).labels, **of_case.labels})
+        for name, of_case in planned.items()
+    }
+    chosen = chosen_prompts(model, made[:1], held_out)["a"]
+    (given,) = chosen.labels["liver"]
+    assert (given.source, len(given.boxes)) == (source, boxes)
+    prepared, geometry = model.prepare_files(made[0].images)
+    model.set_prepared(prepared)
+    if best != "atlas":  # whose box is of another fit, without the case
+        expected = model.predict(labels=["liver"], auto_prompt="plans").segmentation
+        found = model.predict_prompts({"liver": chosen.on(geometry)["liver"]}, labels=["liver"])
+        np.testing.assert_array_equal(found.segmentation, expected)
+    else:
+        np.testing.assert_array_equal(given.boxes, [HALF])
+
+
+def test_a_case_that_cannot_be_read_keeps_what_was_planned(cases, tmp_path):
+    made, _, planned = cases
+    model = Predictor([LevelNetwork()], plans_with("atlas"), measured_dice={"liver": {"coarse": 1}})
+    labels = case_from_json({name: {"source": "label name"} for name in model.plans.labels}).labels
+    held_out = {"a": CasePrompts(labels={**labels, **planned["a"].labels})}
+    (tmp_path / "a_0000.nii.gz").write_bytes(b"no image")
+    assert chosen_prompts(model, made[:1], held_out) == held_out

@@ -133,10 +133,8 @@ class CaseSteps:
             for label, of_label in (self.options.postprocessing or {}).items()
             if label in read.labels and not read.is_prompted_by_person(label)
         }
-        if steps:
-            values, spacing = predictor.plans.labels, read.geometry.spacing
-            prediction = postprocessed_prediction(prediction, values, spacing, steps)
-        return prediction, read.geometry
+        values, spacing = predictor.plans.labels, read.geometry.spacing
+        return postprocessed_prediction(prediction, values, spacing, steps), read.geometry
 
     def write(self, case: RawCase, segmented: tuple[Prediction, Geometry]) -> dict[str, Any]:
         """Write all files of a case, each atomically; returns its report entry."""
