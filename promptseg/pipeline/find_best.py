@@ -70,11 +70,10 @@ def find_best(
 ) -> InferencePlan:
     """Compare the trained models of a dataset, and write `inference_plan.json` beside them.
 
-    Compared are the models on their own, by the validation of their training, and ensembles of
-    them, which predict the same held-out cases here, by the automatic prompts that their models did
-    best with on average: all pairs, and all models together. Models of other plans are not
-    combined. The best by mean Dice then gets post-processing for each label, chosen by
-    cross-validation over the cases.
+    Compared are the models on their own, by the validation of their training, and ensembles of all
+    pairs and of all together, if of the same plans, which predict the held-out cases here, by the
+    automatic prompts that their models did best with on average. The best by mean Dice then gets
+    post-processing for each label, chosen by cross-validation over the cases.
 
     Args:
         dataset: number or full name.
