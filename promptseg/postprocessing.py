@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.ndimage import binary_fill_holes
 
-from promptseg.boxes import box_slices, mask_box
+from promptseg.boxes import box_slices, mask_box, value_boxes
 from promptseg.components import components
 from promptseg.inference_plan import PostProcessing
 
@@ -20,10 +20,15 @@ def postprocessed(mask: np.ndarray, spacing: Sequence[float], steps: PostProcess
         spacing: mm, zyx.
         steps: of the label.
     """
-    if not mask.any():
+    box = mask_box(mask)
+    if box is None:
         return mask
-    here = box_slices(mask_box(mask))
-    part = mask[here]
+    result = np.zeros_like(mask)
+    result[box_slices(box)] = _after_steps(mask[box_slices(box)], spacing, steps)
+    return result
+
+
+def _after_steps(part: np.ndarray, spacing: Sequence[float], steps: PostProcessing) -> np.ndarray:
     if steps.largest_component:
         numbered, counts = components(part)
         part = numbered == counts.argmax()
@@ -32,9 +37,7 @@ def postprocessed(mask: np.ndarray, spacing: Sequence[float], steps: PostProcess
         part = (counts * np.prod(spacing) >= steps.min_mm3)[numbered]
     if steps.fill_holes:
         part = binary_fill_holes(part)
-    result = np.zeros_like(mask)
-    result[here] = part
-    return result
+    return part
 
 
 def postprocess(
@@ -50,9 +53,12 @@ def postprocess(
         steps: by label value.
     """
     result = segmentation.copy()
-    for value, of_label in steps.items():
-        mask = segmentation == value
-        new = postprocessed(mask, spacing, of_label)
-        result[mask & ~new] = 0
-        result[new & (result == 0)] = value
+    boxes = value_boxes(segmentation, max(steps, default=0))
+    for value in steps:
+        if value in boxes:
+            here = box_slices(boxes[value])
+            mask, part = segmentation[here] == value, result[here]
+            new = _after_steps(mask, spacing, steps[value])
+            part[mask & ~new] = 0
+            part[new & (part == 0)] = value
     return result

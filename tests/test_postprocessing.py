@@ -50,6 +50,20 @@ def test_labels_without_steps_stay_and_the_input_too(scattered):
     assert not (result == 1).any() and np.array_equal(result == 2, before == 2)
 
 
+def test_labels_are_processed_in_turn_as_whole_masks_would_be():
+    segmentation = np.random.default_rng(7).integers(0, 5, (9, 11, 8)).astype(np.uint8)
+    segmentation[segmentation == 3] = 0  # a label that is not there
+    filled = PostProcessing(min_mm3=4, fill_holes=True)
+    steps = {4: PostProcessing(largest_component=True), 3: filled, 1: filled}
+    expected = segmentation.copy()
+    for value, of_label in steps.items():
+        new = postprocessed(segmentation == value, SPACING, of_label)
+        expected[(segmentation == value) & ~new] = 0
+        expected[new & (expected == 0)] = value
+    np.testing.assert_array_equal(postprocess(segmentation, SPACING, steps), expected)
+    assert (expected != segmentation).any()
+
+
 def test_an_empty_mask_stays_empty():
     steps = PostProcessing(largest_component=True, min_mm3=5, fill_holes=True)
     assert not postprocessed(np.zeros((3, 4, 5), bool), SPACING, steps).any()

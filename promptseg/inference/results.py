@@ -12,7 +12,7 @@ import numpy as np
 from acvl_utils.cropping_and_padding.bounding_boxes import insert_crop_into_image
 from torch import Tensor
 
-from promptseg.boxes import is_nearly_whole, to_bbox
+from promptseg.boxes import box_slices, is_nearly_whole, to_bbox, value_boxes
 from promptseg.files import replacing
 from promptseg.inference.prompting import NAME
 from promptseg.inference_plan import PostProcessing
@@ -151,9 +151,10 @@ def postprocessed_prediction(
         return prediction
     by_value = {values[label]: of_label for label, of_label in steps.items()}
     segmentation = postprocess(prediction.segmentation, spacing, by_value)
-    results = dict(prediction.labels)
+    results, boxes = dict(prediction.labels), value_boxes(segmentation, max(by_value))
     for label in steps:
-        voxels = int((segmentation == values[label]).sum())
+        box = boxes.get(values[label])
+        voxels = 0 if box is None else int((segmentation[box_slices(box)] == values[label]).sum())
         flags = results[label].flags
         if not voxels and "empty" not in flags:
             flags = (*flags, "empty")

@@ -265,7 +265,7 @@ class Session:
             self._remember(entered, raw_box)
             self._prompts, self._by_name = prompts, False
         self.predicted_iou = quality
-        if prompts is None and self._is_single:
+        if self._is_single and (prompts is None or prompts.is_box_at_most):
             logits = largest_component(logits)
         before = self._mask[box_slices(raw_box)].copy()
         former = self._logits[box_slices(box)].clone()

@@ -35,7 +35,7 @@ def measure_strategies(
 ) -> dict[str, Any]:
     """Predict cases by the labels' names, as planned, and by the network's own prompts.
 
-    Begins no further case after `MOST_SECONDS`. Logs what was measured as a table.
+    Begins no further case after `MOST_SECONDS` once `LEAST_CASES` are measured. Logs a table.
 
     Args:
         predictor: of a fold that was not trained on these cases; its image is replaced.
@@ -53,7 +53,7 @@ def measure_strategies(
     seconds: dict[str, list[float]] = defaultdict(list)
     done: list[str] = []
     for case in evenly(cases, MOST_CASES):
-        if time.monotonic() - began > MOST_SECONDS:
+        if len(done) >= LEAST_CASES and time.monotonic() - began > MOST_SECONDS:
             break
         segmentation, _ = read_segmentation(ground_truth[case.case_id])
         try:
@@ -71,7 +71,21 @@ def measure_strategies(
                 if counts[value].tp + counts[value].fn:  # the same cases for every strategy
                     dice[label][name].append(counts[value].dice)
         done.append(case.case_id)
+    return _means(done, dice, seconds)
+
+
+def _means(
+    done: list[str],
+    dice: Mapping[str, Mapping[str, list[float]]],
+    seconds: Mapping[str, list[float]],
+) -> dict[str, Any]:
     if len(done) < LEAST_CASES:
+        log.info(
+            "Prompts follow the plans: only %d validation case(s) could be predicted, and %d are "
+            "needed to tell which prompts lead to the best masks.",
+            len(done),
+            LEAST_CASES,
+        )
         return {"cases": done, "dice": {}, "seconds": {}}
     measured = {
         "cases": done,

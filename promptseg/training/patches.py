@@ -29,7 +29,7 @@ class Sample:
         image: (c, z, y, x) of the patch, with a margin around it until it is augmented.
         segmentation: (z, y, x), likewise.
         whole_boxes: tight boxes of whole labels, which may extend beyond the patch.
-        auto_boxes: automatic boxes, clipped to the patch.
+        auto_boxes: automatic boxes, clipped to the patch and its margin.
     """
 
     image: np.ndarray
@@ -53,13 +53,12 @@ def zoom_in(
     """
     boxes = preprocessed_boxes(dataset, case_id, auto_boxes)
     patch_size = np.array(plans.patch_size)
-    inside = {name: clip_box(box - start, patch_size) for name, box in boxes.items()}
+    size = patch_size + 2 * margin
+    inside = {name: clip_box(box - start + margin, size) - margin for name, box in boxes.items()}
     whole = whole_label_boxes(dataset, case_id, plans.labels)
     return Sample(
-        image=cut_patch(dataset.image(case_id), start - margin, patch_size + 2 * margin),
-        segmentation=cut_patch(
-            dataset.segmentation(case_id), start - margin, patch_size + 2 * margin
-        ),
+        image=cut_patch(dataset.image(case_id), start - margin, size),
+        segmentation=cut_patch(dataset.segmentation(case_id), start - margin, size),
         whole_boxes={name: box - start for name, box in whole.items()},
         auto_boxes={name: box for name, box in inside.items() if (box[0] < box[1]).all()},
     )

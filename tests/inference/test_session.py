@@ -559,4 +559,8 @@ def test_of_a_label_that_is_one_component_names_and_a_box_give_the_largest(is_si
     assert session.mask[3, 18, 28] and session.mask[largest].all()
     session.reset()
     np.testing.assert_array_equal(session.mask, expected)
+    session.add_box(mask_box(both))
+    np.testing.assert_array_equal(session.mask, expected)
+    session.add_point((3, 18, 28))
+    assert session.mask[3, 18, 28]
     assert not model.new_object().mask.any()

@@ -66,13 +66,18 @@ def test_without_a_planned_strategy_the_name_and_the_networks_box_are_left(cases
     assert set(measure_strategies(model, made, truth, planned)["seconds"]) == {"name", "coarse"}
 
 
-def test_a_few_cases_decide_nothing(cases, monkeypatch):
+def test_two_cases_decide_nothing_and_three_are_measured_however_long_it_takes(
+    cases, monkeypatch, caplog
+):
     made, truth, planned = cases
     model = Predictor([LevelNetwork()], plans_with("atlas"))
-    measured = measure_strategies(model, made[:2], truth, planned)
+    with caplog.at_level(logging.INFO, "promptseg"):
+        measured = measure_strategies(model, made[:2], truth, planned)
     assert measured == {"cases": ["a", "b"], "dice": {}, "seconds": {}}
+    assert "only 2 validation case(s) could be predicted, and 3 are needed" in caplog.text
     monkeypatch.setattr(strategy_quality, "MOST_SECONDS", -1.0)  # no time is left
-    assert measure_strategies(model, made, truth, planned)["cases"] == []
+    measured = measure_strategies(model, made, truth, planned)
+    assert measured["cases"] == ["a", "b", "c"] and "name" in measured["dice"]["liver"]
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,16 @@ def test_zoom_in_cuts_image_segmentation_and_boxes_alike(planned_case):
     np.testing.assert_allclose(sample.auto_boxes["label_1"], expected)
     np.testing.assert_array_equal(mask_box(sample.segmentation == 1), expected)
 
+    # A box that begins in the margin keeps its face there, as its object does.
+    start, margin = tight[0] + 2, np.array([1, 3, 2])
+    sample = zoom_in(dataset, "case_1", plans, boxes, start, margin)
+    around = mask_box(sample.segmentation == 1) - margin
+    np.testing.assert_array_equal(around[0], [-1, -2, -2])
+    np.testing.assert_allclose(sample.auto_boxes["label_1"], around)
+    # One that meets nothing but the margin is there, too: the object may come into the patch.
+    beyond = zoom_in(dataset, "case_1", plans, boxes, tight[1] + (0, 1, 1), margin)
+    np.testing.assert_allclose(beyond.auto_boxes["label_1"][1], [0, -1, -1])
+
 
 def test_zoom_out_shows_the_whole_volume_in_one_patch(planned_case):
     folder, plans, _ = planned_case
