@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_parser(__doc__)
     _add_general(parser)
     _add_raw(parser)
+    _add_two_folders(parser)
     _add_dicom(parser)
     add_folders(parser, "raw")
     return run_command(parser, arguments, lambda args: _run(parser, args))
@@ -36,10 +37,10 @@ def _add_general(parser: argparse.ArgumentParser) -> None:
         "-i",
         "--input",
         type=Path,
-        required=True,
         metavar="FOLDER",
         help="task folder of the Medical Segmentation Decathlon, folder of .npz files of the "
-        "BiomedSegFM challenge, or, with --to npz or dicom-seg, folder of predictions",
+        "BiomedSegFM challenge, or, with --to npz or dicom-seg, folder of predictions; without it "
+        "--images and --masks",
     )
     parser.add_argument(
         "--to",
@@ -93,6 +94,34 @@ def _add_raw(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_two_folders(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("images and masks in two folders, to raw datasets")
+    group.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of images of any format, or of a folder for each DICOM series",
+    )
+    group.add_argument(
+        "--masks",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of masks with the images' names, or with a folder of each image's name that "
+        "has a file for each structure",
+    )
+    group.add_argument(
+        "--labels",
+        metavar="NAMES",
+        help="what the masks' values mean: 'liver=1,tumour=2', or a text file (default: the names "
+        "of structures' files or of Slicer's segments)",
+    )
+    group.add_argument(
+        "--modality",
+        metavar="NAME",
+        help="of --images: CT, MRI, PET, US or another name; of several channels T1,T2,...",
+    )
+
+
 def _add_dicom(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("to DICOM SEG")
     group.add_argument(
@@ -112,6 +141,8 @@ def _add_dicom(parser: argparse.ArgumentParser) -> None:
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     common = {"overwrite": args.overwrite, "processes": args.processes}
+    if (args.input is None) == (args.images is None) or (args.images and args.to != "raw"):
+        parser.error("give -i FOLDER, or --images FOLDER and --masks FOLDER to make a raw dataset")
     if args.to != "raw" and args.output is None:
         parser.error(f"--to {args.to} needs -o, the folder to write to")
     if args.to == "npz":
@@ -139,6 +170,8 @@ def _to_raw(
     from promptseg.conversion.npz_dataset import convert_npz, npz_files
 
     raw = folders_of(args).raw
+    if args.images is not None:
+        return _of_two_folders(parser, args, raw, common)
     if is_msd_task(args.input):
         return convert_msd(args.input, raw, number=args.dataset, name=args.name, **common)
     if not npz_files(args.input):
@@ -157,5 +190,26 @@ def _to_raw(
         ground_truth=args.ground_truth,
         spacing_order=args.spacing_order,
         merge_instances=args.merge_instances,
+        **common,
+    )
+
+
+def _of_two_folders(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, raw: Path, common: dict[str, Any]
+) -> Conversion:
+    from promptseg.conversion.masks import parse_labels
+    from promptseg.conversion.two_folders import convert_two_folders
+
+    needed = {"--masks": args.masks, "--modality": args.modality, "-d": args.dataset}
+    if missing := [flag for flag, value in (needed | {"--name": args.name}).items() if not value]:
+        parser.error(f"--images needs {', '.join(missing)} too")
+    return convert_two_folders(
+        args.images,
+        args.masks,
+        raw,
+        number=args.dataset,
+        name=args.name,
+        modality=args.modality,
+        labels=None if args.labels is None else parse_labels(args.labels),
         **common,
     )

@@ -1,0 +1,197 @@
+"""Masks as people store them, and the names of what is in them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from promptseg.boxes import box_slices, mask_box
+from promptseg.io.images import (
+    VOLUME_ENDINGS,
+    Geometry,
+    file_ending,
+    read_channels,
+    read_segmentation,
+)
+from promptseg.words import some
+
+_SEGMENT = re.compile(r"Segment(\d+)_LabelValue")  # of a .seg.nrrd header
+_OFF_GRID = 0.02  # of a voxel
+_LABELS = '"liver=1,tumour=2", or a text file with a line like that, or `1 liver`, for each label'
+
+Labels = dict[str, int]
+
+
+def parse_labels(text: str) -> Labels:
+    """Names and values of labels, as `liver=1,tumour=2` or from a text file of such lines.
+
+    Lines may also read `1 liver`, as ITK-SNAP and FreeSurfer write them, or be a JSON object.
+
+    Raises:
+        ValueError: for anything else, or names or values that occur twice or a value below 1.
+    """
+    path = Path(text)
+    content = path.read_text(encoding="utf-8-sig") if path.is_file() else text
+    if content.lstrip().startswith("{"):
+        pairs = [(str(name), value) for name, value in json.loads(content).items()]
+    else:
+        lines = [line.split("#")[0].strip() for line in re.split(r"[,;\n]", content)]
+        pairs = [_pair(line) for line in lines if line]
+    labels: Labels = {}
+    for name, value in pairs:
+        try:
+            value = int(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{name!r}: expected {_LABELS}, found the value {value!r}") from None
+        if value == 0:  # background
+            continue
+        if value < 1 or name in labels or value in labels.values() or not name:
+            raise ValueError(
+                f"labels {content.strip()[:80]!r}: expected names and values that each occur once, "
+                f"values from 1, found {name}={value}"
+            )
+        labels[name] = value
+    if not labels:
+        raise ValueError(f"labels {text!r}: expected {_LABELS}, found nothing")
+    return labels
+
+
+def _pair(line: str) -> tuple[str, str]:
+    """Name and value of a line `name=value`, `value name` or `value r g b name`."""
+    if match := re.fullmatch(r"(.+?)\s*[=:]\s*(\S+)", line):
+        return match[1].strip().strip('"'), match[2].strip('"')
+    words = line.split()
+    if len(words) > 1 and words[0].isdecimal():
+        names = [word for word in words[1:] if not re.fullmatch(r"[\d.]+", word)]
+        return " ".join(names).strip('"'), words[0]
+    raise ValueError(f"{line!r}: expected {_LABELS}")
+
+
+def stem(path: Path) -> str:
+    """The name of a file without its ending, if it is an image's."""
+    return path.name[: -len(file_ending(path) or "")] if file_ending(path) else path.name
+
+
+def is_volume(path: Path) -> bool:
+    """Whether this is a file of a volume, by its name."""
+    return path.is_file() and file_ending(path) in VOLUME_ENDINGS
+
+
+def labels_of(masks: Sequence[Path]) -> Labels:
+    """The labels that files of structures, or headers of Slicer's segmentations, name."""
+    folders = [mask for mask in masks if mask.is_dir()]
+    if len(folders) == len(masks):
+        names = sorted(set().union(*map(structures, folders)))
+        return {name: value for value, name in enumerate(names, start=1)}
+    segments = [_segments(mask) for mask in masks if mask.is_file()]
+    named = list(dict.fromkeys(name for of_one in segments for name in of_one))
+    if named and not folders and all(segments):
+        return {name: value for value, name in enumerate(named, start=1)}
+    values = np.unique(read_segmentation(next(mask for mask in masks if mask.is_file()))[0])
+    raise ValueError(
+        f"{masks[0]} does not tell what its values mean; it has {some(values.tolist())}; give "
+        f"--labels {_LABELS}"
+    )
+
+
+def read_mask(mask: Path, labels: Labels) -> tuple[np.ndarray, int, Geometry]:
+    """A mask in labels numbered from 1 in their order, voxels that several claim, and the grid.
+
+    Args:
+        mask: file, or folder of structures.
+        labels: values by name; of structures and segments the names alone count, and those that
+            are not among them are left out.
+
+    Raises:
+        ValueError: for values that are not among the labels, or structures on different grids.
+    """
+    if mask.is_dir():
+        files = structures(mask)
+        parts = {name: read_segmentation(path) for name, path in files.items()}
+        grids = [grid for _, grid in parts.values()]
+        for name, (_, grid) in parts.items():
+            if difference := grids[0].difference_from(grid):
+                raise ValueError(f"{files[name]} lies on another grid: {difference}")
+        layers = {name: part > 0 for name, (part, _) in parts.items()}
+        return *_merged(layers, labels, grids[0].shape), grids[0]
+    segments = _segments(mask)
+    if segments and set(segments) & set(labels):
+        array, grid = read_channels(mask)
+        if any(layer >= len(array) for layer, _ in segments.values()):
+            raise ValueError(f"{mask}: its header names layers that it does not have")
+        layers = {name: array[layer] == value for name, (layer, value) in segments.items()}
+        return *_merged(layers, labels, grid.shape), grid
+    array, grid = read_segmentation(mask)
+    if unknown := sorted(set(np.unique(array).tolist()) - {0, *labels.values()}):
+        raise ValueError(f"{mask}: found value(s) {some(unknown)}, which --labels does not name")
+    layers = {name: array == value for name, value in labels.items()}
+    return *_merged(layers, labels, grid.shape), grid
+
+
+def placed(labels: np.ndarray, grid: Geometry, onto: Geometry) -> np.ndarray | None:
+    """Labels of a part of an image, as Slicer saves them, on the image's grid.
+
+    None where the grids differ in more than their extents, or a label lies outside the image.
+    """
+    if {name for name, *_ in grid.differences_from(onto)} - {"shape", "origin"}:
+        return None
+    axes = np.reshape(onto.direction, (3, 3))
+    shift = (axes.T @ np.subtract(grid.origin, onto.origin))[::-1] / onto.spacing
+    start = np.rint(shift).astype(int)
+    box = mask_box(labels > 0)
+    if np.abs(shift - start).max() > _OFF_GRID or box is None:
+        return None
+    there = box + start
+    if (there[0] < 0).any() or (there[1] > onto.shape).any():
+        return None
+    result = np.zeros(onto.shape, labels.dtype)
+    result[box_slices(there)] = labels[box_slices(box)]
+    return result
+
+
+def structures(folder: Path) -> dict[str, Path]:
+    """The masks of single structures in a folder, by name."""
+    inner = folder / "segmentations"
+    files = inner if inner.is_dir() else folder
+    return {stem(path): path for path in sorted(files.iterdir()) if is_volume(path)}
+
+
+def _segments(mask: Path) -> dict[str, tuple[int, int]]:
+    """Layer and value of each segment that the header of a `.seg.nrrd` names."""
+    if file_ending(mask) != ".nrrd":
+        return {}
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(mask))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:  # told when the case is read
+        return {}
+    header = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
+    found = {}
+    for key, value in header.items():
+        if match := _SEGMENT.fullmatch(key):
+            layer = header.get(f"Segment{match[1]}_Layer", "0")
+            name = header.get(f"Segment{match[1]}_Name")
+            if name and layer.isdecimal() and value.isdecimal():
+                found[name] = int(layer), int(value)
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def _merged(
+    layers: Mapping[str, np.ndarray], labels: Labels, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, int]:
+    """Labels, numbered from 1 in their order, and how many voxels several of them claim.
+
+    There the one that is named later stays.
+    """
+    result, overlap = np.zeros(shape, np.uint8 if len(labels) < 256 else np.int16), 0
+    for value, name in enumerate(labels, start=1):
+        if name in layers:
+            overlap += np.count_nonzero(result[layers[name]])
+            result[layers[name]] = value
+    return result, overlap

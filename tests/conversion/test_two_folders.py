@@ -1,0 +1,306 @@
+"""Images in one folder and masks in another to raw datasets that planning accepts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from promptseg.commands import convert
+from promptseg.conversion.masks import parse_labels
+from promptseg.conversion.two_folders import convert_two_folders
+from promptseg.experiment_planning.examine import examine_dataset
+from promptseg.files import read_json
+from promptseg.io.dataset import read_raw_dataset
+from promptseg.io.images import Geometry, read_image, read_segmentation, write_image
+from promptseg.parallel import Workers
+from tests.io.test_dicom import write_series
+from tests.real_data import require_real_data
+
+SHAPE = (4, 7, 6)
+GEOMETRY = Geometry(
+    shape=SHAPE,
+    spacing=(2.5, 0.8, 0.7),
+    origin=(-12.5, 30.25, 7.0),
+    direction=(0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0),
+)
+
+
+def volume(number: int) -> np.ndarray:
+    return np.random.default_rng(number).normal(100, 9, SHAPE).astype(np.float32)
+
+
+def mask(number: int) -> np.ndarray:
+    """Values 3 and 7."""
+    array = np.zeros(SHAPE, np.uint8)
+    array[1:3, 2:5, 1 + number % 2 : 4] = 3
+    array[1, 5, 3] = 7
+    return array
+
+
+@pytest.fixture
+def folders(tmp_path):
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    images.mkdir()
+    masks.mkdir()
+    return images, masks
+
+
+def converted(folders, tmp_path, **options):
+    given = {"number": 12, "name": "Mine", "modality": "MRI"} | options
+    return convert_two_folders(*folders, tmp_path / "raw", **given)
+
+
+def good_cases(dataset) -> list[str]:
+    with Workers(0) as workers:
+        examination = examine_dataset(dataset, workers, None)
+    assert not examination.problems
+    return [case.case_id for case in examination.good_cases]
+
+
+@pytest.mark.parametrize("suffix", ["", "_seg", "-mask", ".label", "_GT"])
+@pytest.mark.parametrize("ending", [".nii.gz", ".mha", ".nrrd"])
+def test_masks_are_found_by_name_and_values_numbered_without_a_gap(
+    folders, tmp_path, suffix, ending, capsys
+):
+    images, masks = folders
+    for number in range(3):
+        write_image(images / f"p {number}{ending}", volume(number), GEOMETRY)
+        write_image(masks / f"p {number}{suffix}.nii.gz", mask(number), GEOMETRY)
+    write_image(images / "unlabelled.nii.gz", volume(9), GEOMETRY)
+    write_image(masks / "lost.nii.gz", mask(9), GEOMETRY)
+    (images / ".DS_Store").write_bytes(b"of a Mac")
+    code = convert.main(
+        ["--images", str(images), "--masks", str(masks), "--labels", "node=7, organ=3"]
+        + ["--modality", "MRI", "-d", "12", "--name", "Mine", "--raw", str(tmp_path / "raw")]
+        + ["-np", "0"]
+    )
+    said = capsys.readouterr().out
+    assert code == 0, said
+    assert "left out, as they have no mask: unlabelled" in said
+    assert "left out, as they have no image: lost" in said
+    folder = tmp_path / "raw" / "Dataset012_Mine"
+    content = read_json(folder / "dataset.json")
+    assert content["labels"] == {"background": 0, "node": 1, "organ": 2}
+    assert content["channel_names"] == {"0": "MRI"} and content["numTraining"] == 3
+    raw = read_raw_dataset(folder)
+    assert good_cases(raw) == ["p 0", "p 1", "p 2"]
+    for number, case in enumerate(raw.cases):
+        image, geometry = read_image(case.images)
+        found, grid = read_segmentation(case.label)
+        np.testing.assert_array_equal(image[0], volume(number))
+        expected = np.select([mask(number) == 7, mask(number) == 3], [1, 2])
+        np.testing.assert_array_equal(found, expected)
+        assert geometry.difference_from(GEOMETRY) is None is grid.difference_from(GEOMETRY)
+
+
+def test_a_file_of_each_structure_names_it(folders, tmp_path):
+    images, masks = folders
+    for number, inner in enumerate(("", "segmentations")):  # as TotalSegmentator writes them
+        write_image(images / f"s{number}.nii.gz", volume(number), GEOMETRY)
+        folder = masks / f"s{number}" / inner
+        folder.mkdir(parents=True)
+        for value, name in ((3, "spleen"), (7, "aorta")):
+            write_image(folder / f"{name}.nii.gz", (mask(number) == value) * 255, GEOMETRY)
+    both = np.zeros(SHAPE, np.uint8)
+    both[1:4, 5, 3] = 1  # over the voxel of the aorta, and beside it
+    write_image(masks / "s1" / "segmentations" / "stomach.nii.gz", both, GEOMETRY)
+    result = converted(folders, tmp_path, modality="CT")
+    assert "structures overlap in 1 case(s), by up to 1 voxels" in result.report()
+    content = read_json(result.output / "dataset.json")
+    assert content["labels"] == {"background": 0, "aorta": 1, "spleen": 2, "stomach": 3}
+    first, second = (read_segmentation(c.label)[0] for c in read_raw_dataset(result.output).cases)
+    np.testing.assert_array_equal(first, np.select([mask(0) == 7, mask(0) == 3], [1, 2]))
+    expected = np.select([both > 0, mask(1) == 7, mask(1) == 3], [3, 1, 2])
+    np.testing.assert_array_equal(second, expected)
+    # only some of them are wanted, in an order
+    wanted = {"spleen": 1, "aorta": 2, "liver": 3}
+    result = converted(folders, tmp_path, modality="CT", labels=wanted, overwrite=True)
+    assert result.notes == ("in no case: liver",)
+    _, second = (read_segmentation(c.label)[0] for c in read_raw_dataset(result.output).cases)
+    np.testing.assert_array_equal(second, np.select([mask(1) == 3, mask(1) == 7], [1, 2]))
+
+
+def test_slicers_segmentations_name_their_segments(folders, tmp_path):
+    images, masks = folders
+    for number in range(2):
+        write_image(images / f"scan{number}.nrrd", volume(number), GEOMETRY)
+        image = sitk.GetImageFromArray(mask(number))
+        image.SetSpacing(GEOMETRY.spacing[::-1])
+        image.SetOrigin(GEOMETRY.origin)
+        image.SetDirection(GEOMETRY.direction)
+        for segment, (name, value) in enumerate((("Organ at risk", 3), ("Node", 7))):
+            image.SetMetaData(f"Segment{segment}_Name", name)
+            image.SetMetaData(f"Segment{segment}_LabelValue", str(value))
+            image.SetMetaData(f"Segment{segment}_Layer", "0")
+        sitk.WriteImage(image, str(masks / f"scan{number}.seg.nrrd"))
+    result = converted(folders, tmp_path)
+    content = read_json(result.output / "dataset.json")
+    assert content["labels"] == {"background": 0, "Organ at risk": 1, "Node": 2}
+    for number, case in enumerate(read_raw_dataset(result.output).cases):
+        expected = np.select([mask(number) == 3, mask(number) == 7], [1, 2])
+        np.testing.assert_array_equal(read_segmentation(case.label)[0], expected)
+
+
+def test_dicom_folders_and_channels_are_images(folders, tmp_path):
+    images, masks = folders
+    scan = np.random.default_rng(1).integers(0, 500, (5, 8, 6)).astype(np.int16)
+    write_series(images / "patient1", scan)
+    _, geometry = read_image(images / "patient1")
+    write_image(masks / "patient1.nii.gz", (scan > 250).astype(np.uint8), geometry)
+    result = converted(folders, tmp_path, labels={"bright": 1})
+    [case] = read_raw_dataset(result.output).cases
+    image, grid = read_image(case.images)
+    np.testing.assert_array_equal(image[0], scan)
+    assert grid.difference_from(geometry) is None
+
+    other = tmp_path / "channels"
+    other.mkdir()
+    for number in range(2):
+        write_image(other / f"brain_{number:04d}.nii.gz", volume(number), GEOMETRY)
+    write_image(masks / "brain.nii.gz", mask(0), GEOMETRY)
+    options = {"labels": {"a": 3, "b": 7}, "modality": "T1, T2", "number": 13}
+    result = converted((other, masks), tmp_path, **options)
+    assert read_json(result.output / "dataset.json")["channel_names"] == {"0": "T1", "1": "T2"}
+    [case] = read_raw_dataset(result.output).cases
+    np.testing.assert_array_equal(read_image(case.images)[0], [volume(0), volume(1)])
+
+
+def test_images_and_masks_may_lie_in_one_folder(folders, tmp_path):
+    images, _ = folders
+    write_image(images / "a.nii.gz", volume(0), GEOMETRY)
+    write_image(images / "a_mask.nii.gz", mask(0), GEOMETRY)
+    result = converted((images, images), tmp_path, labels={"x": 3, "y": 7})
+    assert result.done == ("a",) and not result.notes
+
+
+def test_a_mask_of_a_part_of_the_image_is_put_in_its_place(folders, tmp_path):
+    images, masks = folders
+    for name, start in (("part", (1, 2, 0)), ("larger", (0, 0, 0)), ("half_a_voxel", (0, 1, 0))):
+        write_image(images / f"{name}.nii.gz", volume(0), GEOMETRY)
+        image = sitk.ReadImage(str(images / f"{name}.nii.gz"))
+        found = sitk.GetImageFromArray(mask(0))
+        found.CopyInformation(image)
+        z, y, x = start
+        found = found[x:5, y:, z:]
+        if name == "larger":
+            found = sitk.ConstantPad(found, (2, 0, 1), (0, 3, 0))
+        if name == "half_a_voxel":
+            found.SetOrigin(np.add(found.GetOrigin(), (0, 0, 1.25)).tolist())
+        sitk.WriteImage(found, str(masks / f"{name}.nii.gz"))
+    result = converted(folders, tmp_path, labels={"a": 3, "b": 7})
+    assert result.done == ("larger", "part")
+    assert "lie on other grids: shape" in result.failed["half_a_voxel"]
+    for case in read_raw_dataset(result.output).cases:
+        found, grid = read_segmentation(case.label)
+        np.testing.assert_array_equal(found, np.select([mask(0) == 3, mask(0) == 7], [1, 2]))
+        assert grid.difference_from(GEOMETRY) is None
+
+
+def test_slicers_own_example_is_converted(folders, tmp_path):
+    source = require_real_data("odd") / "slicerio_MIT" / "slicerio" / "data"
+    images, masks = folders
+    shutil.copy(source / "CTChest4.nrrd", images / "chest.nrrd")
+    shutil.copy(source / "SegmentationOverlapping.seg.nrrd", masks / "chest.seg.nrrd")
+    result = converted(folders, tmp_path, modality="CT")
+    labels = read_json(result.output / "dataset.json")["labels"]
+    assert list(labels)[1:] == [
+        *("ribs", "cervical vertebral column", "thoracic vertebral column"),
+        *("lumbar vertebral column", "right lung", "left lung", "tissue", "overlapping sphere"),
+    ]
+    assert "structures overlap in 1 case(s)" in result.report()
+    [case] = read_raw_dataset(result.output).cases
+    layers = sitk.GetArrayFromImage(sitk.ReadImage(str(masks / "chest.seg.nrrd")))
+    expected = np.where(layers[..., 1] == 1, 8, layers[..., 0])
+    np.testing.assert_array_equal(read_segmentation(case.label)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("liver=1,tumour=2", {"liver": 1, "tumour": 2}),
+        ("liver: 1; left kidney : 20", {"liver": 1, "left kidney": 20}),
+        ("1 liver\n2 left kidney\n", {"liver": 1, "left kidney": 2}),
+        ('# ITK-SNAP\n0 0 0 0 0 0 0 "Clear Label"\n4 255 0 0 1 1 1 "L4"', {"L4": 4}),
+        ("17 Left-Hippocampus 220 216 20 0", {"Left-Hippocampus": 17}),
+        ('{"background": 0, "liver": 5}', {"liver": 5}),
+        ("background=0, Liver=2", {"Liver": 2}),
+    ],
+)
+def test_labels_are_read_as_people_write_them(text, expected, tmp_path):
+    assert parse_labels(text) == expected
+    path = tmp_path / "labels.txt"
+    path.write_text(text, encoding="utf-8")
+    assert parse_labels(str(path)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "found nothing"),
+        ("liver", "'liver': expected"),
+        ("liver=one", "found the value 'one'"),
+        ("liver=1,liver=2", "each occur once"),
+        ("liver=1,spleen=1", "each occur once"),
+        ("liver=-1", "values from 1"),
+        ('{"liver": [1]}', "found the value"),
+        ("labels.txt", "'labels.txt': expected"),
+    ],
+)
+def test_other_labels_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_labels(text)
+
+
+def test_what_cannot_be_converted_is_told_case_by_case(folders, tmp_path):
+    images, masks = folders
+    for name in ("good", "unknown_value", "other_grid", "broken", "channels"):
+        write_image(images / f"{name}.nii.gz", volume(0), GEOMETRY)
+        write_image(masks / f"{name}.nii.gz", mask(0), GEOMETRY)
+    write_image(masks / "unknown_value.nii.gz", mask(0) + 5 * (mask(0) > 0), GEOMETRY)
+    moved = Geometry(shape=SHAPE, spacing=(2.5, 0.8, 0.9), origin=(1, 2, 3))
+    write_image(masks / "other_grid.nii.gz", mask(0), moved)
+    data = (images / "broken.nii.gz").read_bytes()
+    (images / "broken.nii.gz").write_bytes(data[: len(data) // 2])
+    for number in range(2):
+        write_image(images / f"channels_{number:04d}.nii.gz", volume(number), GEOMETRY)
+    (images / "channels.nii.gz").unlink()
+    result = converted(folders, tmp_path, labels={"a": 3, "b": 7})
+    assert result.done == ("good",)
+    assert "found value(s) 8, 12, which --labels does not name" in result.failed["unknown_value"]
+    assert "lie on other grids: spacing" in result.failed["other_grid"]
+    assert "broken.nii.gz" in result.failed["broken"]
+    assert "found 2 channel(s), but --modality names 1" in result.failed["channels"]
+
+
+def test_what_is_missing_is_said_before_anything_is_written(folders, tmp_path, capsys):
+    images, masks = folders
+    with pytest.raises(FileNotFoundError, match="expected images or DICOM folders, found none"):
+        converted(folders, tmp_path)
+    write_image(images / "a.nii.gz", volume(0), GEOMETRY)
+    with pytest.raises(ValueError, match=r"no image in .* \(a\) has a mask .* \(nothing\)"):
+        converted(folders, tmp_path)
+    write_image(masks / "a.nii.gz", mask(0), GEOMETRY)
+    with pytest.raises(ValueError, match="it has 0, 3, 7; give --labels"):
+        converted(folders, tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        converted((images, tmp_path / "nowhere"), tmp_path)
+    assert not (tmp_path / "raw" / "Dataset012_Mine").exists()
+    for flags, message in (
+        ([], "give -i FOLDER, or --images"),
+        (["--images", "x", "-i", "y"], "give -i FOLDER, or --images"),
+        (["--images", "x", "--to", "npz", "-o", "z"], "give -i FOLDER, or --images"),
+        (["--images", "x", "--masks", "y"], "--images needs --modality, -d, --name too"),
+    ):
+        with pytest.raises(SystemExit):
+            convert.main(flags)
+        assert message in capsys.readouterr().err
+
+
+def test_labels_may_be_a_json_file(folders, tmp_path):
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps({"organ": 3, "node": 7}))
+    assert parse_labels(str(path)) == {"organ": 3, "node": 7}
