@@ -11,6 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from promptseg.boxes import box_slices, mask_box
+from promptseg.conversion.dicom_masks import read_dicom_mask, structure_names
 from promptseg.io.images import (
     VOLUME_ENDINGS,
     Geometry,
@@ -83,29 +84,34 @@ def is_volume(path: Path) -> bool:
 
 
 def labels_of(masks: Sequence[Path]) -> Labels:
-    """The labels that files of structures, or headers of Slicer's segmentations, name."""
-    folders = [mask for mask in masks if mask.is_dir()]
-    if len(folders) == len(masks):
-        names = sorted(set().union(*map(structures, folders)))
-        return {name: value for value, name in enumerate(names, start=1)}
-    segments = [_segments(mask) for mask in masks if mask.is_file()]
-    named = list(dict.fromkeys(name for of_one in segments for name in of_one))
-    if named and not folders and all(segments):
-        return {name: value for value, name in enumerate(named, start=1)}
-    values = np.unique(read_segmentation(next(mask for mask in masks if mask.is_file()))[0])
-    raise ValueError(
-        f"{masks[0]} does not tell what its values mean; it has {some(values.tolist())}; give "
-        f"--labels {_LABELS}"
-    )
+    """The labels that files of structures, Slicer's segmentations or DICOM name, from 1."""
+    names: dict[str, None] = {}
+    for mask in masks:
+        if not (found := _names_in(mask)):
+            values = np.unique(read_segmentation(mask)[0])
+            raise ValueError(
+                f"{mask} does not tell what its values mean; it has {some(values.tolist())}; give "
+                f"--labels {_LABELS}"
+            )
+        names.update(dict.fromkeys(found))
+    return {name: value for value, name in enumerate(names, start=1)}
 
 
-def read_mask(mask: Path, labels: Labels) -> tuple[np.ndarray, int, Geometry]:
+def _names_in(mask: Path) -> list[str]:
+    """What a mask itself says is in it."""
+    if mask.is_dir():
+        return list(structures(mask))
+    return list(_segments(mask)) if is_volume(mask) else structure_names(mask)
+
+
+def read_mask(mask: Path, labels: Labels, onto: Geometry) -> tuple[np.ndarray, int, Geometry]:
     """A mask in labels numbered from 1 in their order, voxels that several claim, and the grid.
 
     Args:
-        mask: file, or folder of structures.
+        mask: image file, SEG or RTSTRUCT, or folder of structures.
         labels: values by name; of structures and segments the names alone count, and those that
             are not among them are left out.
+        onto: grid of the image, on which contours are filled.
 
     Raises:
         ValueError: for values that are not among the labels, or structures on different grids.
@@ -119,6 +125,9 @@ def read_mask(mask: Path, labels: Labels) -> tuple[np.ndarray, int, Geometry]:
                 raise ValueError(f"{files[name]} lies on another grid: {difference}")
         layers = {name: part > 0 for name, (part, _) in parts.items()}
         return *_merged(layers, labels, grids[0].shape), grids[0]
+    if not is_volume(mask):
+        layers, grid = read_dicom_mask(mask, onto)
+        return *_merged(layers, labels, grid.shape), grid
     segments = _segments(mask)
     if segments and set(segments) & set(labels):
         array, grid = read_channels(mask)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from promptseg.conversion.dicom_masks import dicom_mask
 from promptseg.conversion.masks import (
     Labels,
     is_volume,
@@ -52,7 +53,8 @@ def convert_two_folders(
     A case is an image file, several with `_0000`, `_0001`, ... at the end of their names, or a
     folder with a DICOM series. Its mask has the same name, also with `_seg`, `_mask`, `_label` or
     the like behind it; or it is a folder of the case's name with a file of each structure, named
-    after it, as TotalSegmentator writes them. Values are renumbered from 1 without a gap.
+    after it, as TotalSegmentator writes them; or a DICOM SEG or RTSTRUCT, alone in a folder of the
+    case's name or with that name itself. Values are renumbered from 1 without a gap.
 
     More parameters than usual: each of them is one flag of `promptseg_convert`.
 
@@ -64,8 +66,8 @@ def convert_two_folders(
         name: name of the new dataset.
         modality: name of the channel, such as CT; of several channels separated by commas.
         labels: value of each label in the masks; by default the names of structures' files, or
-            those in the header of Slicer's `.seg.nrrd`. Structures that are not named are left
-            out; values that are not are refused.
+            those in the header of Slicer's `.seg.nrrd` or of DICOM. Structures that are not named
+            are left out; values that are not are refused.
         overwrite: whether an existing dataset of the same number and name is replaced.
         processes: number of worker processes; 0 converts in this process.
 
@@ -124,7 +126,7 @@ def _images(folder: Path) -> dict[str, list[Path]]:
 
 
 def _masks(folder: Path) -> dict[str, Path]:
-    """The mask file, or folder of structures, of each case."""
+    """The mask file, or folder of structures or of a DICOM mask, of each case."""
     found: dict[str, Path] = {}
     for path in _visible(folder):
         if is_volume(path):
@@ -133,6 +135,8 @@ def _masks(folder: Path) -> dict[str, Path]:
                 found[case] = path
         elif path.is_dir() and structures(path):
             found[path.name] = path
+        elif (mask := dicom_mask(path)) is not None:
+            found[_OF_MASKS.sub("", path.name.removesuffix(".dcm"))] = mask
     return found
 
 
@@ -147,7 +151,7 @@ def _convert_case(
             f"{some(str(path) for path in files)}: found {len(image)} channel(s), but --modality "
             f"names {channel_count}"
         )
-    found, overlap, grid = read_mask(mask, labels)
+    found, overlap, grid = read_mask(mask, labels, geometry)
     if difference := geometry.difference_from(grid):
         moved = placed(found, grid, geometry)
         if moved is None:

@@ -6,6 +6,7 @@ import json
 import shutil
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 
@@ -167,6 +168,118 @@ def test_dicom_folders_and_channels_are_images(folders, tmp_path):
     assert read_json(result.output / "dataset.json")["channel_names"] == {"0": "T1", "1": "T2"}
     [case] = read_raw_dataset(result.output).cases
     np.testing.assert_array_equal(read_image(case.images)[0], [volume(0), volume(1)])
+
+
+DCMQI = "odd/dcmqi_DICOMSEG_BSD3"
+
+
+def test_dicom_segs_are_read_as_dcmqi_reads_them(folders, tmp_path):
+    images, masks = folders
+    source = require_real_data(DCMQI)
+    shutil.copytree(source / "24x38x3" / "image", images / "one")
+    shutil.copy(source / "24x38x3" / "seg" / "label.seg", masks / "one.dcm")
+    shutil.copytree(source / "24x38x3" / "image", images / "sparse")
+    (masks / "sparse").mkdir()
+    shutil.copy(source / "sparse-labelmap-ppv5.dcm", masks / "sparse" / "IM1")
+    result = converted(folders, tmp_path, modality="CT")
+    assert result.done == ("one", "sparse")
+    assert read_json(result.output / "dataset.json")["labels"] == {"background": 0, "Liver": 1}
+    one, sparse = (read_segmentation(c.label) for c in read_raw_dataset(result.output).cases)
+    for (found, grid), name in (
+        (one, "24x38x3/nrrd/label.nrrd"),
+        (sparse, "sparse_labelmap_noppv_seg.nrrd"),
+    ):
+        expected, its_grid = read_segmentation(source / name)
+        np.testing.assert_array_equal(found, expected > 0)
+        assert found.any() and grid.difference_from(its_grid) is None
+
+
+def test_overlapping_segments_of_a_dicom_seg(folders, tmp_path):
+    images, masks = folders
+    source = require_real_data(DCMQI)
+    shutil.copytree(source / "ct-3slice", images / "ct")
+    shutil.copy(source / "partial_overlaps.dcm", masks / "ct_seg.dcm")
+    result = converted(folders, tmp_path, modality="CT")
+    names = ["GREEN", "ORANGE", "PURPLE", "LIGHT_BLUE", "DARK_BLUE"]
+    assert list(read_json(result.output / "dataset.json")["labels"])[1:] == names
+    assert "structures overlap in 1 case(s)" in result.report()
+    expected = np.zeros((3, 512, 512), np.uint8)
+    files = [source / f"partial_overlaps-{number}.nrrd" for number in (1, 2, 3)]
+    layers = [sitk.GetArrayFromImage(sitk.ReadImage(str(file))) for file in files]
+    for value in range(1, 6):  # the later of two stays
+        for layer in layers:
+            expected[layer == value] = value
+    [case] = read_raw_dataset(result.output).cases
+    np.testing.assert_array_equal(read_segmentation(case.label)[0], expected)
+
+
+def write_rtstruct(path, structures):
+    """Structures of contours, (n, 3) mm each, as a treatment planning system writes them."""
+    content = pydicom.Dataset()
+    content.file_meta = pydicom.dataset.FileMetaDataset()
+    content.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    content.SOPClassUID = pydicom.uid.RTStructureSetStorage
+    content.SOPInstanceUID = pydicom.uid.generate_uid()
+    rois, outlines = [], []
+    for number, (name, contours) in enumerate(structures.items(), start=1):
+        roi, outline = pydicom.Dataset(), pydicom.Dataset()
+        roi.ROINumber = outline.ReferencedROINumber = number
+        roi.ROIName, outline.ContourSequence = name, []
+        for points in contours:
+            contour = pydicom.Dataset()
+            contour.ContourGeometricType = "POINT" if len(points) == 1 else "CLOSED_PLANAR"
+            contour.NumberOfContourPoints = len(points)
+            contour.ContourData = [f"{value:.6g}" for value in np.ravel(points)]
+            outline.ContourSequence.append(contour)
+        rois.append(roi)
+        outlines.append(outline)
+    content.StructureSetROISequence, content.ROIContourSequence = rois, outlines
+    content.save_as(path, enforce_file_format=True)
+
+
+def in_world(points, geometry=GEOMETRY) -> np.ndarray:
+    """(n, 3) voxels, zyx, to mm, x, y, z."""
+    mm = np.multiply(points, geometry.spacing)[:, ::-1]
+    return mm @ np.reshape(geometry.direction, (3, 3)).T + geometry.origin
+
+
+def test_contours_of_an_rtstruct_are_filled_on_the_image(folders, tmp_path):
+    images, masks = folders
+    write_image(images / "p.nii.gz", volume(0), GEOMETRY)
+    # y 0.6 to 5.3, x 0.5 to 4.4: rows 1 to 5, columns 1 to 4, with a hole of rows 2 to 3, column 2
+    square = [[1, 0.6, 0.55], [1, 5.3, 0.55], [1, 5.3, 4.4], [1, 0.6, 4.4]]
+    hole = [[1, 1.5, 1.6], [1, 1.5, 2.4], [1, 3.4, 2.4], [1, 3.4, 1.6]]
+    triangle = [[3, -0.4, -0.4], [3, 6.4, -0.4], [3, -0.4, 5.2]]
+    structures = {
+        "Liver": [in_world(square), in_world(hole)],
+        "Node": [in_world(triangle)],
+        "Isocentre": [in_world([[2, 2, 2]])],
+    }
+    write_rtstruct(masks / "p.dcm", structures)
+    result = converted(folders, tmp_path)
+    labels = read_json(result.output / "dataset.json")["labels"]
+    assert labels == {"background": 0, "Liver": 1, "Node": 2}
+    expected = np.zeros(SHAPE, np.uint8)
+    expected[1, 1:6, 1:5] = 1
+    expected[1, 2:4, 2] = 0
+    y, x = np.mgrid[:7, :6]
+    expected[3][(x + 0.4) / 5.6 + (y + 0.4) / 6.8 < 1] = 2
+    [case] = read_raw_dataset(result.output).cases
+    np.testing.assert_array_equal(read_segmentation(case.label)[0], expected)
+
+
+def test_contours_of_another_image_are_refused(folders, tmp_path):
+    images, masks = folders
+    for name, height in (("good", 1.0), ("between", 1.4)):
+        write_image(images / f"{name}.nii.gz", volume(0), GEOMETRY)
+        square = [[height, 1, 1], [height, 1, 4], [height, 4, 4], [height, 4, 1]]
+        write_rtstruct(masks / f"{name}.dcm", {"Liver": [in_world(square)]})
+    result = converted(folders, tmp_path)
+    assert result.done == ("good",)
+    assert "contours of Liver do not lie in the image's slices" in result.failed["between"]
+    shutil.copytree(masks, masks / "good")
+    with pytest.raises(ValueError, match="expected one DICOM SEG .*found between.dcm, good"):
+        converted(folders, tmp_path, overwrite=True)
 
 
 def test_images_and_masks_may_lie_in_one_folder(folders, tmp_path):
