@@ -58,6 +58,8 @@ def read_itk(path: Path | str, *, channels_last: bool = False) -> sitk.Image:
         image = read_dicom_series(path) if path.is_dir() else sitk.ReadImage(str(path))
     if path.name.lower().endswith((".mha", ".nrrd")):
         _check_compressed_voxels(path)
+    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
+        image = image[..., 0]  # one point in time, as of enhanced DICOM
     check_volume(path, image.GetSize(), channels_last=channels_last)
     if "complex" in image.GetPixelIDTypeAsString():
         raise ValueError(f"{path}: voxels are complex numbers; save their magnitude")

@@ -9,6 +9,7 @@ import SimpleITK as sitk
 
 from promptseg.io.images import count_channels, is_dicom_folder, read_image
 from tests.io.test_images import random_volume
+from tests.real_data import require_real_data
 
 
 def write_series(folder, volume, uid="1.2.840.1", skip=()):
@@ -151,3 +152,13 @@ def test_rounded_positions_and_axes_are_a_volume(tmp_path):
     image, geometry = read_image(tmp_path / "series")
     np.testing.assert_array_equal(image[0], volume)
     np.testing.assert_allclose(geometry.spacing, (2.5, 0.8, 0.7), rtol=2e-3)
+
+
+@pytest.mark.parametrize("size", ["24x38x3", "23x38x3"])
+def test_an_enhanced_multi_frame_file_is_read_as_the_series_that_it_was_made_of(size):
+    source = require_real_data("odd") / "dcmqi_DICOMSEG_BSD3" / size
+    image, geometry = read_image(source / "image")
+    for path in (source / "multiframe", source / "multiframe" / "mf.dcm"):
+        found, grid = read_image(path)
+        np.testing.assert_array_equal(found, image)
+        assert grid.difference_from(geometry) is None

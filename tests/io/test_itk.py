@@ -60,3 +60,22 @@ def test_threads_that_read_at_once_leave_itks_warnings_as_they_were(shown):
         assert display() == shown
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(True)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".nii.gz"])
+def test_a_fourth_dimension_of_one_point_in_time_is_no_more_than_the_volume(tmp_path, ending):
+    volume = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
+    image = sitk.GetImageFromArray(volume)
+    image.SetSpacing((0.7, 0.8, 2.5))
+    image.SetOrigin((-12.5, 30.25, 7.0))
+    image.SetDirection((0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0))
+    for name, stored in (("three", image), ("four", sitk.JoinSeries([image]))):
+        sitk.WriteImage(stored, str(tmp_path / f"{name}{ending}"))
+    (three, its_grid), (four, grid) = (
+        read_image(tmp_path / f"{name}{ending}") for name in ("three", "four")
+    )
+    np.testing.assert_array_equal(four, three)
+    assert grid.difference_from(its_grid) is None
+    sitk.WriteImage(sitk.JoinSeries([image, image]), str(tmp_path / f"two{ending}"))
+    with pytest.raises(ValueError, match="expected three dimensions, found 4"):
+        read_image(tmp_path / f"two{ending}")
