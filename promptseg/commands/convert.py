@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_general(parser)
     _add_raw(parser)
     _add_two_folders(parser)
+    _add_tree(parser)
     _add_dicom(parser)
     add_folders(parser, "raw")
     return run_command(parser, arguments, lambda args: _run(parser, args))
@@ -39,17 +40,22 @@ def _add_general(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FOLDER",
         help="task folder of the Medical Segmentation Decathlon, folder of .npz files of the "
-        "BiomedSegFM challenge, or, with --to npz or dicom-seg, folder of predictions; without it "
-        "--images and --masks",
+        "BiomedSegFM challenge, or, with --to images, folder or zip file of DICOM files, "
+        "with --to npz or dicom-seg, folder of predictions; without it --images and --masks",
     )
     parser.add_argument(
         "--to",
-        choices=("raw", "npz", "dicom-seg"),
+        choices=("raw", "images", "npz", "dicom-seg"),
         default="raw",
-        help="raw makes a dataset for training, the others convert predictions (default: raw)",
+        help="raw makes a dataset for training, images one file for each volume of a DICOM export, "
+        "the others convert predictions (default: raw)",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FOLDER", help="folder to write predictions to"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for images or predictions",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     add_processes(parser, default=2)
@@ -118,7 +124,24 @@ def _add_two_folders(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--modality",
         metavar="NAME",
-        help="of --images: CT, MRI, PET, US or another name; of several channels T1,T2,...",
+        help="of --images: CT, MRI, PET, US or another name; of several channels T1,T2,...; with "
+        "--to images: only series of this one",
+    )
+
+
+def _add_tree(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("DICOM exports to images")
+    group.add_argument(
+        "--min-slices",
+        type=count,
+        default=10,
+        metavar="N",
+        help="leave out series of fewer images (default: %(default)s)",
+    )
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only print what there is, what would be converted, and why the rest would not",
     )
 
 
@@ -145,7 +168,18 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         parser.error("give -i FOLDER, or --images FOLDER and --masks FOLDER to make a raw dataset")
     if args.to != "raw" and args.output is None:
         parser.error(f"--to {args.to} needs -o, the folder to write to")
-    if args.to == "npz":
+    if args.to == "images":
+        from promptseg.conversion.dicom_tree import convert_dicom_tree
+
+        result = convert_dicom_tree(
+            args.input,
+            args.output,
+            modality=args.modality,
+            min_slices=args.min_slices,
+            dry_run=args.dry_run,
+            **common,
+        )
+    elif args.to == "npz":
         from promptseg.conversion.predictions import convert_predictions_to_npz
 
         result = convert_predictions_to_npz(args.input, args.output, **common)

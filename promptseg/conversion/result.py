@@ -31,7 +31,8 @@ class Conversion:
         lines = [f"note: {note}" for note in self.notes]
         lines += [f"{case_id}: {problem}" for case_id, problem in sorted(self.failed.items())]
         total = len(self.done) + len(self.failed)
-        lines.append(f"{len(self.done)} of {total} case(s) written to {self.output}")
+        if total:
+            lines.append(f"{len(self.done)} of {total} case(s) written to {self.output}")
         return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,24 +46,54 @@ def read_dicom_series(folder: Path) -> sitk.Image:
             f"{folder}: expected one DICOM series, found {len(series)} with "
             f"{[len(names) for names in files]} files; put each series into a folder of its own"
         )
-    _check_slices(folder, files[0])
+    return read_slices(folder, files[0])
+
+
+def read_slices(folder: Path, files: Sequence[str]) -> sitk.Image:
+    """Read the images of one series, in their order, as a volume in rescaled values.
+
+    Args:
+        folder: for errors.
+        files: of one series; see `in_order`.
+
+    Raises:
+        ValueError, RuntimeError: as `read_dicom_series`.
+    """
+    check_slices(folder, files)
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(files[0])
-    return reader.Execute()
+    reader.SetFileNames(files)
+    image = reader.Execute()
+    is_volume = image.GetDimension() == 4 and image.GetSize()[3] == 1  # of an enhanced file
+    return image[..., 0] if is_volume else image
+
+
+def in_order(files: Sequence[str]) -> list[str]:
+    """The images of a series from the first slice to the last, as GDCM orders them.
+
+    Raises:
+        ValueError: naming an image that does not tell where it lies.
+    """
+    if len(files) < 2:
+        return list(files)
+    headers = [header_of(file, *_TAGS) for file in files]
+    axes = _axes(files[0], headers[0])
+    positions = [_position(*of_one) for of_one in zip(files, headers, strict=True)]
+    along = np.array(positions) @ np.cross(axes[:3], axes[3:])
+    return [files[place] for place in np.argsort(along, kind="stable")]
 
 
 def modality_of_series(folder: Path) -> str | None:
     """How the images of a folder's series were made, one of `MODALITIES`; None for another way."""
     names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
-    return MODALITIES.get(str(_header(names[0], "Modality").get("Modality"))) if names else None
+    return MODALITIES.get(str(header_of(names[0], "Modality").get("Modality"))) if names else None
 
 
-def _check_slices(folder: Path, files: tuple[str, ...]) -> None:
+def check_slices(folder: Path, files: Sequence[str]) -> None:
     """Raise unless the images of a series are the slices of one volume, with right angles.
 
     ITK stacks whatever it is given, with the distance of the first two images, or of 1 mm.
     """
-    headers = [_header(file, *_TAGS) for file in files]
+    headers = [header_of(file, *_TAGS) for file in files]
     if any("LOCALIZER" in (header.get("ImageType") or ()) for header in headers):
         raise ValueError(f"{folder}: a localizer, to plan a scan by; choose another series")
     if any(int(header.get("NumberOfFrames") or 1) > 1 for header in headers):
@@ -128,7 +159,7 @@ def _axes(file: str, header: Dataset) -> list[float]:
     return [float(value) for value in axes]
 
 
-def _header(file: str, *tags: str) -> Dataset:
+def header_of(file: str, *tags: str) -> Dataset:
     """The named entries of a file's header."""
     import pydicom  # a third of a second that most images do not need
 
