@@ -31,12 +31,13 @@ class Budget:
 BUDGETS = {
     # `base` is the number of voxels and tokens of SegVol's 32x256x256 patch with 4x16x16 tokens;
     # `tiny` trains on two CPU cores in minutes.
-    "tiny": Budget(elements=320_000, tokens=512, batch_size=2),
+    "tiny": Budget(elements=320_000, tokens=400, batch_size=2),
     "small": Budget(elements=96 * 96 * 96, tokens=1024, batch_size=2),
     "base": Budget(elements=32 * 256 * 256, tokens=2048, batch_size=2),
 }
 
-CONTEXT = 2  # extents of the labels that a patch of a large image has along each axis
+CONTEXT = 1.5  # extents of the labels that a patch of a large image has along each axis
+PADDING = 0.2  # of an axis, beyond which the stride is halved there to pad less
 LEAST = 1 / 8  # of the budget, which a patch about small labels keeps
 LARGEST = 0.95  # of a label's voxels, in its largest component, makes it one component
 LEAST_CASES = 5  # with a label, to tell
@@ -124,12 +125,13 @@ def plan_patch(
     The patch starts from the median image. Where that has more voxels than the budget has
     elements, the finest map halves the resolution along the physically finest axes: to see where an
     object lies in the body is worth more than the last half voxel of its border. What lies further
-    from the labels than half of their extent tells little about them: the patch shrinks to twice
-    their extent, though not below an eighth of the budget, and a batch has several. Then it shrinks
+    from the labels than a part of their extent tells little about them: the patch shrinks to
+    `CONTEXT` times their extent, though not below an eighth of the budget, and a batch has several. Then it shrinks
     along its physically longest axis until it is within the budget. The stride of the tokens starts
     from that of the finest map and doubles, always along the axes where a token is physically
-    smallest, until the tokens are within their budget. The patch is then rounded to a
-    multiple of it. A batch has as many patches as the budget holds, at most `batch_size`.
+    smallest, until the tokens are within their budget. Where a multiple of it would add more than
+    `PADDING` to the patch, it is halved again, as far as the tokens allow. The patch is then
+    rounded to a multiple of it. A batch has as many patches as the budget holds, at most `batch_size`.
 
     Args:
         median_shape: voxels, zyx, at `spacing`.
@@ -151,6 +153,7 @@ def plan_patch(
         axis = int(np.argmax(np.where(patch_size > 1, patch_size * spacing, 0)))
         patch_size[axis] = int(patch_size[axis] * 0.95)
     stride = _finest_stride(patch_size, spacing, finest, budget.tokens)
+    stride = _padding_less(patch_size, stride, finest, budget.tokens)
     rounded = _round_to_multiple(patch_size, stride, most)
     elements = int((rounded // finest).prod())
     batch_size = int(np.clip(budget.elements // elements, 1, budget.batch_size))
@@ -204,6 +207,21 @@ def _finest_stride(
         token_mm = np.where(can_double, stride * spacing, np.inf)
         stride[token_mm < 1.01 * token_mm.min()] *= 2
     return stride
+
+
+def _padding_less(
+    patch_size: np.ndarray, stride: np.ndarray, finest: np.ndarray, max_tokens: int
+) -> np.ndarray:
+    """Halve the stride along the axes that its multiples pad most, as far as the tokens allow."""
+    stride = stride.copy()
+    while True:
+        padded = np.ceil(patch_size / stride) * stride / patch_size
+        tokens = np.ceil(patch_size / stride)
+        finer = np.ceil(2 * patch_size / stride) * tokens.prod() / tokens
+        can_halve = (padded > 1 + PADDING) & (stride > finest) & (finer <= max_tokens)
+        if not can_halve.any():
+            return stride
+        stride[np.argmax(np.where(can_halve, padded, 0))] //= 2
 
 
 def _round_to_multiple(patch_size: np.ndarray, stride: np.ndarray, max_voxels: int) -> np.ndarray:

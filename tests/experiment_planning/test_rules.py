@@ -44,7 +44,7 @@ def test_the_10th_percentile_is_never_finer_than_the_other_axes():
 
 def test_a_median_image_within_the_budget_is_the_patch():
     # 36x50x35 of 1 mm: 63000 of 320000 elements. Strides 1, 2 leave too many tokens
-    # (18 * 25 * 18 = 8100), 4 gives 9 * 13 * 9 = 1053 > 512, 8 gives 5 * 7 * 5 = 175.
+    # (18 * 25 * 18 = 8100), 4 gives 9 * 13 * 9 = 1053 > 400, 8 gives 5 * 7 * 5 = 175.
     # 40 * 56 * 40 = 89600 elements, of which the budget holds three patches; a batch has two.
     plan = plan_patch((36, 50, 35), (1.0, 1.0, 1.0), BUDGETS["tiny"])
     assert plan.stride == (8, 8, 8) and plan.patch_size == (40, 56, 40)
@@ -66,11 +66,12 @@ def test_heart_slices_of_10_mm_keep_their_number_on_the_finest_map():
     # has half the resolution, and 9 * 128 * 108 elements fit. Tokens, the physically finest axes
     # first: yx (1,4,4), yx (1,8,8) of 12.5 mm: 7776; z (2,8,8): 4320; yx (2,16,16): 1120; z
     # (4,16,16): 3 * 16 * 14 = 672; yx (4,32,32): 3 * 8 * 7 = 168. The multiples of that are
-    # 12x256x224, 172032 elements, of which 320000 hold one.
+    # 12x256x224; as three slices of padding are a third of nine, z is halved again, 5 * 8 * 7 =
+    # 280: 10x256x224, 143360 elements, of which 320000 hold two.
     plan = plan_patch((9, 256, 216), (10.0, 1.56, 1.56), BUDGETS["tiny"])
-    assert plan.finest_stride == (1, 2, 2) and plan.stride == (4, 32, 32)
-    assert plan.patch_size == (12, 256, 224) and plan.batch_size == 1
-    assert "covers the median image, 172032 elements, 168 tokens" in plan.reason
+    assert plan.finest_stride == (1, 2, 2) and plan.stride == (2, 32, 32)
+    assert plan.patch_size == (10, 256, 224) and plan.batch_size == 2
+    assert "covers the median image, 143360 elements, 280 tokens" in plan.reason
     # `small` holds 884736 elements: all voxels, at the full resolution
     assert plan_patch((9, 256, 216), (10.0, 1.56, 1.56), BUDGETS["small"]).finest_stride == (1,) * 3
 
@@ -80,27 +81,29 @@ def test_a_large_volume_is_halved_along_all_axes_and_then_cut_along_the_longest(
     # steps of 5 %, y before x where both are longest: 212, 201, 190, and then 180:
     # 77 * 180 * 190 = 2633400 is still too much, 77 * 180 * 180 = 2494800 is not.
     # Tokens: 5 * 12 * 12 = 720 of stride 16, 3 * 6 * 6 = 108 of 32, whose multiples are
-    # 96x192x192, 48 * 96 * 96 = 442368 elements, within 1.5 times the budget.
+    # 96x192x192, a quarter more than the image in z: 16 there, 5 * 6 * 6 = 180. 80x192x192 are
+    # 40 * 96 * 96 = 368640 elements, within 1.5 times the budget.
     plan = plan_patch((77, 224, 224), (1.0, 1.0, 1.0), BUDGETS["tiny"])
-    assert plan.finest_stride == (2, 2, 2) and plan.stride == (32, 32, 32)
-    assert plan.patch_size == (96, 192, 192) and plan.batch_size == 1
-    assert "smaller than it, 442368 elements, 108 tokens" in plan.reason
+    assert plan.finest_stride == (2, 2, 2) and plan.stride == (16, 32, 32)
+    assert plan.patch_size == (80, 192, 192) and plan.batch_size == 1
+    assert "smaller than it, 368640 elements, 180 tokens" in plan.reason
 
 
-def test_patches_of_a_large_image_shrink_to_twice_what_the_labels_extend_over():
-    # 9x64x69 voxels of labels: at most 18x128x138 of the 9x256x216. Tokens: (1,8,8) 9 * 16 * 18 =
-    # 2592; z (2,8,8): 1440; yx (2,16,16): 5 * 8 * 9 = 360, whose multiples are 10x128x144,
-    # 10 * 64 * 72 elements of which the budget holds six; a batch has two.
+def test_patches_of_a_large_image_shrink_to_what_the_labels_extend_over_and_half_as_much():
+    # 9x64x69 voxels of labels: 1.5 times them are 14x96x104 of the 9x256x216, of which an eighth of
+    # the budget leaves about 9x128x139. Tokens: (1,8,8) 9 * 16 * 18 = 2592; z (2,8,8): 1440; yx
+    # (2,16,16): 5 * 8 * 9 = 360, whose multiples are 10x128x144, 10 * 64 * 72 elements of which
+    # the budget holds six; a batch has two.
     heart = plan_patch((9, 256, 216), (10.0, 1.56, 1.56), BUDGETS["tiny"], (9, 64, 69))
     assert heart.patch_size == (10, 128, 144) and heart.stride == (2, 16, 16)
     assert heart.finest_stride == (1, 2, 2) and heart.batch_size == 2
     assert "as the labels extend over (9, 64, 69), 46080 elements" in heart.reason
     # vertebrae are one above the other: the height stays, to the sides there is less to see
     spine = plan_patch((77, 224, 224), (1.0, 1.0, 1.0), BUDGETS["tiny"], (59, 182, 62))
-    assert spine.patch_size == (96, 224, 128)
+    assert spine.patch_size == (80, 224, 96) and spine.stride == (16, 32, 32)
     # where they extend over most of it, the budget is the reason
     whole = plan_patch((77, 224, 224), (1.0, 1.0, 1.0), BUDGETS["tiny"], (60, 180, 180))
-    assert "smaller than it, 442368 elements" in whole.reason
+    assert "smaller than it, 368640 elements" in whole.reason
     # an image within the budget is seen whole
     small = plan_patch((36, 50, 35), (1.0, 1.0, 1.0), BUDGETS["tiny"], (10, 10, 10))
     assert small.patch_size == (40, 56, 40) and "extend" not in small.reason
@@ -217,11 +220,12 @@ def test_without_labels_or_background_soft_tissue_is_the_default(histograms):
 
 
 def test_the_stride_is_the_finest_that_fits_step_by_step():
-    # 3.27x5.47x5.47 mm, 64x33x34 voxels, 512 tokens. Doubled one after the other, the finest
+    # 3.27x5.47x5.47 mm, 64x33x34 voxels, 400 tokens. Doubled one after the other, the finest
     # first: z (2,1,1), yx (2,2,2), z, yx (4,4,4): 16*9*9 = 1296, z (8,4,4): 648, yx (8,8,8): 200.
+    # 40 would pad y by 21 %, more than a fifth, and with (8,4,8) there are 8*9*5 = 360.
     plan = plan_patch((64, 33, 34), (3.27, 5.47, 5.47), BUDGETS["tiny"])
-    assert plan.stride == (8, 8, 8)
-    assert plan.patch_size == (64, 40, 40)
+    assert plan.stride == (8, 4, 8)
+    assert plan.patch_size == (64, 36, 40)
 
 
 @pytest.mark.parametrize(
