@@ -15,7 +15,7 @@ def progress_bar(**options: Any) -> tqdm:
     """A bar of tqdm for stderr, with tqdm's options.
 
     Where stderr is not a terminal, such as in the log of a cluster's job, it prints a line every
-    `SECONDS` and one at the end, and never a line that overwrites another.
+    `SECONDS` and one at the end, unless `leave` is false, and never a line that overwrites another.
     """
     kind = tqdm if sys.stderr.isatty() else _Lines
     return kind(dynamic_ncols=True, **options)
@@ -37,7 +37,8 @@ class _Lines(tqdm):
         if not self.disable:
             self.disable = True
             self._decr_instances(self)
-            self._print()
+            if self.leave:
+                self._print()
 
     def _print(self) -> None:
         self._printed = time.monotonic()

@@ -46,3 +46,8 @@ def test_a_terminal_gets_a_bar(monkeypatch):
 @pytest.mark.parametrize("stream", [io.StringIO, _Terminal])
 def test_a_hidden_bar_prints_nothing(monkeypatch, stream):
     assert _shown(monkeypatch, stream(), disable=True) == ""
+
+
+def test_a_bar_that_is_not_to_stay_ends_without_a_line(monkeypatch):
+    assert _shown(monkeypatch, io.StringIO(), leave=False) == ""
+    assert "predicting" in _shown(monkeypatch, io.StringIO(), leave=True)

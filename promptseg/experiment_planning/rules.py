@@ -126,12 +126,13 @@ def plan_patch(
     elements, the finest map halves the resolution along the physically finest axes: to see where an
     object lies in the body is worth more than the last half voxel of its border. What lies further
     from the labels than a part of their extent tells little about them: the patch shrinks to
-    `CONTEXT` times their extent, though not below an eighth of the budget, and a batch has several. Then it shrinks
-    along its physically longest axis until it is within the budget. The stride of the tokens starts
-    from that of the finest map and doubles, always along the axes where a token is physically
-    smallest, until the tokens are within their budget. Where a multiple of it would add more than
-    `PADDING` to the patch, it is halved again, as far as the tokens allow. The patch is then
-    rounded to a multiple of it. A batch has as many patches as the budget holds, at most `batch_size`.
+    `CONTEXT` times their extent, though not below an eighth of the budget, and a batch has several.
+    Then it shrinks along its physically longest axis until it is within the budget. The stride of
+    the tokens starts from that of the finest map and doubles, always along the axes where a token
+    is physically smallest, until the tokens are within their budget. Where a multiple of it would
+    add more than `PADDING` to the patch, it is halved again, as far as the tokens allow. The patch
+    is then rounded to a multiple of it. A batch has as many patches as the budget holds, at most
+    `batch_size`.
 
     Args:
         median_shape: voxels, zyx, at `spacing`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -19,11 +19,16 @@ from promptseg.networks.prompt_encoder import Query, batch_queries
 from promptseg.networks.promptable import PromptableNetwork, decode_in_parts
 from promptseg.preprocessing.lazy import LazyImage
 from promptseg.preprocessing.patch import cut_patch
+from promptseg.progress_bar import progress_bar
 
 ASKED_AT_ONCE = 8  # queries about a whole volume, whose logits are held together
 OPEN_VOXELS = 2**27  # of the blends that wait for patches: 512 MB
 WHOLE = "whole"  # key of the encodings of the whole image
+MANY_PATCHES, PATIENCE = 20, 10.0  # from which many patches, after so many seconds, are counted
 ASKED_VOXELS = 2**25  # of the answers in one patch that are held together: 128 MB
+
+
+Patch = tuple[tuple[int, ...], list[int]]  # its start, and the queries that use it
 
 
 class ImageDecoder:
@@ -225,6 +230,13 @@ def blended_answers(
         yield from _answers_of_group(decoder, queries, starts, weights, n_perturbations, group)
 
 
+def _with_progress(patches: list[Patch]) -> Iterable[Patch]:
+    """Patches with a bar that is shown where they are many and take long."""
+    is_short = len(patches) < MANY_PATCHES
+    options = {"desc": "patches", "unit": "patch", "leave": False, "delay": PATIENCE}
+    return progress_bar(iterable=patches, disable=is_short, **options)
+
+
 def _answers_of_group(
     decoder: ImageDecoder,
     queries: Sequence[Query],
@@ -245,7 +257,7 @@ def _answers_of_group(
     consistencies = {index: PromptConsistency(len(perturbed[index])) for index in group}
     qualities = {index: MeanQuality() for index in group}
     at_once = max(1, ASKED_VOXELS // (int(np.prod(decoder.patch_size)) * (1 + n_perturbations)))
-    for start, using in sorted(queries_of_start.items()):
+    for start, using in _with_progress(sorted(queries_of_start.items())):
         for first in range(0, len(using), at_once):
             here = using[first : first + at_once]
             answers = answers_with_perturbed(

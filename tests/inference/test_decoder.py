@@ -8,6 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from promptseg import progress_bar as bars
+from promptseg.inference import decoder as decoder_module
 from promptseg.inference.decoder import ImageDecoder, blended_answers
 from promptseg.inference.label_map import raw_slabs
 from promptseg.inference.sliding_window import (
@@ -59,6 +61,21 @@ def test_smaller_groups_decode_fewer_at_once_and_encode_no_patch_again(most, at_
     assert found.keys() == expected.keys() == {0, 1, 2}
     for index, (logits, iou) in expected.items():
         assert torch.equal(found[index][0], logits) and found[index][1] == iou
+
+
+def test_patches_are_counted_where_they_are_many_and_take_long(monkeypatch, capsys):
+    answers()
+    assert capsys.readouterr().err == ""  # it is done in less than a moment
+    monkeypatch.setattr(decoder_module, "PATIENCE", 0.0)
+    monkeypatch.setattr(bars, "SECONDS", 0.0)
+    expected, _ = answers()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines and all(line.startswith("patches:") and "patch/s" in line for line in lines)
+    monkeypatch.setattr(decoder_module, "MANY_PATCHES", 1000)
+    found, _ = answers()
+    assert capsys.readouterr().err == ""
+    for index, (logits, _) in expected.items():
+        assert torch.equal(found[index][0], logits)
 
 
 def test_many_labels_of_the_whole_volume_take_one_pass_over_its_patches():
