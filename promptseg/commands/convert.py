@@ -41,11 +41,12 @@ def _add_general(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="task folder of the Medical Segmentation Decathlon, folder of .npz files of the "
         "BiomedSegFM challenge, or, with --to images, folder or zip file of DICOM files, "
-        "with --to npz or dicom-seg, folder of predictions; without it --images and --masks",
+        "with --to npz, dicom-seg or rtstruct, folder of predictions; without it --images and "
+        "--masks",
     )
     parser.add_argument(
         "--to",
-        choices=("raw", "images", "npz", "dicom-seg"),
+        choices=("raw", "images", "npz", "dicom-seg", "rtstruct"),
         default="raw",
         help="raw makes a dataset for training, images one file for each volume of a DICOM export, "
         "the others convert predictions (default: raw)",
@@ -146,7 +147,7 @@ def _add_tree(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_dicom(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("to DICOM SEG")
+    group = parser.add_argument_group("to DICOM SEG and RTSTRUCT")
     group.add_argument(
         "--dicom",
         type=Path,
@@ -183,13 +184,18 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         from promptseg.conversion.predictions import convert_predictions_to_npz
 
         result = convert_predictions_to_npz(args.input, args.output, **common)
-    elif args.to == "dicom-seg":
+    elif args.to in ("dicom-seg", "rtstruct"):
         from promptseg.conversion.dicom_seg import convert_predictions_to_dicom
 
         if args.dicom is None:
-            parser.error("--to dicom-seg needs --dicom, the folder of the images' series")
+            parser.error(f"--to {args.to} needs --dicom, the folder of the images' series")
         result = convert_predictions_to_dicom(
-            args.input, args.output, args.dicom, model=args.model, **common
+            args.input,
+            args.output,
+            args.dicom,
+            model=args.model,
+            rtstruct=args.to == "rtstruct",
+            **common,
         )
     else:
         result = _to_raw(parser, args, common)

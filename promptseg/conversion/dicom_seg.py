@@ -1,4 +1,4 @@
-"""Segmentations to DICOM SEG objects that reference the series they were made from."""
+"""Segmentations to DICOM SEG or RTSTRUCT objects that reference the series they were made from."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import SimpleITK as sitk
 import promptseg
 from promptseg.conversion.predictions import refuse_existing
 from promptseg.conversion.result import Conversion, convert_cases
+from promptseg.conversion.rtstruct import make_rtstruct
 from promptseg.evaluation.inputs import label_files, names_by_value, read_labels
 from promptseg.files import replacing
 from promptseg.io.images import Geometry, is_dicom_folder, read_image, read_segmentation
 
 if TYPE_CHECKING:
     from highdicom.seg import Segmentation, SegmentDescription
+    from pydicom import Dataset
 
 
 def convert_predictions_to_dicom(
@@ -26,10 +28,11 @@ def convert_predictions_to_dicom(
     dicom: Path | str,
     *,
     model: Path | str | None = None,
+    rtstruct: bool = False,
     overwrite: bool = False,
     processes: int = 0,
 ) -> Conversion:
-    """Write each segmentation of a folder as CASE.dcm, one segment per label in it.
+    """Write each segmentation of a folder as CASE.dcm, one segment or structure per label in it.
 
     Args:
         predictions: folder of CASE.nii.gz (or another format), and of their dataset.json.
@@ -37,17 +40,19 @@ def convert_predictions_to_dicom(
         dicom: folder with one subfolder named CASE per case that contains its DICOM series; if
             there is only one case, this may be the folder of the series itself.
         model: folder whose dataset.json names the labels; `predictions` by default.
+        rtstruct: write RTSTRUCT in place of SEG.
         overwrite: whether existing files of the same names are replaced.
         processes: number of worker processes; 0 converts in this process.
 
     Raises:
-        ImportError: if highdicom is not installed.
+        ImportError: for SEG if highdicom is not installed.
         FileNotFoundError: if there is no segmentation or no dataset.json.
         FileExistsError: if a file already exists and `overwrite` is not set.
         ValueError: if no file can be converted, listing the problem of each.
     """
     try:
-        import highdicom  # noqa: F401
+        if not rtstruct:
+            import highdicom  # noqa: F401
     except ImportError as error:
         raise ImportError(
             f"DICOM SEG needs highdicom ({error}): pip install promptseg[dicom]"
@@ -62,7 +67,7 @@ def convert_predictions_to_dicom(
         case_id: (path, dicom if one else dicom / case_id, targets[case_id])
         for case_id, path in files.items()
     }
-    done, failed = convert_cases(_convert_case, cases, names, processes=processes)
+    done, failed = convert_cases(_convert_case, cases, names, rtstruct, processes=processes)
     return Conversion(output=Path(output), done=tuple(done), failed={**failed, **several})
 
 
@@ -83,21 +88,9 @@ def make_dicom_seg(
             DICOM SEG cannot represent.
     """
     import highdicom as hd
-    import pydicom
 
-    difference = read_image(series)[1].difference_from(geometry)
-    if difference:
-        raise ValueError(
-            f"{series} is not on the grid of the segmentation: {difference}; give the series that "
-            f"was segmented"
-        )
+    sources = _sources(segmentation, geometry, series, names)
     values = [value for value in np.unique(segmentation).tolist() if value != 0]
-    if not values:
-        raise ValueError("the segmentation is empty; DICOM SEG cannot represent that")
-    if unknown := [value for value in values if value not in names]:
-        raise ValueError(f"dataset.json has no name for label value(s) {unknown}: {dict(names)}")
-    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(series))  # sorted along z
-    sources = [pydicom.dcmread(file) for file in files]
     return hd.seg.Segmentation(
         source_images=sources,
         pixel_array=np.searchsorted([0, *values], segmentation).astype(np.uint16),
@@ -113,6 +106,27 @@ def make_dicom_seg(
         device_serial_number="0",
         series_description="promptseg segmentation",
     )
+
+
+def _sources(
+    segmentation: np.ndarray, geometry: Geometry, series: Path | str, names: Mapping[int, str]
+) -> list[Dataset]:
+    """The images of a series in the order of slices, after checks that it fits a segmentation."""
+    import pydicom
+
+    difference = read_image(series)[1].difference_from(geometry)
+    if difference:
+        raise ValueError(
+            f"{series} is not on the grid of the segmentation: {difference}; give the series that "
+            f"was segmented"
+        )
+    values = [value for value in np.unique(segmentation).tolist() if value != 0]
+    if not values:
+        raise ValueError("the segmentation is empty; DICOM SEG and RTSTRUCT cannot represent that")
+    if unknown := [value for value in values if value not in names]:
+        raise ValueError(f"dataset.json has no name for label value(s) {unknown}: {dict(names)}")
+    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(series))  # sorted along z
+    return [pydicom.dcmread(file) for file in files]
 
 
 def _segment(number: int, name: str) -> SegmentDescription:
@@ -134,7 +148,9 @@ def _segment(number: int, name: str) -> SegmentDescription:
     )
 
 
-def _convert_case(case_id: str, paths: tuple[Path, Path, Path], names: Mapping[int, str]) -> None:
+def _convert_case(
+    case_id: str, paths: tuple[Path, Path, Path], names: Mapping[int, str], rtstruct: bool
+) -> None:
     source, series, target = paths
     if not series.is_dir():
         raise FileNotFoundError(
@@ -142,8 +158,12 @@ def _convert_case(case_id: str, paths: tuple[Path, Path, Path], names: Mapping[i
         )
     segmentation, geometry = read_segmentation(source)
     try:
-        made = make_dicom_seg(segmentation, geometry, series, names)
+        if rtstruct:
+            sources = _sources(segmentation, geometry, series, names)
+            made = make_rtstruct(segmentation, geometry, sources, names)
+        else:
+            made = make_dicom_seg(segmentation, geometry, series, names)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     with replacing(target) as temporary:
-        made.save_as(temporary)
+        made.save_as(temporary, enforce_file_format=True)
