@@ -17,6 +17,8 @@ def progress_bar(**options: Any) -> tqdm:
     Where stderr is not a terminal, such as in the log of a cluster's job, it prints a line every
     `SECONDS` and one at the end, unless `leave` is false, and never a line that overwrites another.
     """
+    if sys.stderr is None:  # of programs without a console
+        return tqdm(**options | {"disable": True})
     kind = tqdm if sys.stderr.isatty() else _Lines
     return kind(dynamic_ncols=True, **options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,14 @@ from skimage.draw import polygon2mask
 from promptseg.io.geometry import Geometry
 
 if TYPE_CHECKING:
+    from highdicom import Volume
     from pydicom import Dataset
 
 _RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
 _SEG = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # the second: label maps
 _BETWEEN_SLICES = 0.1  # of a slice: contours that are further off lie in other planes
 _BACKGROUND = "background"
+_INSIDE = 0.5  # of a fractional segment
 
 
 def dicom_mask(path: Path) -> Path | None:
@@ -42,55 +45,74 @@ def structure_names(path: Path) -> list[str]:
     return [name for name in _segments(header).values() if name.lower() != _BACKGROUND]
 
 
-def read_dicom_mask(path: Path, onto: Geometry) -> tuple[dict[str, np.ndarray], Geometry]:
-    """The (z, y, x) bool mask of each structure by its name, and the grid of all.
+def read_dicom_mask(
+    path: Path, names: Sequence[str], onto: Geometry
+) -> tuple[Iterator[tuple[str, np.ndarray]], Geometry]:
+    """Name and (z, y, x) bool mask of structures, one at a time, and the grid of all.
 
     Args:
         path: of a SEG or an RTSTRUCT.
+        names: those that are wanted, in this order; others are left out.
         onto: grid of the image; contours are filled on it.
 
     Raises:
-        ValueError: naming the file, if its contours do not lie in slices of the image, or two
-            structures have the same name.
+        ValueError: naming the file, if it is damaged, its contours do not lie in slices of the
+            image, or two structures have the same name.
         ImportError: for a SEG if highdicom is not installed.
     """
     header = _read(path)
     if header.SOPClassUID == _RTSTRUCT:
         contours = _contours(path, header)
-        return {name: _filled(path, name, of, onto) for name, of in contours.items()}, onto
-    return _read_seg(path)
+        found = [name for name in names if name in contours]
+        return ((name, _filled(path, name, contours[name], onto)) for name in found), onto
+    return _read_seg(path, names)
 
 
-def _read_seg(path: Path) -> tuple[dict[str, np.ndarray], Geometry]:
+def _read_seg(
+    path: Path, names: Sequence[str]
+) -> tuple[Iterator[tuple[str, np.ndarray]], Geometry]:
     try:
         from highdicom.seg import segread
     except ImportError as error:
         raise ImportError(
             f"{path}: a DICOM SEG needs highdicom ({error}): pip install promptseg[dicom]"
         ) from error
-    content = segread(path)
     try:
-        volume = content.get_volume(combine_segments=False)
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: its frames do not make a volume: {error}") from error
-    names = _segments(content)
-    array, step = np.asarray(volume.array) > 0, 1
-    direction, origin = np.array(volume.direction), np.array(volume.position)
-    if np.linalg.det(direction[:, ::-1]) < 0:  # as ITK orders slices
+        content = segread(path)
+        numbers = {name: number for number, name in _segments(content).items()}
+        volumes = (
+            (name, content.get_volume(segment_numbers=[numbers[name]], combine_segments=False))
+            for name in names
+            if name in numbers
+        )
+        first, grid, step = next(volumes, None), None, 1
+    except Exception as error:  # pydicom and highdicom raise many kinds
+        raise ValueError(f"{path}: cannot be read as a volume of segments: {error}") from error
+    if first is None:
+        raise ValueError(f"{path}: has {', '.join(numbers)}, and none of {', '.join(names)}")
+    grid, step = _grid_of(first[1])
+
+    def masks() -> Iterator[tuple[str, np.ndarray]]:
+        for name, volume in (first, *volumes):
+            yield name, np.asarray(volume.array)[::step, :, :, 0] >= _INSIDE
+
+    return masks(), grid
+
+
+def _grid_of(volume: Volume) -> tuple[Geometry, int]:
+    """The grid of a volume of highdicom as ITK has it, and the step along its slices."""
+    direction, origin, step = np.array(volume.direction), np.array(volume.position), 1
+    shape = volume.array.shape[:3]
+    if np.linalg.det(direction[:, ::-1]) < 0:  # ITK orders slices the other way
         step, direction = -1, direction * (-1, 1, 1)
-        origin = np.asarray(volume.affine) @ (array.shape[0] - 1, 0, 0, 1)
+        origin = np.asarray(volume.affine) @ (shape[0] - 1, 0, 0, 1)
     grid = Geometry(
-        shape=array.shape[:3],
+        shape=shape,
         spacing=tuple(float(mm) for mm in volume.spacing),
         origin=tuple(float(mm) for mm in origin[:3]),
         direction=tuple(direction[:, ::-1].ravel().tolist()),
     )
-    layers = {
-        names[number]: array[::step, :, :, place]
-        for place, number in enumerate(content.segment_numbers)
-        if names[number].lower() != _BACKGROUND
-    }
-    return layers, grid
+    return grid, step
 
 
 def _segments(content: Dataset) -> dict[int, str]:
@@ -135,11 +157,16 @@ def _filled(path: Path, name: str, contours: list[np.ndarray], grid: Geometry) -
                 f"{path}: contours of {name} do not lie in the image's slices; is it the image "
                 f"that they were drawn on?"
             )
+        upper = np.array(grid.shape) - 0.5
+        if (voxels.max(axis=0) < -0.5).any() or (voxels.min(axis=0) > upper).any():
+            raise ValueError(
+                f"{path}: contours of {name} lie outside the image; is it the image that they were "
+                f"drawn on?"
+            )
         inner[number].append(voxels[:, 1:])
     for number, polygons in inner.items():
-        if 0 <= number < grid.shape[0]:
-            for polygon in polygons:
-                mask[number] ^= polygon2mask(grid.shape[1:], polygon)
+        for polygon in polygons:
+            mask[number] ^= polygon2mask(grid.shape[1:], polygon)
     return mask
 
 

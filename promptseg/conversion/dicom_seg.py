@@ -165,5 +165,7 @@ def _convert_case(
             made = make_dicom_seg(segmentation, geometry, series, names)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+    except (AttributeError, KeyError) as error:  # of highdicom, for headers that lack something
+        raise ValueError(f"{source}: the series in {series} lacks an entry: {error}") from error
     with replacing(target) as temporary:
         made.save_as(temporary, enforce_file_format=True)

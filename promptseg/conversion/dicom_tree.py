@@ -217,9 +217,16 @@ def _convert_series(case_id: str, series: Series, output: Path) -> None:
 
 
 def _write_csv(path: Path, done: Sequence[Series], names: dict[str, str]) -> None:
+    """List converted series, after those that are listed already."""
+    former: list[list[str]] = []
+    if path.is_file():
+        with open(path, newline="", encoding="utf-8") as file:
+            former = list(csv.reader(file))[1:]
+    new = {names[s.uid] for s in done}
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("name", *_COLUMNS[1:-2], "series_instance_uid"))
+        writer.writerows(row for row in former if row and row[0] not in new)
         for s in done:
             row = (names[s.uid], s.patient, s.date, s.number, s.description, s.modality, s.slices)
             writer.writerow((*row, s.uid))

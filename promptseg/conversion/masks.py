@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,17 +37,20 @@ def parse_labels(text: str) -> Labels:
         ValueError: for anything else, or names or values that occur twice or a value below 1.
     """
     path = Path(text)
-    content = path.read_text(encoding="utf-8-sig") if path.is_file() else text
+    content = path.read_text(encoding="utf-8-sig") if _is_file(path) else text
     if content.lstrip().startswith("{"):
-        pairs = [(str(name), value) for name, value in json.loads(content).items()]
+        try:
+            pairs = [(str(name), value) for name, value in json.loads(content).items()]
+        except json.JSONDecodeError as error:
+            raise ValueError(f"labels {text[:80]!r} are not valid JSON: {error}") from error
     else:
         lines = [line.split("#")[0].strip() for line in re.split(r"[,;\n]", content)]
         pairs = [_pair(line) for line in lines if line]
     labels: Labels = {}
     for name, value in pairs:
         try:
-            value = int(value)
-        except (TypeError, ValueError):
+            value = int(str(value))
+        except ValueError:
             raise ValueError(f"{name!r}: expected {_LABELS}, found the value {value!r}") from None
         if value == 0:  # background
             continue
@@ -60,6 +63,13 @@ def parse_labels(text: str) -> Labels:
     if not labels:
         raise ValueError(f"labels {text!r}: expected {_LABELS}, found nothing")
     return labels
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a list of labels that is longer than a name may be
+        return False
 
 
 def _pair(line: str) -> tuple[str, str]:
@@ -118,28 +128,34 @@ def read_mask(mask: Path, labels: Labels, onto: Geometry) -> tuple[np.ndarray, i
     """
     if mask.is_dir():
         files = structures(mask)
-        parts = {name: read_segmentation(path) for name, path in files.items()}
-        grids = [grid for _, grid in parts.values()]
-        for name, (_, grid) in parts.items():
-            if difference := grids[0].difference_from(grid):
-                raise ValueError(f"{files[name]} lies on another grid: {difference}")
-        layers = {name: part > 0 for name, (part, _) in parts.items()}
-        return *_merged(layers, labels, grids[0].shape), grids[0]
+        grid = read_segmentation(next(iter(files.values())))[1]
+        wanted = {name: files[name] for name in labels if name in files}
+        return *_merged(_structure_masks(wanted, grid), labels, grid.shape), grid
     if not is_volume(mask):
-        layers, grid = read_dicom_mask(mask, onto)
+        layers, grid = read_dicom_mask(mask, list(labels), onto)
         return *_merged(layers, labels, grid.shape), grid
     segments = _segments(mask)
     if segments and set(segments) & set(labels):
         array, grid = read_channels(mask)
         if any(layer >= len(array) for layer, _ in segments.values()):
             raise ValueError(f"{mask}: its header names layers that it does not have")
-        layers = {name: array[layer] == value for name, (layer, value) in segments.items()}
+        found = ((name, segments[name]) for name in labels if name in segments)
+        layers = ((name, array[layer] == value) for name, (layer, value) in found)
         return *_merged(layers, labels, grid.shape), grid
     array, grid = read_segmentation(mask)
     if unknown := sorted(set(np.unique(array).tolist()) - {0, *labels.values()}):
         raise ValueError(f"{mask}: found value(s) {some(unknown)}, which --labels does not name")
-    layers = {name: array == value for name, value in labels.items()}
+    layers = ((name, array == value) for name, value in labels.items())
     return *_merged(layers, labels, grid.shape), grid
+
+
+def _structure_masks(files: Mapping[str, Path], grid: Geometry) -> Iterator[tuple[str, np.ndarray]]:
+    """The masks of structures, one at a time, if they lie on a grid."""
+    for name, path in files.items():
+        array, its_grid = read_segmentation(path)
+        if difference := grid.difference_from(its_grid):
+            raise ValueError(f"{path} lies on another grid than its neighbours: {difference}")
+        yield name, array > 0
 
 
 def placed(labels: np.ndarray, grid: Geometry, onto: Geometry) -> np.ndarray | None:
@@ -192,15 +208,19 @@ def _segments(mask: Path) -> dict[str, tuple[int, int]]:
 
 
 def _merged(
-    layers: Mapping[str, np.ndarray], labels: Labels, shape: tuple[int, int, int]
+    layers: Iterable[tuple[str, np.ndarray]], labels: Labels, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, int]:
     """Labels, numbered from 1 in their order, and how many voxels several of them claim.
 
-    There the one that is named later stays.
+    Args:
+        layers: name and (z, y, x) bool mask of some of the labels, in their order: where masks
+            overlap, the later one stays. Taken one at a time.
+        labels: values by name.
+        shape: voxels, zyx.
     """
     result, overlap = np.zeros(shape, np.uint8 if len(labels) < 256 else np.int16), 0
-    for value, name in enumerate(labels, start=1):
-        if name in layers:
-            overlap += np.count_nonzero(result[layers[name]])
-            result[layers[name]] = value
+    numbers = {name: number for number, name in enumerate(labels, start=1)}
+    for name, mask in layers:
+        overlap += np.count_nonzero(result[mask])
+        result[mask] = numbers[name]
     return result, overlap

@@ -41,9 +41,17 @@ def make_rtstruct(
         sources: the images of the series, in the order of the slices.
         names: name of each label value that occurs.
 
+    Raises:
+        ValueError: if the series is one file of several frames.
+
     Source:
         DICOM PS3.3, A.19 and C.8.8.5 to C.8.8.8.
     """
+    if len(sources) != len(segmentation):
+        raise ValueError(
+            f"expected an image for each of {len(segmentation)} slices, found {len(sources)}; the "
+            f"contours of an RTSTRUCT refer to classic DICOM images, not to enhanced ones"
+        )
     values = [value for value in np.unique(segmentation).tolist() if value != 0]
     made = _described(sources)
     frame = made.ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def convert_two_folders(
             listing the problem of each.
     """
     images, masks, channels = Path(images), Path(masks), modality.split(",")
-    found, targets = _images(images), _masks(masks)
+    found = _images(images, len(channels))
+    targets = _masks(masks, {file for files in found.values() for file in files})
     pairs = {case: (files, mask) for case, files in found.items() if (mask := targets.get(case))}
     if not pairs:
         raise ValueError(
@@ -112,27 +114,36 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _images(folder: Path) -> dict[str, list[Path]]:
-    """The image files or DICOM folder of each case."""
+def _images(folder: Path, channels: int) -> dict[str, list[Path]]:
+    """The image files or DICOM folder of each case.
+
+    A number at the end of names counts channels where these are just `_0000` to that of the last.
+    """
     found: dict[str, list[Path]] = {}
+    numbered: dict[str, list[Path]] = defaultdict(list)
+    last = [f"_{number:04d}" for number in range(channels)]
     for path in _visible(folder):
         if path.is_dir() and is_dicom_folder(path):
             found[path.name] = [path]
         elif is_volume(path) and not _OF_MASKS.search(name := stem(path)):
-            found.setdefault(_CHANNEL.sub("", name), []).append(path)
+            numbered[_CHANNEL.sub("", name)].append(path)
+    for case, files in numbered.items():
+        if [stem(file).removeprefix(case) for file in files] == last:
+            found[case] = files
+        else:
+            found.update({stem(file): [file] for file in files})
     if not found:
         raise FileNotFoundError(f"{folder}: expected images or DICOM folders, found none")
     return found
 
 
-def _masks(folder: Path) -> dict[str, Path]:
+def _masks(folder: Path, images: Collection[Path]) -> dict[str, Path]:
     """The mask file, or folder of structures or of a DICOM mask, of each case."""
     found: dict[str, Path] = {}
     for path in _visible(folder):
         if is_volume(path):
-            case = _OF_MASKS.sub("", stem(path))
-            if case != stem(path) or case not in found:  # not an image beside its mask
-                found[case] = path
+            if path not in images:  # which may lie beside their masks
+                found[_OF_MASKS.sub("", stem(path))] = path
         elif path.is_dir() and structures(path):
             found[path.name] = path
         elif (mask := dicom_mask(path)) is not None:

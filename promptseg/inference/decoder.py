@@ -232,9 +232,10 @@ def blended_answers(
 
 def _with_progress(patches: list[Patch]) -> Iterable[Patch]:
     """Patches with a bar that is shown where they are many and take long."""
-    is_short = len(patches) < MANY_PATCHES
+    if len(patches) < MANY_PATCHES:
+        return patches
     options = {"desc": "patches", "unit": "patch", "leave": False, "delay": PATIENCE}
-    return progress_bar(iterable=patches, disable=is_short, **options)
+    return progress_bar(iterable=patches, **options)
 
 
 def _answers_of_group(

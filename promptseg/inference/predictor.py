@@ -19,7 +19,7 @@ from promptseg.inference.decoder import (
 from promptseg.inference.label_map import Collector, raw_slabs, values_of
 from promptseg.inference.options import check_step_size
 from promptseg.inference.prompting import Proposer, prompts_by_label
-from promptseg.inference.queries import as_queries, flips, patches_of_queries
+from promptseg.inference.queries import as_queries, flips, is_whole_object, patches_of_queries
 from promptseg.inference.results import LabelResult, Prediction, postprocessed_prediction
 from promptseg.inference.session import Session
 from promptseg.inference.sliding_window import gaussian_weights
@@ -264,7 +264,8 @@ class Predictor:
         prediction = self._segment(turned, queries)
         one = PostProcessing(largest_component=True)
         single = set(self.plans.single_component)
-        steps = {label: one for label, p in turned.items() if label in single and p.is_box_at_most}
+        whole = [label for label, p in turned.items() if is_whole_object(p, image.raw_shape)]
+        steps = {label: one for label in whole if label in single}
         prediction = postprocessed_prediction(prediction, values, image.spacing, steps)
         return prediction.turned(image.turn.back, image.raw_shape).of_unlike(image.unlike)
 

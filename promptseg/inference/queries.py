@@ -85,6 +85,12 @@ def as_queries(
     return [replace(query, box=box) for box in boxes] or [query]
 
 
+def is_whole_object(prompts: Prompts, raw_shape: Sequence[int]) -> bool:
+    """Whether the name or a single 3D box asks for all of an object, not for what a slice shows."""
+    boxes_are_solid = all(flat_axis(box, raw_shape) is None for box in prompts.boxes)
+    return prompts.is_box_at_most and boxes_are_solid
+
+
 def flat_axis(box: np.ndarray, raw_shape: Sequence[int]) -> int | None:
     """The axis across the slice that a (2, 3) box is drawn on; None for a 3D box.
 

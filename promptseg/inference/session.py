@@ -18,6 +18,7 @@ from promptseg.inference.queries import (
     ImageQuery,
     as_queries,
     flat_axis,
+    is_whole_object,
     patch_around,
     patches_of_queries,
     slice_of,
@@ -265,7 +266,7 @@ class Session:
             self._remember(entered, raw_box)
             self._prompts, self._by_name = prompts, False
         self.predicted_iou = quality
-        if self._is_single and (prompts is None or prompts.is_box_at_most):
+        if self._is_single and (prompts is None or is_whole_object(prompts, raw_shape)):
             logits = largest_component(logits)
         before = self._mask[box_slices(raw_box)].copy()
         former = self._logits[box_slices(box)].clone()

@@ -63,8 +63,22 @@ def read_slices(folder: Path, files: Sequence[str]) -> sitk.Image:
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files)
     image = reader.Execute()
-    is_volume = image.GetDimension() == 4 and image.GetSize()[3] == 1  # of an enhanced file
-    return image[..., 0] if is_volume else image
+    if image.GetDimension() == 4 and image.GetSize()[3] == 1:  # of an enhanced file
+        image = image[..., 0]
+        _check_grid(folder, files[0], image)
+    return image
+
+
+def _check_grid(folder: Path, file: str, image: sitk.Image) -> None:
+    """Raise if ITK puts frames elsewhere than their header says."""
+    positions, _ = _frames(file)
+    places = [image.TransformIndexToPhysicalPoint((0, 0, z)) for z in range(image.GetSize()[2])]
+    off = np.abs(np.array(places) - positions).max() if len(places) == len(positions) else np.inf
+    if off > _SAME_PLACE * 10:
+        raise ValueError(
+            f"{folder}: the frames of {file} lie {off:.3g} mm from where they would be read; "
+            f"convert it with dcm2niix"
+        )
 
 
 def in_order(files: Sequence[str]) -> list[str]:
@@ -96,16 +110,58 @@ def check_slices(folder: Path, files: Sequence[str]) -> None:
     headers = [header_of(file, *_TAGS) for file in files]
     if any("LOCALIZER" in (header.get("ImageType") or ()) for header in headers):
         raise ValueError(f"{folder}: a localizer, to plan a scan by; choose another series")
-    if any(int(header.get("NumberOfFrames") or 1) > 1 for header in headers):
-        if len(files) > 1:
-            raise ValueError(
-                f"{folder}: {len(files)} files of several frames each; put each into a folder"
-            )
-        return  # enhanced DICOM: the frames' places are in one header
-    if len(files) == 1:
+    is_enhanced = any(int(header.get("NumberOfFrames") or 1) > 1 for header in headers)
+    if is_enhanced and len(files) > 1:
+        raise ValueError(
+            f"{folder}: {len(files)} files of several frames each; put each into a folder"
+        )
+    if len(files) == 1 and not is_enhanced:
         return
-    positions = np.array([_position(*of_one) for of_one in zip(files, headers, strict=True)])
-    axes = np.array([_axes(*of_one) for of_one in zip(files, headers, strict=True)])
+    if is_enhanced:
+        positions, axes = _frames(files[0])
+    else:
+        positions = np.array([_position(*of_one) for of_one in zip(files, headers, strict=True)])
+        axes = np.array([_axes(*of_one) for of_one in zip(files, headers, strict=True)])
+    _check_places(folder, positions, axes, headers[0])
+    along = positions @ np.cross(axes[0, :3], axes[0, 3:])
+    if is_enhanced and not (np.diff(along) > 0).all() and not (np.diff(along) < 0).all():
+        raise ValueError(f"{folder}: the frames of {files[0]} are not in the order of their places")
+
+
+def _frames(file: str) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (n, 3) and directions (n, 6) of the frames of a file."""
+    header = header_of(file, "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
+    shared = [*header.get("SharedFunctionalGroupsSequence", []), None][0]
+    positions, axes = [], []
+    for frame in header.get("PerFrameFunctionalGroupsSequence", []):
+        groups = [group for group in (frame, shared) if group is not None]
+        place = _first(groups, "PlanePositionSequence", "ImagePositionPatient")
+        turn = _first(groups, "PlaneOrientationSequence", "ImageOrientationPatient")
+        if place is None or turn is None:
+            break
+        positions.append([float(value) for value in place])
+        axes.append([float(value) for value in turn])
+    else:
+        if len(positions) > 1:
+            return np.array(positions), np.array(axes)
+    raise ValueError(
+        f"{file}: several frames that do not tell where they lie, as those of a film; expected the "
+        f"slices of a volume"
+    )
+
+
+def _first(groups: Sequence[Dataset], sequence: str, name: str) -> Sequence[float] | None:
+    """A value of the first functional group that has it."""
+    for group in groups:
+        for item in group.get(sequence, []):
+            if item.get(name):
+                return item.get(name)
+    return None
+
+
+def _check_places(folder: Path, positions: np.ndarray, axes: np.ndarray, header: Dataset) -> None:
+    """Raise unless slices at these positions, in these directions, make a volume."""
+    count = len(positions)
     if np.abs(axes - axes[0]).max() > _ROUNDING:
         raise ValueError(f"{folder}: its slices lie at different angles and do not make a volume")
     normal = np.cross(axes[0, :3], axes[0, 3:])
@@ -114,16 +170,16 @@ def check_slices(folder: Path, files: Sequence[str]) -> None:
     distances = np.abs(np.diff(np.sort(along)))
     if twice := int((distances < _SAME_PLACE).sum()):
         raise ValueError(
-            f"{folder}: {twice} of its {len(files)} images lie where another one does, as time "
+            f"{folder}: {twice} of its {count} images lie where another one does, as time "
             f"points, echoes and copies do; put the images of each volume into a folder of its own"
         )
     if np.ptp(distances) > _MOST_UNEVEN * np.median(distances):
         raise ValueError(
-            f"{folder}: its {len(positions)} slices are {distances.min():.4g} to "
+            f"{folder}: its {count} slices are {distances.min():.4g} to "
             f"{distances.max():.4g} mm apart; a slice is missing or duplicated"
         )
-    _check_stack(folder, headers[0], np.abs(along).max(), offsets - np.outer(along, normal))
-    thickness = float(headers[0].get("SliceThickness") or 0)
+    _check_stack(folder, header, np.abs(along).max(), offsets - np.outer(along, normal))
+    thickness = float(header.get("SliceThickness") or 0)
     if thickness and distances.max() > max(_FAR_APART * thickness, _MOST_MM):
         raise ValueError(
             f"{folder}: slices of {thickness:.4g} mm, {distances.max():.4g} mm apart; they do "

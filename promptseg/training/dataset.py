@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from promptseg.boxes import clip_nonempty, label_boxes
+from promptseg.boxes import box_volume, clip_box, clip_nonempty, label_boxes
 from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
 from promptseg.plans import Plans
 from promptseg.preprocessing.dataset import PreprocessedDataset
@@ -216,6 +216,10 @@ class TrainingSteps(Dataset):
             image=image,
             segmentation=segmentation,
             whole_boxes=carried(sample.whole_boxes),
-            auto_boxes={name: clip_nonempty(box, size) for name, box in auto},
+            auto_boxes={
+                name: clip_nonempty(box, size)
+                for name, box in auto
+                if box_volume(clip_box(box, size)) > 0
+            },
         )
         return mirrored(moved, [a for a in self.settings.mirror_axes if rng.random() < 0.5])

@@ -99,6 +99,8 @@ def test_what_is_written_is_chosen_by_modality_and_size_and_may_be_looked_at_fir
     assert convert.main([*flags, "--modality", "CT"]) == 1
     assert "already contains A1_s5_0000.nii.gz" in capsys.readouterr().err
     assert convert.main([*flags, "--modality", "CT", "--overwrite"]) == 0
+    with open(output / "series.csv", encoding="utf-8") as file:  # that of the first export, too
+        assert sorted(row["name"] for row in csv.DictReader(file)) == ["A1_s1", "A1_s5"]
     assert convert.main([*flags, "--modality", "XR"]) == 1
     assert "modality must be one of CT, MRI, PET, US" in capsys.readouterr().err
     assert convert.main([*flags, "--modality", "PET"]) == 1

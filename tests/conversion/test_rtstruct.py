@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pydicom
 import pytest
@@ -13,6 +15,7 @@ from promptseg.conversion.dicom_seg import convert_predictions_to_dicom
 from promptseg.files import write_json
 from promptseg.io.images import read_image, read_segmentation, write_image
 from tests.conversion.test_dicom_seg import LABELS, SHAPE, folders, position, write_series
+from tests.real_data import require_real_data
 
 __all__ = ["folders"]  # a fixture
 
@@ -25,7 +28,8 @@ def test_every_voxel_comes_back(folders, capsys):
         segmentation, geometry = read_segmentation(predictions / f"{case}.nii.gz")
         by_name = {value: name for name, value in LABELS.items()}
         assert structure_names(output / f"{case}.dcm") == [by_name[value] for value in values]
-        layers, grid = read_dicom_mask(output / f"{case}.dcm", geometry)
+        masks, grid = read_dicom_mask(output / f"{case}.dcm", list(LABELS), geometry)
+        layers = dict(masks)
         assert grid == geometry
         for value in values:
             np.testing.assert_array_equal(layers[by_name[value]], segmentation == value)
@@ -48,7 +52,8 @@ def test_masks_of_any_shape_come_back_with_holes_and_corners(tmp_path, seed):
         tmp_path / "preds", tmp_path / "out", tmp_path / "dicom", rtstruct=True
     )
     assert result.done == ("dicom",)
-    layers, _ = read_dicom_mask(tmp_path / "out" / "dicom.dcm", geometry)
+    masks, _ = read_dicom_mask(tmp_path / "out" / "dicom.dcm", list(LABELS), geometry)
+    layers = dict(masks)
     for name in ("liver", "lesion"):
         np.testing.assert_array_equal(layers[name], segmentation == LABELS[name])
 
@@ -101,3 +106,14 @@ def test_an_empty_mask_and_another_grid_are_told(folders):
     result = convert_predictions_to_dicom(predictions, output, dicom, rtstruct=True)
     assert result.done == ("b",)
     assert "is empty; DICOM SEG and RTSTRUCT cannot represent that" in result.failed["a"]
+
+
+def test_a_file_of_several_frames_is_told_and_does_not_stop_the_others(folders):
+    predictions, output, dicom = folders
+    source = require_real_data("odd") / "dcmqi_DICOMSEG_BSD3" / "24x38x3" / "multiframe"
+    shutil.copytree(source, dicom / "c")
+    image, geometry = read_image(dicom / "c")
+    write_image(predictions / "c.nii.gz", (image[0] > np.median(image)).astype(np.uint8), geometry)
+    result = convert_predictions_to_dicom(predictions, output, dicom, rtstruct=True)
+    assert result.done == ("a", "b")
+    assert "expected an image for each of 3 slices, found 1" in result.failed["c"]

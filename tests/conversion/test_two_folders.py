@@ -286,8 +286,9 @@ def test_images_and_masks_may_lie_in_one_folder(folders, tmp_path):
     images, _ = folders
     write_image(images / "a.nii.gz", volume(0), GEOMETRY)
     write_image(images / "a_mask.nii.gz", mask(0), GEOMETRY)
+    write_image(images / "b.nii.gz", volume(1), GEOMETRY)
     result = converted((images, images), tmp_path, labels={"x": 3, "y": 7})
-    assert result.done == ("a",) and not result.notes
+    assert result.done == ("a",) and result.notes == ("left out, as they have no mask: b",)
 
 
 def test_a_mask_of_a_part_of_the_image_is_put_in_its_place(folders, tmp_path):
@@ -360,12 +361,56 @@ def test_labels_are_read_as_people_write_them(text, expected, tmp_path):
         ("liver=1,spleen=1", "each occur once"),
         ("liver=-1", "values from 1"),
         ('{"liver": [1]}', "found the value"),
+        ('{"liver": 1.7}', "found the value 1.7"),
+        ('{"liver": 1', "not valid JSON"),
         ("labels.txt", "'labels.txt': expected"),
     ],
 )
 def test_other_labels_are_refused(text, message):
     with pytest.raises(ValueError, match=message):
         parse_labels(text)
+
+
+def test_numbers_of_cases_are_not_taken_for_channels(folders, tmp_path):
+    images, masks = folders
+    for number in (1, 4, 7):
+        write_image(images / f"amos_{number:04d}.nii.gz", volume(number), GEOMETRY)
+        write_image(masks / f"amos_{number:04d}.nii.gz", mask(number), GEOMETRY)
+    result = converted(folders, tmp_path, labels={"a": 3, "b": 7})
+    assert result.done == ("amos_0001", "amos_0004", "amos_0007")
+    for case, number in zip(read_raw_dataset(result.output).cases, (1, 4, 7), strict=True):
+        np.testing.assert_array_equal(read_image(case.images)[0][0], volume(number))
+    # of two channels, the numbers of one case begin with the second
+    for case, first in (("x", 0), ("y", 1)):
+        for number in (first, first + 1):
+            write_image(images / f"{case}_{number:04d}.nii.gz", volume(number), GEOMETRY)
+        write_image(masks / f"{case}.nii.gz", mask(0), GEOMETRY)
+    options = {"labels": {"a": 3, "b": 7}, "modality": "T1,T2", "number": 13}
+    result = converted(folders, tmp_path, **options)
+    assert result.done == ("x",) and "y_0001, y_0002" in " ".join(result.notes)
+
+
+def test_contours_beside_the_image_are_refused(folders, tmp_path):
+    images, masks = folders
+    square = np.array([[1, 1, 1], [1, 1, 4], [1, 4, 4], [1, 4, 1]], float)
+    for name, shift in (("here", 0), ("beside", (0, 90, 0)), ("above", (7, 0, 0))):
+        write_image(images / f"{name}.nii.gz", volume(0), GEOMETRY)
+        write_rtstruct(masks / f"{name}.dcm", {"Liver": [in_world(square + shift)]})
+    result = converted(folders, tmp_path)
+    assert result.done == ("here",)
+    for name in ("beside", "above"):
+        assert "contours of Liver lie outside the image" in result.failed[name]
+
+
+def test_only_named_structures_are_read(folders, tmp_path):
+    images, masks = folders
+    write_image(images / "p.nii.gz", volume(0), GEOMETRY)
+    (masks / "p").mkdir()
+    write_image(masks / "p" / "liver.nii.gz", (mask(0) == 3).astype(np.uint8), GEOMETRY)
+    (masks / "p" / "spleen.nii.gz").write_bytes(b"damaged")
+    assert converted(folders, tmp_path, labels={"liver": 1}).done == ("p",)
+    with pytest.raises(ValueError, match="spleen.nii.gz"):
+        converted(folders, tmp_path, labels={"spleen": 1}, overwrite=True)
 
 
 def test_what_cannot_be_converted_is_told_case_by_case(folders, tmp_path):
@@ -378,9 +423,9 @@ def test_what_cannot_be_converted_is_told_case_by_case(folders, tmp_path):
     write_image(masks / "other_grid.nii.gz", mask(0), moved)
     data = (images / "broken.nii.gz").read_bytes()
     (images / "broken.nii.gz").write_bytes(data[: len(data) // 2])
-    for number in range(2):
-        write_image(images / f"channels_{number:04d}.nii.gz", volume(number), GEOMETRY)
     (images / "channels.nii.gz").unlink()
+    two = sitk.GetImageFromArray(np.stack([volume(0), volume(1)], axis=-1), isVector=True)
+    sitk.WriteImage(two, str(images / "channels.nrrd"))
     result = converted(folders, tmp_path, labels={"a": 3, "b": 7})
     assert result.done == ("good",)
     assert "found value(s) 8, 12, which --labels does not name" in result.failed["unknown_value"]
@@ -411,6 +456,11 @@ def test_what_is_missing_is_said_before_anything_is_written(folders, tmp_path, c
         with pytest.raises(SystemExit):
             convert.main(flags)
         assert message in capsys.readouterr().err
+
+
+def test_a_long_list_of_labels_is_not_taken_for_a_file():
+    text = ",".join(f"vertebra number {number}={number}" for number in range(1, 25))
+    assert parse_labels(text)["vertebra number 24"] == 24 and len(text) > 400
 
 
 def test_labels_may_be_a_json_file(folders, tmp_path):

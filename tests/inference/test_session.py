@@ -525,6 +525,22 @@ def test_what_is_wrong_is_refused_and_changes_nothing(method, arguments, message
     assert state(session) == state(session_of("liver"))
 
 
+def test_a_box_on_one_slice_does_not_cut_off_what_hangs_together_elsewhere():
+    image = np.zeros((7, 22, 33), np.float32)  # two arms that join where the box is not
+    image[1:6, 2:8, 3:15] = image[1:6, 14:18, 3:15] = image[5, 2:18, 3:15] = LEVELS[0]
+    masks = []
+    for single in ((), ("liver",)):
+        model = Predictor([LevelNetwork(inside_box=False)], small_plans(single_component=single))
+        model.set_image(image, SPACING)
+        session = model.new_object("liver")
+        mask, _ = session.add_box([[2, 2, 3], [3, 8, 15]])
+        masks.append(mask.copy())
+        found = model.predict(boxes={"liver": [[[2, 2, 3], [3, 8, 15]]]})
+        masks.append(found.segmentation == 1)
+    np.testing.assert_array_equal(masks[0], masks[2])
+    np.testing.assert_array_equal(masks[1], masks[3])
+
+
 def two_pieces() -> np.ndarray:
     """An image on the plans' grid with a large and a small piece of the first label."""
     image = np.zeros((7, 22, 33), np.float32)

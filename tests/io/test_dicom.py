@@ -162,3 +162,46 @@ def test_an_enhanced_multi_frame_file_is_read_as_the_series_that_it_was_made_of(
         found, grid = read_image(path)
         np.testing.assert_array_equal(found, image)
         assert grid.difference_from(geometry) is None
+
+
+def _frames(content):
+    return [frame.PlanePositionSequence[0] for frame in content.PerFrameFunctionalGroupsSequence]
+
+
+def _two_at_one_place(content):
+    _frames(content)[1].ImagePositionPatient = _frames(content)[0].ImagePositionPatient
+
+
+def _a_missing_slice(content):
+    x, y, z = _frames(content)[2].ImagePositionPatient
+    _frames(content)[2].ImagePositionPatient = [x, y, float(z) + 2.5]
+
+
+def _in_another_order(content):
+    first, second = (list(_frames(content)[n].ImagePositionPatient) for n in (0, 1))
+    _frames(content)[0].ImagePositionPatient = second
+    _frames(content)[1].ImagePositionPatient = first
+
+
+def _without_places(content):
+    for frame in content.PerFrameFunctionalGroupsSequence:
+        del frame.PlanePositionSequence
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_two_at_one_place, "1 of its 3 images lie where another one does"),
+        (_a_missing_slice, "its 3 slices are 2.5 to 5 mm apart"),
+        (_in_another_order, "are not in the order of their places"),
+        (_without_places, "several frames that do not tell where they lie"),
+        (lambda c: delattr(c, "PerFrameFunctionalGroupsSequence"), "several frames that do not"),
+    ],
+)
+def test_frames_that_do_not_make_a_volume_are_refused_with_the_reason(tmp_path, change, message):
+    source = require_real_data("odd") / "dcmqi_DICOMSEG_BSD3" / "24x38x3" / "multiframe"
+    content = pydicom.dcmread(source / "mf.dcm")
+    change(content)
+    content.save_as(tmp_path / "mf.dcm")
+    with pytest.raises(ValueError, match=message):
+        read_image(tmp_path)

@@ -10,6 +10,7 @@ import torch
 from promptseg.boxes import mask_box
 from promptseg.files import read_json, write_json
 from promptseg.preprocessing.dataset import PreprocessedDataset
+from promptseg.preprocessing.patch import cut_patch
 from promptseg.training.dataset import TrainingSteps
 from promptseg.training.settings import TrainingSettings
 
@@ -118,6 +119,22 @@ def test_boxes_of_whole_labels_follow_what_augmentation_moves(planned_case):
             assert (box[0] <= seen[0])[is_cut[0]].all() and (box[1] >= seen[1])[is_cut[1]].all()
             uncut += own.all()
     assert uncut > 10
+
+
+def test_an_automatic_box_beside_the_patch_is_no_prompt_in_it(planned_case):
+    steps, still = steps_of(planned_case, zoom_out_fraction=0.0), 0
+    size = np.array(steps.plans.patch_size)
+    beside = np.array([(size[0] + 1, 1, 1), (size[0] + 3, *(size[1:] - 1))], float)
+    for number in range(40):
+        sample, _ = steps._sample(number, np.random.default_rng(number))
+        margin = (np.array(sample.segmentation.shape) - size) // 2
+        shown = cut_patch(sample.segmentation, margin, size)
+        sample = dataclasses.replace(sample, auto_boxes=dict.fromkeys(steps.plans.labels, beside))
+        moved = steps._augmented(sample, np.random.default_rng(number))
+        if np.array_equal(moved.segmentation, shown):  # neither rotated nor scaled
+            assert not moved.auto_boxes
+            still += bool(shown.any())
+    assert still > 3
 
 
 @pytest.mark.parametrize("augment", [False, True])
