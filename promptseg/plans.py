@@ -253,6 +253,20 @@ def load_plans(path: Path) -> Plans:
     return Plans.from_json(read_json(path), path)
 
 
+def locator_digest(plans: Plans) -> str | None:
+    """By which plans know the networks of the automatic prompt `locator`; None without them."""
+    for entry in plans.auto_prompts.values():
+        candidate = entry.get("candidates", {}).get("locator")
+        if candidate is not None:
+            return str(candidate.get("parameters", {}).get("networks"))
+    return None
+
+
+def locator_file(folder: Path, plans_name: str) -> Path:
+    """Where the networks of the automatic prompt `locator` lie beside plans, if they have any."""
+    return folder / f"{plans_name}_locator.npz"
+
+
 def remove_other_plans(path: Path, plans: Plans) -> None:
     """Remove plans that these will replace, unless they differ in nothing but automatic prompts.
 

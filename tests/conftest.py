@@ -8,6 +8,7 @@ import os
 import pytest
 import torch
 
+from promptseg.experiment_planning import locator_fit
 from promptseg.experiment_planning.planner import plan_dataset
 from promptseg.folders import Folders
 from tests.synthetic import write_raw_dataset
@@ -17,6 +18,14 @@ from tests.synthetic import write_raw_dataset
 def few_threads():
     """Tests run beside others; more threads than cores only wait for one another."""
     torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def hardly_trained_locators():
+    """Every planning of a test trains one; tests of what it finds set more steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(locator_fit, "STEPS", (2, 2))
+        yield
 
 
 def _of_the_process() -> tuple[dict[str, str], str]:

@@ -62,6 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="plan without the cases that have problems, instead of stopping",
     )
+    parser.add_argument(
+        "--no-locator",
+        action="store_true",
+        help="do not train networks that find the labels' boxes (minutes)",
+    )
     add_import(parser)
     add_folders(parser, "raw", "preprocessed")
     return run_command(parser, arguments, _run)
@@ -88,6 +93,7 @@ def _planned(dataset: str, args: argparse.Namespace, workers: Workers) -> int:
             plans_name=args.plans_name,
             processes=workers,
             skip_broken=args.skip_broken,
+            locator=not args.no_locator,
         )
     except EXPECTED_ERRORS as error:
         print_error(error)

@@ -110,7 +110,7 @@ def _plan_and_train(
         raw=folder / "raw", preprocessed=folder / "preprocessed", results=folder / "results"
     )
     with _timed("plan", seconds):
-        plan_dataset(dataset, folders, size="tiny", processes=processes)
+        plan_dataset(dataset, folders, size="tiny", processes=processes, locator=False)
     with _timed("train", seconds):
         model_folder = train(
             dataset,

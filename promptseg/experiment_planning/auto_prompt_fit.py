@@ -3,56 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from promptseg.experiment_planning.auto_prompt_candidates import (
+    Candidate,
+    FitTask,
+    combined_candidate,
+    fitted_candidate,
+    located_candidates,
+)
 from promptseg.experiment_planning.auto_prompt_cases import (
     UNFITTED,
     FitCase,
     fitted_strategies,
 )
 from promptseg.experiment_planning.auto_prompt_scores import (
-    figures,
-    fit_score,
     folds_of,
     ious_of,
-    off_centre,
-    out_of_fold,
 )
 from promptseg.parallel import Workers, map_cases
-from promptseg.prompts.auto_prompter import Proposal
+from promptseg.prompts.auto_prompter import LOCATOR
 from promptseg.prompts.strategies import AUTO_PROMPTERS
-from promptseg.prompts.strategies.fitted import FittedPrompter
 from promptseg.tables import aligned
+
+if TYPE_CHECKING:
+    from promptseg.networks.locator import Locator
 
 USABLE_IOU = 0.3  # below it a box misleads the network more than the label's name alone
 FEWEST_CASES = 3
-OFF_CENTRE_CASES = 50
+CLOSE, STEADIER = 0.05, 0.2  # box IoU that a choice may lose where it gains so much off-centre
 POSITION_ALONE = 0.7  # fraction of the box IoU left off-centre below which the reason warns
-
-Candidate = tuple[dict[str, Any], list[Proposal], list[Proposal], list[Proposal]]
-"""Entry in the plans; proposals where the label is, on the same cases cropped off-centre (both
-from fits without the case), and where the label is not."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitTask:
-    """One strategy to be fitted and cross-validated for one label; sent to a worker as a whole.
-
-    Attributes:
-        label: name of the label.
-        strategy: the class, not its name: pickling it imports its module in the worker.
-        cases: reduced to what the two need.
-    """
-
-    label: str
-    strategy: type
-    cases: tuple[FitCase, ...] = field(repr=False)
-
-    def __str__(self) -> str:
-        return f"{self.strategy.name} for {self.label!r}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +47,12 @@ class AutoPromptFit:
             candidate with its parameters and cross-validated figures; plain JSON.
         proposals: for each case and label the chosen strategy's boxes from the fold that did
             not see the case: what a user would get, for training with realistic prompts.
+        locator: the networks of the strategy of that name; None if they were not trained.
     """
 
     labels: dict[str, dict[str, Any]]
     proposals: dict[str, dict[str, list]]
+    locator: Locator | None = None
 
     def table(self) -> str:
         """One line for each label and candidate, the winner marked.
@@ -95,6 +80,7 @@ def fit_auto_prompts(
     processes: int | Workers,
     folds: int = 5,
     groups: Mapping[str, str] | None = None,
+    locator: bool = True,
 ) -> AutoPromptFit:
     """Fit every strategy for every label and choose by box IoU.
 
@@ -109,6 +95,7 @@ def fit_auto_prompts(
         processes: worker processes; 0 works in this one.
         folds: number of folds of the cross-validation, at least 5.
         groups: group of each case, such as its patient; by default each case is its own.
+        locator: whether to train the networks of `locator`, which takes minutes.
 
     Raises:
         ValueError: if there are no cases.
@@ -117,11 +104,16 @@ def fit_auto_prompts(
         raise ValueError("automatic prompts are fitted on training cases, but there are none")
     groups = groups or {case_id: case_id for case_id in cases}
     in_order = [replace(cases[case_id], group=groups[case_id]) for case_id in sorted(cases)]
-    return fit_labels(in_order, labels, folds=folds, processes=processes)
+    return fit_labels(in_order, labels, folds=folds, processes=processes, locator=locator)
 
 
 def fit_labels(
-    cases: Sequence[FitCase], labels: Sequence[str], *, folds: int = 5, processes: int | Workers = 0
+    cases: Sequence[FitCase],
+    labels: Sequence[str],
+    *,
+    folds: int = 5,
+    processes: int | Workers = 0,
+    locator: bool = False,
 ) -> AutoPromptFit:
     """The fit proper, on cases in their order that know their groups."""
     combined = [n for n in fitted_strategies() if AUTO_PROMPTERS.get(n).members]
@@ -139,7 +131,7 @@ def fit_labels(
     ]
     results = {}
     outcomes = map_cases(
-        _candidate, tasks, folds, processes=processes, description="fitting automatic prompts"
+        fitted_candidate, tasks, folds, processes=processes, description="fitting automatic prompts"
     )
     for task, result, error in outcomes:
         if isinstance(error, RuntimeError):  # a cluster did not finish it
@@ -149,13 +141,17 @@ def fit_labels(
         results[task.label, task.strategy.name] = result
     for label in fitted:
         for name in combined:
-            results[label, name] = _combination(name, label, cases, folds, results)
+            results[label, name] = combined_candidate(name, label, cases, folds, results)
+    networks = None
+    if locator and fitted:
+        networks, located = located_candidates(cases, labels, results, folds, processes)
+        results.update(located)
     entries, proposals = {}, {case.case_id: {} for case in cases}
     for label in labels:
         fold_of = folds_of(present[label], folds)
         of_label = {
             name: results[label, name]
-            for name in sorted(names + combined)
+            for name in sorted([*names, *combined, LOCATOR])
             if (label, name) in results
         }
         entries[label] = choose(of_label, present[label], label, fold_of)
@@ -163,7 +159,7 @@ def fit_labels(
         for i, case in enumerate(present[label]):
             boxes = chosen[1][i].boxes if chosen else ()
             proposals[case.case_id][label] = [box.tolist() for box in boxes]
-    return AutoPromptFit(labels=entries, proposals=proposals)
+    return AutoPromptFit(labels=entries, proposals=proposals, locator=networks)
 
 
 def choose(
@@ -173,6 +169,9 @@ def choose(
     fold_of: np.ndarray,
 ) -> dict[str, Any]:
     """The label's entry in the plans: the candidate with the highest mean box IoU, or `none`.
+
+    One that is hardly worse, and much better on volumes that are cropped off-centre, is preferred:
+    it looks at the image, where the other relies on where labels usually lie.
 
     The winner of several is a little lucky, so the reason also states the box IoU of choosing
     without each fold in turn; that figure is measured on cases the choice has not seen.
@@ -192,6 +191,9 @@ def choose(
             for fold in np.unique(fold_of)
         ]
     ).mean()
+    steadier = _steadier(best, {name: entry for name, (entry, *_) in candidates.items()})
+    if steadier is not None and reached >= USABLE_IOU:
+        return _entry(steadier, _reason_of(steadier, best, candidates), candidates)
     if reached < USABLE_IOU:
         best, reason = "none", f"{best} is best with box IoU {reached:.2f}, below {USABLE_IOU:.2f}"
     else:
@@ -202,115 +204,39 @@ def choose(
                 f"; but {cropped:.3f} on the same volumes cropped off-centre, so only for volumes "
                 f"cropped as these are"
             )
+    return _entry(best, reason, candidates)
+
+
+def _entry(strategy: str, reason: str, candidates: Mapping[str, Candidate]) -> dict[str, Any]:
     return {
-        "strategy": best,
+        "strategy": strategy,
         "reason": reason,
         "candidates": {name: entry for name, (entry, *_) in candidates.items()},
     }
 
 
-def _candidate(task: FitTask, folds: int) -> Candidate:
-    """One strategy for one label, fitted and cross-validated."""
-    label, strategy, cases = task.label, task.strategy, task.cases
-    name = strategy.name
-    present, absent = _by_presence(cases, label)
-    if name in UNFITTED:
-        parameters = {}
-        found = [_proposal(case.unfitted[name]) for case in present]
-        needless = [_proposal(case.unfitted[name]) for case in absent]
-        moved = []  # it ran on the whole volume, which is not available here
-    else:
-        prompters = out_of_fold(strategy, present, label, folds_of(present, folds))
-        pairs = list(zip(prompters, present, strict=True))
-        found = [_propose(prompter, case) for prompter, case in pairs]
-        moved = [prompter.propose(off_centre(case, label).view) for prompter, case in _every(pairs)]
-        parameters = strategy.fit([case.sample(label) for case in present])
-        fitted = strategy(**parameters)
-        needless = [_propose(fitted, case) for case in absent]
-    return _judged(parameters, found, moved, needless, present, label, folds)
-
-
-def _combination(
-    name: str,
-    label: str,
-    cases: Sequence[FitCase],
-    folds: int,
-    results: dict[tuple[str, str], Candidate],
-) -> Candidate:
-    """The same for a strategy that combines others, from what these proposed."""
-    strategy = AUTO_PROMPTERS.get(name)
-    members = {member: results[label, member] for member in strategy.members}
-    found, moved, needless = (
-        [
-            _proposal(() if box is None else (box,))
-            for box in (
-                strategy.combine([proposal.box for proposal in of_case])
-                for of_case in zip(*(member[which] for member in members.values()), strict=True)
-            )
-        ]
-        for which in (1, 2, 3)
-    )
-    parameters = {"members": {m: entry["parameters"] for m, (entry, *_) in members.items()}}
-    present, _ = _by_presence(cases, label)
-    return _judged(parameters, found, moved, needless, present, label, folds)
-
-
-def _judged(
-    parameters: dict[str, Any],
-    found: list[Proposal],
-    moved: list[Proposal],
-    needless: list[Proposal],
-    cases: Sequence[FitCase],
-    label: str,
-    folds: int,
-) -> Candidate:
-    score, correlation = fit_score(found, cases, label, folds_of(cases, folds))
-    entry = {
-        "parameters": parameters,
-        **figures(found, cases, label),
-        "iou_off_centre": _mean_off_centre(moved, cases, label),
-        "score": score,
-        "score_correlation": correlation,
-        "proposed_without_label": sum(p.box is not None for p in needless),
-        "cases_without_label": len(needless),
+def _steadier(best: str, entries: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """A candidate within `CLOSE` of the best, and by `STEADIER` better off-centre; or None."""
+    off = {
+        n: e["iou_off_centre"] for n, e in entries.items() if e.get("iou_off_centre") is not None
     }
-    return entry, found, moved, needless
-
-
-def _mean_off_centre(moved: list[Proposal], cases: Sequence[FitCase], label: str) -> float | None:
-    if not moved:
+    close = [n for n in off if entries[n]["iou_mean"] >= entries[best]["iou_mean"] - CLOSE]
+    if best not in off or not close:
         return None
-    cropped = [off_centre(case, label) for case in _every(cases)]
-    return float(ious_of(moved, cropped, label).mean())
+    found = max(close, key=lambda name: off[name])
+    return found if off[found] >= off[best] + STEADIER else None
 
 
-def _every(cases: Sequence[Any]) -> Sequence[Any]:
-    """At most `OFF_CENTRE_CASES` cases, evenly spaced: enough for a mean used only to warn."""
-    return cases[:: -(-len(cases) // OFF_CENTRE_CASES)]
+def _reason_of(steadier: str, best: str, candidates: Mapping[str, Candidate]) -> str:
+    mine, its = candidates[steadier][0], candidates[best][0]
+    return (
+        f"box IoU {mine['iou_mean']:.3f}, and {mine['iou_off_centre']:.3f} on the same volumes "
+        f"cropped off-centre; {best} has {its['iou_mean']:.3f} and {its['iou_off_centre']:.3f}"
+    )
 
 
 def _number_of_groups(cases: Sequence[FitCase]) -> int:
     return len({case.group for case in cases})
-
-
-def _by_presence(cases: Sequence[FitCase], label: str) -> tuple[list[FitCase], list[FitCase]]:
-    """The cases that have the label, and the others."""
-    present = [case for case in cases if label in case.truths]
-    return present, [case for case in cases if label not in case.truths]
-
-
-def _propose(prompter: FittedPrompter, case: FitCase) -> Proposal:
-    return prompter.propose(case.view, described=case.described.get(prompter.name))
-
-
-def _proposal(boxes: tuple[np.ndarray, ...]) -> Proposal:
-    """The proposal that had these boxes."""
-    return Proposal(
-        box=boxes[0] if boxes else None,
-        boxes=tuple(boxes),
-        score=0.0,
-        reason="ok" if boxes else "nothing_found",
-    )
 
 
 def _figures(candidate: dict[str, Any]) -> list[str]:

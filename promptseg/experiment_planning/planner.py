@@ -36,6 +36,7 @@ from promptseg.parallel import Workers, map_cases
 from promptseg.plans import (
     DEFAULT_PLANS_NAME,
     Plans,
+    locator_file,
     remove_other_plans,
     save_plans,
 )
@@ -45,6 +46,7 @@ from promptseg.presets import find_preset
 
 if TYPE_CHECKING:
     from promptseg.experiment_planning.machine import Machine
+    from promptseg.networks.locator import Locator
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +93,11 @@ def plan_dataset(
     plans_name: str = DEFAULT_PLANS_NAME,
     processes: int | Workers = 2,
     skip_broken: bool = False,
+    locator: bool = True,
 ) -> PlanningResult:
     """Check, fingerprint and plan a raw dataset, fit its automatic prompts, preprocess it.
+
+    More parameters than usual: each is an independent keyword with a default.
 
     Args:
         dataset: number or full name of a folder under `folders.raw`.
@@ -106,6 +111,7 @@ def plan_dataset(
         processes: worker processes, or `Workers` that several plannings share, such as those of a
             cluster; 0 does everything in this one.
         skip_broken: plan without the cases that have problems.
+        locator: train the networks of the automatic prompt of that name, which takes minutes.
 
     Returns:
         The plans and what was left out.
@@ -127,7 +133,7 @@ def plan_dataset(
     own = None if isinstance(processes, Workers) else Workers(processes)
     with own or nullcontext(processes) as workers:
         folder = folders.preprocessed.absolute() / raw.name
-        return _plan(raw, folder, sizes, machine, preset, plans_name, workers, skip_broken)
+        return _plan(raw, folder, sizes, machine, preset, plans_name, workers, skip_broken, locator)
 
 
 def possible_sizes(size: str | None, preset: str) -> list[str]:
@@ -153,7 +159,9 @@ def _plan(
     plans_name: str,
     workers: Workers,
     skip_broken: bool,
+    locator: bool,
 ) -> PlanningResult:
+    """More parameters than usual: those of `plan_dataset`, looked up."""
     if fixed := find_preset(preset):
         fixed.check_channels(raw.name, raw.channel_names)
     groups = case_groups(raw.folder / "dataset.json", [case.case_id for case in raw.cases])
@@ -184,10 +192,12 @@ def _plan(
     failed, fit_cases = _preprocess(cases, plans, data_folder, reduced, workers)
     with ThreadPoolExecutor(1) as pool:  # the disk is idle while the workers fit
         copying = pool.submit(keep_ground_truth, cases, folder / "gt_segmentations")
-        fit = fit_auto_prompts(fit_cases, list(raw.labels), processes=workers, groups=groups)
+        fit = fit_auto_prompts(
+            fit_cases, list(raw.labels), processes=workers, groups=groups, locator=locator
+        )
         copying.result()
     plans = replace(plans, auto_prompts=fit.labels)
-    save_plans(folder / f"{plans_name}.json", plans)
+    _save(folder, plans_name, plans, fit.locator)
     write_json(folder / f"{plans_name}_auto_prompt_boxes.json", fit.proposals)
     return PlanningResult(
         plans=plans,
@@ -196,6 +206,16 @@ def _plan(
         failed=failed,
         auto_prompt_table=fit.table(),
     )
+
+
+def _save(folder: Path, plans_name: str, plans: Plans, locator: Locator | None) -> None:
+    """Write plans and their locator; of an interruption none are left, and never unlike ones."""
+    path, of_locator = folder / f"{plans_name}.json", locator_file(folder, plans_name)
+    path.unlink(missing_ok=True)
+    of_locator.unlink(missing_ok=True)
+    if locator is not None:
+        locator.save(of_locator)
+    save_plans(path, plans)
 
 
 def _fitting(

@@ -18,8 +18,9 @@ from promptseg.files import read_json, write_json
 from promptseg.inference.options import check_step_size
 from promptseg.inference.predictor import Predictor
 from promptseg.networks.device import choose_device
+from promptseg.networks.locator import Locator
 from promptseg.networks.promptable import PromptableNetwork, build_network
-from promptseg.plans import Plans
+from promptseg.plans import Plans, locator_digest
 from promptseg.presets import preset_of
 from promptseg.training.checkpoint import load_checkpoint, load_weights
 from promptseg.training.settings import TrainingSettings
@@ -29,8 +30,9 @@ log = logging.getLogger(__name__)
 
 ModelFolders = Path | str | Sequence[Path | str]  # a folder or zip file, or several: an ensemble
 PROMPT_QUALITY = "prompt_strategies.json"  # in each fold's folder
+LOCATOR_FILE = "locator.npz"  # likewise
 MOST_BYTES = 2**36  # into which a zip file may unpack
-_OF_A_MODEL = (".json", ".pth")
+_OF_A_MODEL = (".json", ".npz", ".pth")
 _ENCRYPTED = 1  # bit of a zip member's flags
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
@@ -77,18 +79,18 @@ def load_predictor(
         opened = [stack.enter_context(opened_model(one)) for one in folders]
         loaded = [load_networks(one, folds, checkpoint) for one in opened]
         measured = read_prompt_quality(opened, folds)
-    plans = loaded[0][1]
-    for name, (_, others, _) in zip(folders, loaded, strict=True):
-        if others != plans:
-            raise ValueError(
-                f"{name} was trained with other plans than {folders[0]}; models of an ensemble "
-                f"need the same"
-            )
+        plans = loaded[0][1]
+        for name, (_, others, _) in zip(folders, loaded, strict=True):
+            if others != plans:
+                raise ValueError(
+                    f"{name} was trained with other plans than {folders[0]}; models of an ensemble "
+                    f"need the same"
+                )
+        locator = read_locator(opened[0], folds, plans)
     mirrored = set.intersection(*(set(settings.mirror_axes) for _, _, settings in loaded))
     log.info("predicting on %s", device)
     preset = preset_of(plans)
-    predictor_class = Predictor if preset is None else preset.predictor_class
-    return predictor_class(
+    return (Predictor if preset is None else preset.predictor_class)(
         [network for networks, _, _ in loaded for network in networks],
         plans,
         device=device,
@@ -98,7 +100,31 @@ def load_predictor(
         n_perturbations=n_perturbations,
         keep_probabilities=keep_probabilities,
         measured_dice=measured,
+        locator=locator,
     )
+
+
+def read_locator(folder: Path, folds: Sequence[str] | None, plans: Plans) -> Locator | None:
+    """The locator of a model, from the first of its folds; None where planning trained none.
+
+    Raises:
+        FileNotFoundError: if the plans have one and it is not there.
+        ValueError: if it is damaged, or another than the plans'.
+    """
+    digest = locator_digest(plans)
+    if digest is None:
+        return None
+    names = "*" if folds is None else folds[0]
+    path = next(iter(sorted(folder.glob(f"fold_{names}/{LOCATOR_FILE}"))), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"{folder / f'fold_{names}' / LOCATOR_FILE}: no such file, by which labels are found; "
+            f"copy it from where the model was trained"
+        )
+    locator = Locator.load(path)
+    if locator.digest != digest:
+        raise ValueError(f"{path} is not the locator of this model's plans; copy that one here")
+    return locator
 
 
 def load_networks(

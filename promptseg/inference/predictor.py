@@ -26,6 +26,7 @@ from promptseg.inference.sliding_window import gaussian_weights
 from promptseg.inference_plan import PostProcessing
 from promptseg.io.images import Geometry, is_windowed, read_image
 from promptseg.io.orientation import Turn, turn_to
+from promptseg.networks.locator import Locator
 from promptseg.networks.prompt_encoder import NO_LABEL, Query
 from promptseg.networks.promptable import PromptableNetwork
 from promptseg.plans import Plans
@@ -69,6 +70,7 @@ class Predictor:
         n_perturbations: int = 0,
         keep_probabilities: bool = False,
         measured_dice: Mapping[str, Mapping[str, float]] | None = None,
+        locator: Locator | None = None,
     ) -> None:
         """Use networks that are in memory; `load_predictor` loads them from a model folder.
 
@@ -87,7 +89,7 @@ class Predictor:
             n_perturbations: number of perturbed copies of each prompt whose masks are compared
                 (`PromptConsistency`); each costs another decoding, not another encoding.
             keep_probabilities: return them with each prediction.
-            measured_dice: see `Proposer`.
+            measured_dice, locator: see `Proposer`.
 
         Raises:
             ValueError: for a step size outside (0, 1].
@@ -105,7 +107,7 @@ class Predictor:
         self.most_encodings = min(most_encodings or patches, patches)
         self.n_perturbations = n_perturbations
         self.keep_probabilities = keep_probabilities
-        self.proposer = Proposer(plans, measured_dice or {})
+        self.proposer = Proposer(plans, measured_dice or {}, locator)
         self._weights = gaussian_weights(plans.patch_size)
         self._image: PreparedImage | None = None
 

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from promptseg.boxes import mask_box
 from promptseg.inference.decoder import ASKED_AT_ONCE, ImageDecoder, PreparedImage
+from promptseg.networks.locator import Locator
 from promptseg.networks.prompt_encoder import Query
 from promptseg.plans import Plans
 from promptseg.preprocessing.lazy import LazyImage
 from promptseg.presets import preset_of
+from promptseg.prompts.auto_prompter import LOCATOR
 from promptseg.prompts.automatic import propose_boxes
 from promptseg.prompts.strategies import AUTO_PROMPTERS
 from promptseg.prompts.types import Prompts, make_prompts
@@ -44,10 +46,16 @@ class Proposer:
         plans: of the model.
         measured_dice: for each label the Dice of the masks that strategies led to in the
             validation of training, the fastest strategy first.
+        locator: for the strategy of that name; None where planning trained none.
     """
 
-    def __init__(self, plans: Plans, measured_dice: Mapping[str, Mapping[str, float]]) -> None:
-        self.plans = plans
+    def __init__(
+        self,
+        plans: Plans,
+        measured_dice: Mapping[str, Mapping[str, float]],
+        locator: Locator | None = None,
+    ) -> None:
+        self.plans, self.locator = plans, locator
         self.measured_dice = {label: dict(dice) for label, dice in measured_dice.items()}
 
     def check(self, strategy: str) -> None:
@@ -58,9 +66,16 @@ class Proposer:
         """
         if strategy == PLANS:
             return
+        if strategy == LOCATOR:
+            if self.locator is None:
+                raise ValueError(
+                    f"this model has no {LOCATOR}; it is trained by promptseg_plan without "
+                    f"--no-locator, before the model; choose another automatic prompt"
+                )
+            return
         if strategy not in (NAME, *OWN):
             if strategy not in AUTO_PROMPTERS:
-                known = ", ".join([PLANS, NAME, *OWN, *AUTO_PROMPTERS])
+                known = ", ".join([PLANS, NAME, *OWN, *AUTO_PROMPTERS, LOCATOR])
                 raise ValueError(f"unknown automatic prompt {strategy!r}; registered: {known}")
         elif (preset := preset_of(self.plans)) and not preset.knows_names:
             raise ValueError(
@@ -127,6 +142,7 @@ class Proposer:
             normalizations=self.plans.normalizations,
             strategy=forced,
             scale=preprocessed.scales[0] if isinstance(preprocessed, LazyImage) else None,
+            locate=self.locator and self.locator.propose,
         )
         for label, proposal in proposals.items():
             source = forced or self.planned_strategy(label)

@@ -13,6 +13,7 @@ from pathlib import Path
 from promptseg.experiment_planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from promptseg.files import replacing
 from promptseg.folders import Folders, find_dataset_folder
+from promptseg.inference.load import LOCATOR_FILE
 from promptseg.networks.device import choose_device
 from promptseg.pipeline.teacher import load_teacher
 from promptseg.pipeline.validate_fold import is_validated, remove_validation, validate_fold
@@ -129,6 +130,9 @@ def _prepare_model_folder(model_folder: Path, fold: Fold, run: BaseTrainer) -> N
     for name in ("dataset.json", FINGERPRINT_FILE):
         with replacing(model_folder / name) as temporary:
             shutil.copyfile(fold.source / name, temporary)
+    if fold.locator is not None:
+        with replacing(model_folder / f"fold_{fold.name}" / LOCATOR_FILE) as temporary:
+            shutil.copyfile(fold.locator, temporary)
     if not run.final_stays:
         remove_validation(model_folder / f"fold_{fold.name}")
 

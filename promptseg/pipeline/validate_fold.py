@@ -61,7 +61,7 @@ def validate_fold(model_folder: Path, fold: Fold, *, device: str | None = None) 
         if measured is not None:
             write_prompt_quality(folder.parent, measured)
             best = read_prompt_quality([model_folder], [fold.name])
-            predictor.proposer = Proposer(fold.plans, best)
+            predictor.proposer = Proposer(fold.plans, best, predictor.proposer.locator)
             predictor.proposer.log_choice(PLANS)
     prompts = chosen_prompts(predictor, cases, held_out)
     report = predict_cases(predictor, cases, folder, from_file=prompts)

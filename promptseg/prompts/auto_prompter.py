@@ -10,6 +10,7 @@ import numpy as np
 from promptseg.registry import Registry
 
 AUTO_PROMPTERS = Registry("automatic prompt")
+LOCATOR = "locator"  # one network for all labels, not registered: `promptseg.networks.locator`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +11,13 @@ import numpy as np
 
 from promptseg.plans import Normalization
 from promptseg.preprocessing.normalize import intensity_range, rescale_part, scale_of
-from promptseg.prompts.auto_prompter import AutoPrompter, Proposal
+from promptseg.prompts.auto_prompter import LOCATOR, AutoPrompter, Proposal
 from promptseg.prompts.intensity.on_device import is_tensor
 from promptseg.prompts.strategies import AUTO_PROMPTERS
 from promptseg.prompts.strategies.expected_iou import evidence, expected_iou
 from promptseg.prompts.strategies.fitted import FittedPrompter, View, view_of
 
+Locate = Callable[[View], Mapping[str, Proposal]]  # boxes of all labels in a view
 INTENSITY_RANGE = (0.0, 255.0)  # the paper, section 2.3
 
 
@@ -121,6 +123,7 @@ def propose_boxes(
     normalizations: tuple[Normalization, ...],
     strategy: str | None = None,
     scale: tuple[float, float] | None = None,
+    locate: Locate | None = None,
 ) -> dict[str, Proposal]:
     """Propose boxes for every label in the plans.
 
@@ -135,26 +138,30 @@ def propose_boxes(
         normalizations: the plans' normalization of each channel.
         strategy: one strategy for all labels; that of the plans when None.
         scale: of channel 0, from `scale_of`; computed when None.
+        locate: of a `Locator`, for labels whose strategy it is.
 
     Returns:
         A proposal for each label; where the plans found no usable strategy, one without a box
         and with the reason `no_usable_strategy`.
 
     Raises:
-        ValueError: if a strategy is unknown, or was not fitted for a label.
+        ValueError: if a strategy is unknown, or was not fitted for a label, or needs a locator.
     """
     chosen = {label: strategy or entry["strategy"] for label, entry in auto_prompts.items()}
     prompters = {
         label: _prompter(name, label, auto_prompts[label])
         for label, name in chosen.items()
-        if name != "none"
+        if name not in ("none", LOCATOR)
     }
     if scale is None:
         scale = scale_of(image[0], *intensity_range(image[0], normalizations[0]))
     view = view_of(image[0], spacing, normalized=lambda slab: rescale_part(slab, *scale))
     proposals, shared = {}, {}
+    located = _located(view, locate) if LOCATOR in chosen.values() else {}
     for label, name in chosen.items():
-        if label not in prompters:
+        if name == LOCATOR:
+            proposals[label] = located[label]
+        elif label not in prompters:
             proposals[label] = Proposal(box=None, score=0.0, reason="no_usable_strategy")
         elif isinstance(prompters[label], FittedPrompter):
             proposals[label] = prompters[label].propose(view)
@@ -165,6 +172,15 @@ def propose_boxes(
             proposals[label] = shared[name]
         proposals[label] = _with_score(proposals[label], name, auto_prompts[label], view)
     return proposals
+
+
+def _located(view: View, locate: Locate | None) -> Mapping[str, Proposal]:
+    if locate is None:
+        raise ValueError(
+            f"automatic prompt {LOCATOR!r} needs the networks that promptseg_plan trains and keeps "
+            f"beside the plans, which are not here; plan without --no-locator, or choose another"
+        )
+    return locate(view)
 
 
 def _with_score(proposal: Proposal, name: str, entry: dict[str, Any], view: View) -> Proposal:

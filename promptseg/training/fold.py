@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptseg.files import read_json
-from promptseg.plans import Plans, load_plans
+from promptseg.plans import Plans, load_plans, locator_digest, locator_file
 from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.training.patches import AutoBoxes
 from promptseg.training.splits import cases_of_fold
@@ -23,6 +23,7 @@ class Fold:
         plans: plans of the dataset.
         training_cases, validation_cases: case identifiers; no case validates in the fold `all`.
         auto_boxes: for each case the automatic boxes of fits that did not see it, in raw voxels.
+        locator: file of the networks of that automatic prompt; None if planning trained none.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Fold:
     training_cases: Sequence[str]
     validation_cases: Sequence[str]
     auto_boxes: AutoBoxes
+    locator: Path | None = None
 
     @property
     def preprocessed(self) -> Path:
@@ -67,4 +69,17 @@ def load_fold(source: Path, plans_name: str, name: str, group_regex: str | None 
         training_cases=training_cases,
         validation_cases=validation_cases,
         auto_boxes=read_json(source / f"{plans_name}_auto_prompt_boxes.json"),
+        locator=_locator(source, plans_name, plans),
     )
+
+
+def _locator(source: Path, plans_name: str, plans: Plans) -> Path | None:
+    if locator_digest(plans) is None:
+        return None
+    path = locator_file(source, plans_name)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file, which planning wrote beside the plans; copy it there, or run "
+            f"promptseg_plan again"
+        )
+    return path

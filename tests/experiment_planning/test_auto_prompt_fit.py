@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from promptseg.boxes import mask_box
+from promptseg.experiment_planning.auto_prompt_candidates import FitTask
 from promptseg.experiment_planning.auto_prompt_cases import (
     Reduction,
     fitted_strategies,
@@ -15,7 +16,6 @@ from promptseg.experiment_planning.auto_prompt_cases import (
     reduce_case,
 )
 from promptseg.experiment_planning.auto_prompt_fit import (
-    FitTask,
     choose,
     fit_auto_prompts,
     fit_labels,
@@ -214,6 +214,35 @@ def test_the_choice_itself_is_cross_validated():
     b = a[::-1]
     entry = choose({"a": ({}, a, [], []), "b": ({}, b, [], [])}, cases, "block", np.arange(4))
     assert "0.500 (0.000 with the choice cross-validated)" in entry["reason"]
+
+
+@pytest.mark.parametrize(
+    ("steady", "off_centre", "chosen"),
+    [
+        (0.61, 0.45, "steady"),
+        (0.59, 0.45, "placed"),
+        (0.61, 0.35, "placed"),
+        (0.61, None, "placed"),
+    ],
+)
+def test_what_is_hardly_worse_and_much_steadier_is_preferred(steady, off_centre, chosen):
+    cases = block_cases(4, scatter=0)
+    box = cases[0].truths["block"].box
+
+    def of(iou: float) -> list:
+        return [proposal([box[0], box[0] + (8, 12, round(10 * iou, 2))])] * 4
+
+    candidates = {
+        "placed": ({"iou_mean": 0.65, "iou_off_centre": 0.2}, of(0.65), [], []),
+        "steady": ({"iou_mean": steady, "iou_off_centre": off_centre}, of(steady), [], []),
+    }
+    entry = choose(candidates, cases, "block", np.arange(4))
+    assert entry["strategy"] == chosen
+    if chosen == "steady":
+        assert entry["reason"] == (
+            "box IoU 0.610, and 0.450 on the same volumes cropped off-centre; placed has 0.650 and "
+            "0.200"
+        )
 
 
 def test_cases_without_the_label_are_left_out_and_counted():

@@ -246,7 +246,7 @@ def test_a_cluster_makes_the_same_files_as_one_process(cluster, tmp_path, monkey
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     files = sorted(path.relative_to(alone) for path in alone.rglob("*") if path.is_file())
     assert sorted(p.relative_to(shared) for p in shared.rglob("*") if p.is_file()) == files
-    assert len(files) == 4 + 4 * 4  # dataset.json, fingerprint, plans, boxes; four files a case
+    assert len(files) == 5 + 4 * 4  # dataset.json, fingerprint, plans, boxes; four files a case
     for file in files:
         assert (shared / file).read_bytes() == (alone / file).read_bytes(), file
 

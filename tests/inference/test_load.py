@@ -25,6 +25,7 @@ from promptseg.inference.load import (
 )
 from promptseg.pipeline import strategy_quality
 from tests.inference.test_predictor import SMALL, SPACING, save_fold
+from tests.locators import make_locator
 from tests.small_plans import small_plans
 from tests.trained import train
 
@@ -95,6 +96,32 @@ def test_a_zip_predicts_what_its_folder_does(model, tmp_path, prefix, caplog):
         assert len(from_zip.networks) == len(from_folder.networks)
     with pytest.raises(FileNotFoundError, match="fold_7.*folds with a .*: fold_0, fold_1"):
         load_predictor(archive, folds=["7"])
+
+
+def test_a_locator_is_part_of_the_model(tmp_path):
+    folder = tmp_path / "model"
+    for fold in "01":
+        (folder / f"fold_{fold}").mkdir(parents=True)
+    locator = make_locator(tuple(small_plans().labels))
+    candidates = {"locator": {"parameters": {"networks": locator.digest}}}
+    plans = small_plans(auto_prompts={"liver": {"strategy": "locator", "candidates": candidates}})
+    for fold in "01":
+        save_fold(folder, fold, plans)
+    with pytest.raises(FileNotFoundError, match=r"fold_0.locator\.npz: no such file, by which"):
+        load_predictor(folder, folds=["0"])
+    make_locator(("liver", "another")).save(folder / "fold_0" / "locator.npz")
+    with pytest.raises(ValueError, match=r"locator\.npz is not the locator of this model's plans"):
+        load_predictor(folder)
+    (folder / "fold_0" / "locator.npz").unlink()
+    locator.save(folder / "fold_1" / "locator.npz")
+    archive = zipped(folder, tmp_path / "model.zip")
+    boxes = []
+    for path in (folder, archive):
+        predictor = load_predictor(path)
+        predictor.set_image(np.random.default_rng(0).uniform(0, 255, SMALL), SPACING)
+        found = predictor.predict(labels=["liver"], auto_prompt="plans").labels["liver"].prompts
+        boxes.append(found.boxes.tolist())
+    assert boxes[0] == boxes[1]
 
 
 def test_a_zip_made_by_shutil_or_on_windows_or_macos_is_read(model, tmp_path):

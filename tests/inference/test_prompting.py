@@ -12,11 +12,13 @@ import pytest
 from promptseg.inference.predictor import Predictor
 from promptseg.inference.prompting import Proposer
 from promptseg.preprocessing import lazy
-from promptseg.preprocessing.normalize import percentile_clipping
+from promptseg.preprocessing.normalize import normalize, percentile_clipping
 from promptseg.prompts import automatic
 from promptseg.prompts.automatic import propose_boxes
+from promptseg.prompts.strategies.fitted import view_of
 from tests.inference.fakes import LEVELS, LevelNetwork
 from tests.inference.test_coarse import plans_with
+from tests.locators import make_locator
 from tests.small_plans import small_plans
 
 
@@ -99,6 +101,46 @@ def test_unknown_strategies_are_refused_with_those_there_are(name):
         Proposer(small_plans(), {}).check(name)
     for known in ("plans", "name", "coarse", "hybrid", "intensity", "atlas"):
         Proposer(small_plans(), {}).check(known)
+
+
+def test_the_locator_prompts_the_labels_that_it_is_asked_for():
+    plans = small_plans(
+        auto_prompts={
+            "liver": {"strategy": "locator", "candidates": {"locator": {"parameters": {}}}},
+            "spleen": {"strategy": "none"},
+        }
+    )
+    locator = make_locator(tuple(plans.labels), spacing=(2.0, 1.0, 0.75))
+    model = Predictor([LevelNetwork()], plans, locator=locator)
+    image, spacing = np.random.default_rng(0).uniform(0, 255, (7, 30, 21)), (2.5, 1.0, 0.75)
+    view = view_of(normalize(image, plans.normalizations[0]), spacing)
+    expected = {label: proposal.box for label, proposal in locator.propose(view).items()}
+    assert any(box is not None for box in expected.values())
+    prepared = model.prepare(image, spacing)
+    forced = model.proposer.propose(prepared, list(plans.labels), "locator")
+    planned = model.proposer.propose(prepared, ["liver", "spleen"], "plans")
+    for label, box in expected.items():
+        boxes = [] if box is None else [box]
+        np.testing.assert_array_equal(forced[label].boxes, np.reshape(boxes, (-1, 2, 3)))
+        assert forced[label].source == ("label name" if box is None else "locator")
+    np.testing.assert_array_equal(planned["liver"].boxes, forced["liver"].boxes)
+    assert planned["spleen"].reason == "no_usable_strategy"
+    model.set_prepared(prepared)
+    found = model.predict(auto_prompt="locator")
+    for label in plans.labels:
+        np.testing.assert_array_equal(found.labels[label].prompts.boxes, forced[label].boxes)
+
+
+def test_without_a_locator_its_name_is_refused():
+    with pytest.raises(ValueError, match="this model has no locator; it is trained by"):
+        Proposer(small_plans(), {}).check("locator")
+    with pytest.raises(ValueError, match="'locator' needs the networks that promptseg_plan trains"):
+        propose_boxes(
+            np.zeros((1, 4, 5, 6)),
+            (1.0, 1.0, 1.0),
+            auto_prompts={"liver": {"strategy": "locator"}},
+            normalizations=small_plans().normalizations,
+        )
 
 
 def test_segvols_weights_are_not_asked_by_name():
