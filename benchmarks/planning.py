@@ -4,7 +4,8 @@
 
 Each tool runs in its own environment, with two processes, into an empty folder every time, its
 start-up included. nnU-Net: `nnUNetv2_plan_and_preprocess -c 3d_fullres -np 2
---verify_dataset_integrity`. promptseg also fits and cross-validates its automatic prompts.
+--verify_dataset_integrity`. promptseg also fits and cross-validates its automatic prompts, but for
+`locator`, whose training takes minutes (`--locator` includes it).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def measure(args: argparse.Namespace, runner: Runner) -> dict[str, list[float]]:
         with tempfile.TemporaryDirectory() as scratch:
             command = [HERE / "promptseg_plan", "-d", args.dataset, "-np", 2]
             command += ["--raw", raw, "--preprocessed", Path(scratch) / "preprocessed"]
+            command += [] if args.locator else ["--no-locator"]
             seconds["promptseg"].append(runner.run("plan", command)["wall_seconds"])
         if args.nnunet:
             with tempfile.TemporaryDirectory() as scratch:
@@ -49,6 +51,7 @@ def main() -> None:
     parser.add_argument("-d", "--dataset", default="4")
     parser.add_argument("--nnunet", type=Path, help="bin folder of nnU-Net's environment")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--locator", action="store_true", help="train the locator, too")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as logs:
         seconds = measure(args, Runner(Path(logs)))
