@@ -21,7 +21,8 @@ from promptseg.parallel import Workers, map_cases
 from promptseg.prompts.auto_prompter import Proposal
 
 FOLDS = 4
-STEPS = (300, 1200)  # at least and at most
+VOXELS = 64_000  # at most, of the usual view; more cost more steps than they tell
+STEPS = (300, 1500)  # at least and at most
 TO_REACH = 6000  # steps, times the square of the box IoU that is still to be gained
 BATCH = 2
 LEARNING_RATE, WARMUP = 4e-3, 50  # steps
@@ -140,7 +141,7 @@ def fold_tasks(
         FoldTask(
             number=int(fold),
             labels=tuple(labels),
-            spacing=tuple(np.median([case.view.spacing for case in cases], axis=0).tolist()),
+            spacing=spacing_of(cases),
             steps=steps,
             trained_on=tuple(case for case in small if fold_of[case.group] != fold),
             held_out=tuple(case for case in small if fold_of[case.group] == fold),
@@ -148,6 +149,15 @@ def fold_tasks(
         )
         for fold in np.unique(numbers)
     ]
+
+
+def spacing_of(cases: Sequence[FitCase]) -> tuple[float, float, float]:
+    """The spacing that networks see: the usual view's, or coarser but for thick slices."""
+    spacing = np.median([case.view.spacing for case in cases], axis=0)
+    voxels = np.median([np.prod(case.view.extent_mm / spacing) for case in cases])
+    is_fine = spacing < ISOTROPIC * spacing.min()
+    coarser = max(1.0, voxels / VOXELS) ** (1 / np.count_nonzero(is_fine))
+    return tuple(np.where(is_fine, spacing * coarser, spacing).tolist())
 
 
 def _small(case: FitCase) -> FitCase:

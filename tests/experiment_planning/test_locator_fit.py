@@ -9,7 +9,13 @@ from promptseg.boxes import box_iou
 from promptseg.experiment_planning import locator_fit
 from promptseg.experiment_planning.auto_prompt_fit import fit_labels
 from promptseg.experiment_planning.auto_prompt_scores import off_centre
-from promptseg.experiment_planning.locator_fit import crop, fit_locator, fold_tasks, steps_after
+from promptseg.experiment_planning.locator_fit import (
+    crop,
+    fit_locator,
+    fold_tasks,
+    spacing_of,
+    steps_after,
+)
 from promptseg.networks.locator import Locator
 from tests.prompts.strategies.fitted_cases import block_cases
 
@@ -40,11 +46,20 @@ def test_no_network_is_trained_on_what_it_is_judged_by():
 
 
 @pytest.mark.parametrize(
-    ("reached", "steps"), [(0.0, 1200), (0.5, 1200), (0.7, 540), (0.9, 300), (1.0, 300)]
+    ("reached", "steps"), [(0.0, 1500), (0.5, 1500), (0.7, 540), (0.9, 300), (1.0, 300)]
 )
 def test_the_less_others_reach_the_longer_it_is_trained(reached, steps, monkeypatch):
-    monkeypatch.setattr(locator_fit, "STEPS", (300, 1200))
+    monkeypatch.setattr(locator_fit, "STEPS", (300, 1500))
     assert steps_after(reached) == steps
+
+
+def test_large_views_are_seen_more_coarsely_but_not_across_thick_slices(monkeypatch):
+    cases = block_cases(3)  # 20x36x28 voxels of 3x1x1.5 mm, each a view voxel of its own
+    assert spacing_of(cases) == (3.0, 1.0, 1.5)
+    monkeypatch.setattr(locator_fit, "VOXELS", 20 * 36 * 28 / 4)
+    np.testing.assert_allclose(spacing_of(cases), (3.0, 2.0, 3.0))
+    alike = [replace(c, view=replace(c.view, spacing=(1.5, 1.0, 1.5))) for c in cases]
+    np.testing.assert_allclose(spacing_of(alike), np.array([1.5, 1.0, 1.5]) * 4 ** (1 / 3))
 
 
 def test_cases_of_one_patient_are_refused():

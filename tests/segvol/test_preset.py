@@ -1,6 +1,7 @@
 """Plans with SegVol's preset: what they fix, and training and prediction with them."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -102,12 +103,15 @@ def test_plans_of_the_preset_train_and_predict(folders):
     boxes = read_json(source / "PromptSegPlans_auto_prompt_boxes.json")
     write_json(source / "Small_auto_prompt_boxes.json", boxes)
     (source / "Small_3d").symlink_to(source / "PromptSegPlans_3d")
+    request = {"plans_name": "Small", "fold": "0"}
+    with pytest.raises(FileNotFoundError, match=r"Small_locator\.npz: no such file, which"):
+        train(3, folders, **request)
+    shutil.copy(source / "PromptSegPlans_locator.npz", source / "Small_locator.npz")
 
     model = train(
         3,
         folders,
-        plans_name="Small",
-        fold="0",
+        **request,
         epochs=1,
         iterations_per_epoch=4,
         processes=0,
