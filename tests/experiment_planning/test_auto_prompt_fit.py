@@ -180,7 +180,9 @@ def test_the_boxes_of_a_patients_scans_come_from_fits_on_other_patients():
 
 def test_worker_processes_change_nothing():
     cases = block_cases(6, unfitted=("intensity",))
-    assert fit_labels(cases, ["block"], processes=2).labels == fit_labels(cases, ["block"]).labels
+    spread, alone = fit_labels(cases, ["block"], processes=2), fit_labels(cases, ["block"])
+    assert spread.labels == alone.labels
+    assert alone.locator is None and "locator" not in alone.labels["block"]["candidates"]
 
 
 class Deadly(str):
