@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,26 +78,33 @@ def _read_seg(
         raise ImportError(
             f"{path}: a DICOM SEG needs highdicom ({error}): pip install promptseg[dicom]"
         ) from error
-    try:
+    with _named(path):
         content = segread(path)
         numbers = {name: number for number, name in _segments(content).items()}
-        volumes = (
-            (name, content.get_volume(segment_numbers=[numbers[name]], combine_segments=False))
-            for name in names
-            if name in numbers
-        )
-        first, grid, step = next(volumes, None), None, 1
-    except Exception as error:  # pydicom and highdicom raise many kinds
-        raise ValueError(f"{path}: cannot be read as a volume of segments: {error}") from error
-    if first is None:
+    found = [name for name in names if name in numbers]
+    if not found:
         raise ValueError(f"{path}: has {', '.join(numbers)}, and none of {', '.join(names)}")
-    grid, step = _grid_of(first[1])
+
+    def volume_of(name: str) -> Volume:
+        with _named(path):
+            return content.get_volume(segment_numbers=[numbers[name]], combine_segments=False)
+
+    grid, step = _grid_of(volume_of(found[0]))
 
     def masks() -> Iterator[tuple[str, np.ndarray]]:
-        for name, volume in (first, *volumes):
-            yield name, np.asarray(volume.array)[::step, :, :, 0] >= _INSIDE
+        for name in found:
+            yield name, np.asarray(volume_of(name).array)[::step, :, :, 0] >= _INSIDE
 
     return masks(), grid
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of pydicom and highdicom, of which there are many kinds, name the file."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as segments of a volume: {error}") from error
 
 
 def _grid_of(volume: Volume) -> tuple[Geometry, int]:

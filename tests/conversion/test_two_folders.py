@@ -194,6 +194,24 @@ def test_dicom_segs_are_read_as_dcmqi_reads_them(folders, tmp_path):
         assert found.any() and grid.difference_from(its_grid) is None
 
 
+def test_a_damaged_dicom_seg_is_one_failed_case(folders, tmp_path):
+    images, masks = folders
+    source = require_real_data(DCMQI)
+    for name in ("good", "cut", "other"):
+        shutil.copytree(source / "24x38x3" / "image", images / name)
+        shutil.copy(source / "24x38x3" / "seg" / "label.seg", masks / f"{name}.dcm")
+    content = pydicom.dcmread(masks / "cut.dcm")
+    content.PixelData = content.PixelData[:10]
+    content.save_as(masks / "cut.dcm")
+    content = pydicom.dcmread(masks / "other.dcm")
+    content.SegmentSequence[0].SegmentLabel = "Kidney"
+    content.save_as(masks / "other.dcm")
+    result = converted(folders, tmp_path, modality="CT", labels={"Liver": 1})
+    assert result.done == ("good",)
+    assert "cut.dcm cannot be read as segments of a volume" in result.failed["cut"]
+    assert "other.dcm: has Kidney, and none of Liver" in result.failed["other"]
+
+
 def test_overlapping_segments_of_a_dicom_seg(folders, tmp_path):
     images, masks = folders
     source = require_real_data(DCMQI)
