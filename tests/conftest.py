@@ -22,9 +22,10 @@ def few_threads():
 
 @pytest.fixture(autouse=True, scope="session")
 def hardly_trained_locators():
-    """Every planning of a test trains one; tests of what it finds set more steps."""
+    """Every planning of a test trains some; tests of what they find set more steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(locator_fit, "STEPS", (2, 2))
+        patch.setattr(locator_fit, "FOLDS", 2)
         yield
 
 

@@ -33,7 +33,8 @@ def few_steps(monkeypatch):
     monkeypatch.setattr(locator_fit, "STEPS", (3, 3))
 
 
-def test_no_network_is_trained_on_what_it_is_judged_by():
+def test_no_network_is_trained_on_what_it_is_judged_by(monkeypatch):
+    monkeypatch.setattr(locator_fit, "FOLDS", 4)
     cases = [replace(c, group=f"patient_{i // 3}") for i, c in enumerate(block_cases(13))]
     tasks = fold_tasks(cases, LABELS, [], 6)
     assert [task.number for task in tasks] == [0, 1, 2, 3]
@@ -70,7 +71,6 @@ def test_cases_of_one_patient_are_refused():
 
 def test_unseen_blocks_are_found_wherever_the_volume_is_cropped(monkeypatch):
     monkeypatch.setattr(locator_fit, "STEPS", (60, 60))
-    monkeypatch.setattr(locator_fit, "FOLDS", 2)
     cases = block_cases(8)
     fit = fit_locator(cases, ["block"], [(case.case_id, "block") for case in cases])
     found = [iou(fit.found[case.case_id]["block"], case) for case in cases]
