@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import zlib
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from promptseg.io.dicom import read_dicom_series, series_in
 from promptseg.io.geometry import check_volume
 
 _CHUNK = 1 << 18  # bytes read at a time; no header is as long
+
+_DATA_FILE = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)([^\r\n]*)", re.I | re.M)
 
 _quiet = threading.Lock()
 _quiet_reads = 0  # of all threads: ITK has one switch for the whole process
@@ -50,10 +53,13 @@ def read_itk(path: Path | str, *, channels_last: bool = False) -> sitk.Image:
         channels_last: four dimensions are read too, the last counting channels.
 
     Raises:
-        ValueError: naming the file, if ITK refuses it; if it is damaged and ITK would invent
+        ValueError: naming the file, if ITK refuses it; if its header takes the voxels from
+            elsewhere than a file beside it; if it is damaged and ITK would invent
             voxels; if it has other dimensions or complex voxels; if a series lacks a slice.
     """
     path = Path(path)
+    if path.name.lower().endswith((".mha", ".mhd", ".nrrd", ".nhdr")):
+        _check_names_of_data(path)
     with _quiet_itk(), _itk_errors_name(path):
         image = read_dicom_series(path) if path.is_dir() else sitk.ReadImage(str(path))
     if path.name.lower().endswith((".mha", ".nrrd")):
@@ -64,6 +70,25 @@ def read_itk(path: Path | str, *, channels_last: bool = False) -> sitk.Image:
     if "complex" in image.GetPixelIDTypeAsString():
         raise ValueError(f"{path}: voxels are complex numbers; save their magnitude")
     return image
+
+
+def _check_names_of_data(path: Path) -> None:
+    """Raise if a header takes its voxels from anywhere but a file beside it."""
+    with open(path, "rb") as file:
+        header = file.read(_CHUNK)
+    match = _DATA_FILE.search(header.partition(b"\n\n")[0])
+    if match is None:
+        return
+    names = [match[1]]
+    if match[1].split()[:1] == [b"LIST"]:
+        names = header[match.end() :].split(b"\n")
+    for raw in names:
+        name = raw.strip().strip(b'"').decode("utf-8", "replace")
+        if name != Path(name).name or "\\" in name or ":" in name:
+            raise ValueError(
+                f"{path}: its header takes the voxels from {name!r}; expected a file beside it, or "
+                f"none; write it again as one file"
+            )
 
 
 def _check_compressed_voxels(path: Path) -> None:

@@ -79,3 +79,32 @@ def test_a_fourth_dimension_of_one_point_in_time_is_no_more_than_the_volume(tmp_
     sitk.WriteImage(sitk.JoinSeries([image, image]), str(tmp_path / f"two{ending}"))
     with pytest.raises(ValueError, match="expected three dimensions, found 4"):
         read_image(tmp_path / f"two{ending}")
+
+
+NRRD = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 3 4\nencoding: raw\ndata file: {}\n"
+META = (
+    "ObjectType = Image\nNDims = 3\nDimSize = 2 3 4\nElementType = MET_UCHAR\n"
+    "ElementDataFile = {}\n"
+)
+
+
+@pytest.mark.parametrize(("ending", "header"), [(".nhdr", NRRD), (".mhd", META), (".mha", META)])
+def test_a_header_takes_its_voxels_from_a_file_beside_it_and_from_nowhere_else(
+    tmp_path, ending, header
+):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    voxels = np.arange(24, dtype=np.uint8).reshape(4, 3, 2)
+    (folder / "a b.raw").write_bytes(voxels.tobytes())
+    (tmp_path / "secret.raw").write_bytes(voxels.tobytes())
+    path = folder / f"image{ending}"
+    path.write_text(header.format("a b.raw"))
+    np.testing.assert_array_equal(read_image(path)[0][0], voxels)
+    for name in (
+        *("../secret.raw", str(tmp_path / "secret.raw"), "/dev/zero", "/etc/passwd"),
+        *("LIST\n../secret.raw\n", "LIST 2\na b.raw\n/etc/passwd"),
+        *("sub/a.raw", "..\\secret.raw", "C:\\secret.raw", "./../secret.raw"),
+    ):
+        path.write_text(header.format(name))
+        with pytest.raises(ValueError, match="its header takes the voxels from"):
+            read_image(path)
