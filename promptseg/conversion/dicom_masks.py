@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from skimage.draw import polygon2mask
 
+from promptseg.io.dicom import is_dicom_file
 from promptseg.io.geometry import Geometry
+from promptseg.prompts.world import world_to_voxel
 
 if TYPE_CHECKING:
     from highdicom import Volume
@@ -155,10 +157,9 @@ def _contours(path: Path, content: Dataset) -> dict[str, list[np.ndarray]]:
 def _filled(path: Path, name: str, contours: list[np.ndarray], grid: Geometry) -> np.ndarray:
     """The voxels whose centres lie within contours; one within another is a hole."""
     mask = np.zeros(grid.shape, bool)
-    axes = np.reshape(grid.direction, (3, 3))
     inner: dict[int, list[np.ndarray]] = defaultdict(list)
     for contour in contours:
-        voxels = ((contour - grid.origin) @ axes)[:, ::-1] / grid.spacing
+        voxels = world_to_voxel(contour, grid)
         number = int(np.rint(voxels[:, 0].mean()))
         if np.abs(voxels[:, 0] - number).max() > _BETWEEN_SLICES:
             raise ValueError(
@@ -180,15 +181,10 @@ def _filled(path: Path, name: str, contours: list[np.ndarray], grid: Geometry) -
 
 def _class_of(path: Path) -> str | None:
     """The SOP class of a DICOM file; None for any other."""
-    if not _is_dicom(path):
+    if not is_dicom_file(path):
         return None
     header = _read(path, "SOPClassUID")
     return str(header.get("SOPClassUID"))
-
-
-def _is_dicom(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
 
 
 def _read(path: Path, *tags: str) -> Dataset:

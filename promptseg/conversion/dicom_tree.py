@@ -21,7 +21,15 @@ import SimpleITK as sitk
 from promptseg.conversion.predictions import refuse_existing
 from promptseg.conversion.result import Conversion, convert_cases
 from promptseg.files import replacing
-from promptseg.io.dicom import MODALITIES, check_slices, header_of, in_order, read_slices
+from promptseg.io.dicom import (
+    MODALITIES,
+    begins_as_dicom,
+    check_slices,
+    header_of,
+    in_order,
+    is_dicom_file,
+    read_slices,
+)
 from promptseg.progress_bar import progress_bar
 from promptseg.tables import aligned
 
@@ -157,8 +165,7 @@ def _is_dicom(path: Path) -> bool:
     """Whether a file begins as DICOM files do; DICOMDIR lists others."""
     if path.name.upper() == "DICOMDIR" or not path.is_file() or not os.access(path, os.R_OK):
         return False
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    return is_dicom_file(path)
 
 
 def _code(modality: str) -> str:
@@ -258,8 +265,8 @@ def _unpack(source: Path, archive: zipfile.ZipFile, folder: Path) -> None:
         raise ValueError(f"{source} would unpack to {total / 2**30:.0f} GB; unpack parts of it")
     for number, member in enumerate(members):
         with archive.open(member) as file:
-            start = file.read(132)
-            if start[128:] == b"DICM" and Path(member.filename).name.upper() != "DICOMDIR":
+            start = begins_as_dicom(file)
+            if start is not None and Path(member.filename).name.upper() != "DICOMDIR":
                 with open(folder / f"{number:06d}.dcm", "wb") as target:
                     target.write(start)
                     shutil.copyfileobj(file, target)

@@ -19,6 +19,7 @@ from promptseg.io.images import (
     read_channels,
     read_segmentation,
 )
+from promptseg.prompts.world import world_to_voxel
 from promptseg.words import some
 
 _SEGMENT = re.compile(r"Segment(\d+)_LabelValue")  # of a .seg.nrrd header
@@ -165,8 +166,7 @@ def placed(labels: np.ndarray, grid: Geometry, onto: Geometry) -> np.ndarray | N
     """
     if {name for name, *_ in grid.differences_from(onto)} - {"shape", "origin"}:
         return None
-    axes = np.reshape(onto.direction, (3, 3))
-    shift = (axes.T @ np.subtract(grid.origin, onto.origin))[::-1] / onto.spacing
+    shift = world_to_voxel(np.array(grid.origin), onto)
     start = np.rint(shift).astype(int)
     box = mask_box(labels > 0)
     if np.abs(shift - start).max() > _OFF_GRID or box is None:

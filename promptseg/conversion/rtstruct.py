@@ -11,6 +11,7 @@ from skimage.measure import find_contours
 
 import promptseg
 from promptseg.io.geometry import Geometry
+from promptseg.prompts.world import voxel_to_world
 
 if TYPE_CHECKING:
     from pydicom import Dataset, FileDataset
@@ -123,12 +124,11 @@ def _contours(
     mask: np.ndarray, geometry: Geometry, sources: Sequence[Dataset]
 ) -> Iterator[Dataset]:
     """The closed contours of a mask, slice by slice, in mm."""
-    axes = np.reshape(geometry.direction, (3, 3))
     for number in np.flatnonzero(mask.any(axis=(1, 2))):
         for outline in find_contours(np.pad(mask[number], 1).astype(float), 0.5):
             inside = outline[:-1] - 1  # the last point is the first again
             voxels = np.column_stack([np.full(len(inside), number), inside])
-            mm = (voxels * geometry.spacing)[:, ::-1] @ axes.T + geometry.origin
+            mm = voxel_to_world(voxels, geometry)
             yield _item(
                 ContourImageSequence=[_reference(sources[number])],
                 ContourGeometricType="CLOSED_PLANAR",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import SimpleITK as sitk
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 MODALITIES = {"CT": "CT", "MR": "MRI", "PT": "PET", "US": "US"}  # of DICOM, and as plans have them
+_PREAMBLE = 128  # bytes before the letters DICM
 _MOST_UNEVEN = 0.1  # of a series' slice distance; a missing slice gives 1
 _ROUNDING = 1e-3  # of direction cosines
 _SAME_PLACE = 1e-3  # mm
@@ -213,6 +214,18 @@ def _axes(file: str, header: Dataset) -> list[float]:
     if not axes or len(axes) != 6:
         raise ValueError(f"{file}: a DICOM slice without its orientation (0020,0037)")
     return [float(value) for value in axes]
+
+
+def begins_as_dicom(file: BinaryIO) -> bytes | None:
+    """The first bytes of a DICOM file, read from it; None if it is another."""
+    start = file.read(_PREAMBLE + 4)
+    return start if start[_PREAMBLE:] == b"DICM" else None
+
+
+def is_dicom_file(path: Path) -> bool:
+    """Whether a file begins as DICOM files do."""
+    with open(path, "rb") as file:
+        return begins_as_dicom(file) is not None
 
 
 def header_of(file: str, *tags: str) -> Dataset:

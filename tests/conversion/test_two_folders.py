@@ -18,16 +18,9 @@ from promptseg.files import read_json
 from promptseg.io.dataset import read_raw_dataset
 from promptseg.io.images import Geometry, read_image, read_segmentation, write_image
 from promptseg.parallel import Workers
+from tests.conversion.test_msd import GEOMETRY, SHAPE
 from tests.io.test_dicom import write_series
 from tests.real_data import require_real_data
-
-SHAPE = (4, 7, 6)
-GEOMETRY = Geometry(
-    shape=SHAPE,
-    spacing=(2.5, 0.8, 0.7),
-    origin=(-12.5, 30.25, 7.0),
-    direction=(0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0),
-)
 
 
 def volume(number: int) -> np.ndarray:
