@@ -19,13 +19,16 @@ class Encoding:
         names: (b, 1 + labels, z', y', x') log-probabilities of background and of every
             label; None for a network that treats a label's name like any other prompt.
         projected: (b, c', z', y', x'), the features as the prompt head takes them; None as above.
-        compared: (b, c', z', y', x'), the features that voxels are compared by; None as above.
+        values: (b, channels, z, y, x) of the image, standardized; None as above.
+        compared: (b, c' + channels, z', y', x'), the features that voxels are compared by, and the
+            image on the elements of the prompt head's map; None as above.
     """
 
     patch_size: tuple[int, int, int]
     features: Tensor
     names: Tensor | None = None
     projected: Tensor | None = None
+    values: Tensor | None = None
     compared: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:

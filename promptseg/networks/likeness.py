@@ -6,42 +6,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from promptseg.networks.mask_decoder import resized
-from promptseg.networks.prompt_encoder import NO_POINT, Grid, PromptBatch, elements_at
+from promptseg.networks.grid import Grid, elements_at, resized
+from promptseg.networks.prompt_encoder import NO_POINT, PromptBatch
 
 ITERATIONS = 12  # of conjugate gradients, which solve as many clicks exactly
 SOLVED = 1e-11  # squared remainder, as a part of the first, that ends them
-FURTHEST = 4.0  # standard deviations of a channel that count
 
 
 class Likeness(nn.Module):
     """What clicked voxels lack, carried to voxels that are near and look alike.
 
     Where a network errs it errs alike on voxels that look alike. What has to be added to the logits
-    is taken as a Gaussian process, whose kernel is a bump of the distance times one of the
-    difference of features. What clicked voxels lack are noisy observations of it; one that lacks
-    nothing holds what is like it. The widths, the noise and a factor are learned; the features are
-    learned by what else needs them. (Their gradients from here, standardized where they hardly
-    vary yet, would be rounding.)
+    is taken as a Gaussian process, whose kernel is a bump of the distance, times one of the
+    difference of features, times one of that of image values. What clicked voxels lack are noisy
+    observations of it; one that lacks nothing holds what is like it. The widths, the noise and a
+    factor are learned; the features are learned by what else needs them. (Their gradients from
+    here, standardized where they hardly vary yet, would be rounding.)
 
     Source:
         Rasmussen and Williams 2006, Gaussian Processes for Machine Learning, equation 2.23: the
         mean of the process given its observations. Differs: it is multiplied by a learned factor.
+
+    Args:
+        channels: of the image.
     """
 
     # what is learned begins with these: voxels of the shortest side, standard deviations of a
-    # channel, variance beside the kernel's 1, and the factor
-    WIDTH, DIFFERENCE, NOISE, FACTOR = 16.0, 1.4, 0.3, 1.0
+    # channel of the features, variance beside the kernel's 1, the factor, and standard deviations
+    # of a channel of the image
+    WIDTH, DIFFERENCE, NOISE, FACTOR, CONTRAST = 16.0, 1.4, 0.3, 1.0, 1.0
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        start = torch.tensor([self.WIDTH, self.DIFFERENCE, self.NOISE, self.FACTOR])
+        self.channels = channels
+        start = torch.tensor([self.WIDTH, self.DIFFERENCE, self.NOISE, self.FACTOR, self.CONTRAST])
         self.logarithms = nn.Parameter(start.log())
-
-    @staticmethod
-    def compared(features: Tensor) -> Tensor:
-        """(b, c, z', y', x') of the finest map, each channel standardized over the patch."""
-        return F.instance_norm(features.detach().float()).clamp(-FURTHEST, FURTHEST)
 
     def forward(
         self, compared: Tensor, prompts: PromptBatch, lacking: Tensor, here: Grid
@@ -49,7 +48,7 @@ class Likeness(nn.Module):
         """What to add to the logits of n queries in a part of the patch.
 
         Args:
-            compared: (n or 1, c, z', y', x') over the patch.
+            compared: (n or 1, c, z', y', x') over the patch, the last `self.channels` of the image.
             prompts: the queries, whose points are used.
             lacking: (n, k) what to add to the logits at each point.
             here: the part, in elements of `compared`.
@@ -66,19 +65,23 @@ class Likeness(nn.Module):
 
     def field(self, compared: Tensor, prompts: PromptBatch, lacking: Tensor, here: Grid) -> Tensor:
         """(n, z', y', x') of `forward` on the elements of a part."""
-        width, difference, noise, factor = self.logarithms.exp()
+        width, difference, noise, factor, contrast = self.logarithms.exp()
+        count = compared.shape[1] - self.channels
+        groups = ((difference, count), (contrast, self.channels))
+        scale = torch.cat([(size * n**0.5).expand(n) for size, n in groups])[:, None]
         points, given = prompts.points, (prompts.point_labels != NO_POINT).float()
         element = elements_at(points, compared.shape[2:], here.stride)[:, None]  # (n, 1, k)
         flat = compared.flatten(2).expand(len(points), -1, -1)
-        clicked = flat.gather(2, element.expand(-1, flat.shape[1], -1)).transpose(1, 2) / difference
+        clicked = flat.gather(2, element.expand(-1, flat.shape[1], -1)) / scale
+        clicked = clicked.transpose(1, 2)
         places = (points + 0.5) * torch.tensor(here.spacing, device=points.device) / width
         apart = (places[:, :, None] - places[:, None]).pow(2).sum(-1)
-        unlike = (clicked[:, :, None] - clicked[:, None]).pow(2).mean(-1)
+        unlike = (clicked[:, :, None] - clicked[:, None]).pow(2).sum(-1)
         kernel = torch.exp(-0.5 * (apart + unlike)) * given[:, :, None] * given[:, None]
         weights = solved(kernel, noise, lacking * given)
-        around = compared[(..., *here.slices)].flatten(2) / difference
-        unlike = around.pow(2).mean(1)[:, None] + clicked.pow(2).mean(-1)[..., None]
-        unlike = unlike - 2 * (clicked @ around) / compared.shape[1]
+        around = compared[(..., *here.slices)].flatten(2) / scale
+        unlike = around.pow(2).sum(1)[:, None] + clicked.pow(2).sum(-1)[..., None]
+        unlike = unlike - 2 * (clicked @ around)
         apart = _squared_distances(places, here, width).flatten(2)
         reached = torch.exp(-0.5 * (apart + unlike.clamp(min=0)))
         field = (weights[:, None] @ reached)[:, 0]

@@ -9,17 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from promptseg.networks.blocks import ChannelNorm, ConvBlock, convolution, kernel_size
+from promptseg.networks.head_maps import COARSE_MAPS, FINE_MAPS, LOGITS, PUSHES
 from promptseg.networks.names import log_odds
-from promptseg.networks.prompt_encoder import Grid, PromptBatch
-
-LOGITS = 4.0  # what logits are divided by on maps that are input
-PUSH_WIDTHS = (2.5, 5.0)  # of what a click adds to the logits about it
-MARGIN = 2.0  # logit on its side that a click pushes its voxel to
-COARSE_WIDTHS = (1.5, 6.0)  # of clicks on the head's map, in voxels of the shortest side
-FINE_WIDTHS = (1.0, 3.0)  # of clicks on the voxels themselves
-PUSHES = len(PUSH_WIDTHS)
-PROMPT_MAPS = 2 * len(COARSE_WIDTHS) + 5 + PUSHES  # box, mask before, name, likeness (two)
-VOXEL_MAPS = PUSHES + 2 * len(FINE_WIDTHS) + 2  # and mask before, name
+from promptseg.networks.prompt_encoder import PromptBatch
 
 
 class FeaturePyramid(nn.Module):
@@ -70,6 +62,7 @@ class PromptHead(nn.Module):
         label_count: number of labels.
         stride: voxels of one element of the map, zyx.
         spacing: mm of a voxel, zyx.
+        image_channels: of the image.
     """
 
     CHANNELS, ANSWERS, ON_VOXELS = 16, 4, 8
@@ -80,6 +73,7 @@ class PromptHead(nn.Module):
         label_count: int,
         stride: Sequence[int],
         spacing: Sequence[float],
+        image_channels: int,
     ) -> None:
         super().__init__()
         c = self.CHANNELS
@@ -92,7 +86,7 @@ class PromptHead(nn.Module):
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
         self.project = nn.Conv3d(channels_in, c, 1)
-        self.maps = convolution(PROMPT_MAPS, c, (1, 1, 1), fine)
+        self.maps = convolution(COARSE_MAPS + image_channels, c, (1, 1, 1), fine)
         self.normalization = ChannelNorm(c)
         self.first = _block(c, c, (1, 1, 1), fine)
         self.down = nn.Sequential(
@@ -102,7 +96,7 @@ class PromptHead(nn.Module):
         self.second = _block(c, c, (1, 1, 1), fine)
         self.answer = nn.ConvTranspose3d(c, self.ANSWERS + 1, tuple(stride), tuple(stride))
         self.on_voxels = nn.Sequential(
-            nn.Conv3d(self.ANSWERS + VOXEL_MAPS, self.ON_VOXELS, 1),
+            nn.Conv3d(self.ANSWERS + FINE_MAPS + image_channels, self.ON_VOXELS, 1),
             nn.LeakyReLU(0.01),
             nn.Conv3d(self.ON_VOXELS, 1, 1),
         )
@@ -117,9 +111,7 @@ class PromptHead(nn.Module):
 
         Args:
             features: (n, c, z', y', x') of `project`.
-            maps: (n, PROMPT_MAPS, z', y', x').
-            fine: (n, VOXEL_MAPS, z, y, x) maps on the voxels, first those of `click_pushes`,
-                divided by `LOGITS`.
+            maps, fine: of `head_maps`.
             meant: (n, labels) weights of the labels; what they lack to 1 is that of no label.
 
         Returns:
@@ -212,33 +204,3 @@ def _block(
         ChannelNorm(channels_out),
         nn.LeakyReLU(0.01),
     )
-
-
-def resized(maps: Tensor, shape: Sequence[int]) -> Tensor:
-    """(n, c, ...) maps interpolated linearly to another shape over the same field of view."""
-    if tuple(maps.shape[2:]) == tuple(shape):
-        return maps
-    return F.interpolate(maps.float(), tuple(shape), mode="trilinear", align_corners=False)
-
-
-def resized_part(maps: Tensor, part: Grid, to: Grid) -> Tensor:
-    """What `resized` gives to a part of the patch, from maps over all of it.
-
-    Args:
-        maps: (n, c, z', y', x') over the patch.
-        part: the part in elements of `maps`.
-        to: the same part in the elements to interpolate to, of which whole numbers make one of
-            `part`.
-    """
-    if part.stride == to.stride:
-        return maps[(..., *part.slices)]
-    sides = zip(part.first, part.shape, maps.shape[2:], strict=True)
-    wider = [(max(f - 1, 0), min(f + n + 1, size)) for f, n, size in sides]
-    times = [a // b for a, b in zip(part.stride, to.stride, strict=True)]
-    around = maps[(..., *(slice(*ends) for ends in wider))]
-    shape = [(last - first) * t for (first, last), t in zip(wider, times, strict=True)]
-    cut = [
-        slice((f - first) * t, (f - first + n) * t)
-        for f, n, (first, _), t in zip(part.first, part.shape, wider, times, strict=True)
-    ]
-    return resized(around, shape)[(..., *cut)]

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from promptseg.networks.prompt_encoder import NO_POINT, Grid, PromptBatch, elements_at
+from promptseg.networks.grid import Grid, elements_at
+from promptseg.networks.prompt_encoder import NO_POINT, PromptBatch
 
 SURE = 8.0  # largest logit that a name or a mask to correct may begin with
 DECISIVE = 3.0  # exponent of the weights of the labels that a prompt without a name may mean

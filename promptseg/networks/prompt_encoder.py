@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from promptseg.networks.grid import Grid
+
 NO_POINT = -1  # point label of padding
 NO_LABEL = -1  # label index of a query without a label, which may mean any or none
 NEW_OBJECT = -2  # label index of an object that is none of the labels
@@ -169,70 +171,6 @@ def _stacked(maps: Sequence[np.ndarray | None]) -> Tensor | None:
     return torch.from_numpy(
         np.stack([nothing if m is None else np.asarray(m, np.float32) for m in maps])
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """The elements of a map over a patch, or over a part of it.
-
-    Attributes:
-        shape: elements, zyx.
-        stride: voxels of one element, zyx.
-        spacing: length of a voxel, zyx, in units of the shortest side.
-        first: the part's first element in the patch, zyx.
-    """
-
-    shape: tuple[int, int, int]
-    stride: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    first: tuple[int, int, int] = (0, 0, 0)
-
-    def edges(self, axis: int, device: torch.device) -> Tensor:
-        """(elements,) lower edges along an axis, in voxels of the patch."""
-        first, stride = self.first[axis], self.stride[axis]
-        return (torch.arange(self.shape[axis], device=device) + first) * float(stride)
-
-    def centres(self, axis: int, device: torch.device) -> Tensor:
-        """(elements,) of their centres along an axis, in voxels of the patch."""
-        return self.edges(axis, device) + self.stride[axis] / 2
-
-    @property
-    def slices(self) -> tuple[slice, ...]:
-        """Of the elements in a map over the patch, zyx."""
-        return tuple(slice(f, f + n) for f, n in zip(self.first, self.shape, strict=True))
-
-    def widened(self, whole: Sequence[int]) -> Grid:
-        """The part with an element more on each side, as far as the map has them."""
-        first = tuple(max(f - 1, 0) for f in self.first)
-        ends = zip(self.first, self.shape, whole, strict=True)
-        last = [min(f + n + 1, size) for f, n, size in ends]
-        return replace(
-            self, first=first, shape=tuple(e - f for f, e in zip(first, last, strict=True))
-        )
-
-    def at(self, stride: Sequence[int]) -> Grid:
-        """The same part of the patch in elements of a stride that divides this one's."""
-        times = [own // other for own, other in zip(self.stride, stride, strict=True)]
-        return replace(
-            self,
-            shape=tuple(n * t for n, t in zip(self.shape, times, strict=True)),
-            stride=tuple(stride),
-            first=tuple(f * t for f, t in zip(self.first, times, strict=True)),
-        )
-
-
-def elements_at(places: Tensor, shape: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """Which element of a map over the patch lies at each place, counted along x, then y, then z.
-
-    Args:
-        places: (..., 3) in voxels, zyx; the nearest element stands for one outside.
-        shape: elements of the map, zyx.
-        stride: voxels of one, zyx.
-    """
-    last = torch.tensor(shape, device=places.device) - 1
-    elements = (places / torch.tensor(stride, device=places.device)).long().clamp(min=0)
-    z, y, x = torch.minimum(elements, last).unbind(-1)
-    return (z * shape[1] + y) * shape[2] + x
 
 
 def click_maps(points: Tensor, point_labels: Tensor, grid: Grid, widths: Sequence[float]) -> Tensor:

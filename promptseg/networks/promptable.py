@@ -10,21 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from promptseg.networks.blocks import AveragePool, kernel_size
+from promptseg.networks.contrast import standardized
 from promptseg.networks.encoders import ENCODERS, ImageEncoder
 from promptseg.networks.encoding import Encoding, of_queries
-from promptseg.networks.likeness import Likeness, cosines
-from promptseg.networks.mask_decoder import (
-    COARSE_WIDTHS,
-    FINE_WIDTHS,
-    LOGITS,
-    MARGIN,
-    PUSH_WIDTHS,
-    FeaturePyramid,
-    PromptHead,
-    QualityHead,
-    resized,
-    resized_part,
-)
+from promptseg.networks.grid import Grid, resized, resized_part
+from promptseg.networks.head_maps import COARSE_WIDTHS, LOGITS, head_maps, pushes_of
+from promptseg.networks.likeness import Likeness
+from promptseg.networks.mask_decoder import FeaturePyramid, PromptHead, QualityHead
 from promptseg.networks.names import (
     SURE,
     NameHead,
@@ -36,20 +28,11 @@ from promptseg.networks.names import (
     log_odds,
     log_odds_of_log,
 )
-from promptseg.networks.prompt_encoder import (
-    NEW_OBJECT,
-    NO_POINT,
-    Grid,
-    PromptBatch,
-    box_maps,
-    click_maps,
-    click_pushes,
-)
+from promptseg.networks.prompt_encoder import NEW_OBJECT, PromptBatch, box_maps, click_maps
 from promptseg.networks.regions import allowed, elsewhere, region_of
 from promptseg.plans import Plans
 from promptseg.presets import preset_of
 
-DIRECTIONS = 8  # channels whose directions are compared with those at clicks
 NOTHING = 0.02  # probability of a voxel before anything is known about an object without a name
 
 
@@ -77,8 +60,12 @@ class PromptableNetwork(nn.Module):
         self.level = 1 if max(self.stride) == 1 and len(strides) > 1 else 0
         self.prompt_stride = strides[self.level]
         width = channels[self.level]
-        self.prompt_head = PromptHead(width, label_count, self.prompt_stride, spacing)
-        self.likeness = Likeness()
+        image_channels = image_encoder.channels_in
+        self.prompt_head = PromptHead(
+            width, label_count, self.prompt_stride, spacing, image_channels
+        )
+        self.likeness = Likeness(image_channels)
+        self.pooled_image = AveragePool(self.prompt_stride)
         steps = zip(self.prompt_stride, self.stride, strict=True)
         self.pooled = AveragePool([coarse // fine for coarse, fine in steps])
         self.quality_head = QualityHead(channels[0])
@@ -87,12 +74,14 @@ class PromptableNetwork(nn.Module):
         """Encode (b, c, z, y, x) images with intensities in [0, 255]."""
         encoded = self.image_encoder(image.float() / 127.5 - 1.0)
         maps = self.pyramid(encoded.embedding, encoded.features)
+        values, looks = standardized(image), standardized(self.pooled(maps[0]))
         return Encoding(
             patch_size=tuple(image.shape[2:]),
             features=maps[0],
             names=self.name_head(maps[0]),
             projected=self.prompt_head.project(maps[self.level]),
-            compared=self.likeness.compared(self.pooled(maps[0])),
+            values=values,
+            compared=torch.cat([looks, self.pooled_image(values)], dim=1),
         )
 
     def decode(
@@ -240,34 +229,15 @@ class PromptableNetwork(nn.Module):
         else:
             here, fine, named = region, region.at((1, 1, 1)), region.at(self.stride).slices
             start = resized_part(opinions[:, None], region.at(self.stride), fine)
-        features = of_queries(encoding.projected[(..., *here.slices)], prompts)
-        clicks = click_maps(prompts.points, prompts.point_labels, here, COARSE_WIDTHS)
+        lacking = LOGITS * pushes_of(prompts, start[:, 0], fine)
         compared = of_queries(encoding.compared, prompts)
-        lacking = LOGITS * self._pushes(prompts, start[:, 0].detach(), fine)
         start = start + self.likeness(compared, prompts, lacking, here)
-        pushes = self._pushes(prompts, start[:, 0].detach(), fine)
-        before = self._before(prompts, fine)
-        by_name = torch.tanh(opinions.detach()[:, None][(..., *named)] / LOGITS)
-        maps = [
-            clicks,
-            self._drawn(prompts, here, fine),
-            resized(before, here.shape),
-            resized(by_name, here.shape),
-            click_pushes(prompts.points, prompts.point_labels, pushes, here, PUSH_WIDTHS),
-            cosines(features[:, :DIRECTIONS], clicks[:, :2]),
-        ]
-        on_voxels = [
-            click_pushes(prompts.points, prompts.point_labels, pushes, fine, PUSH_WIDTHS),
-            click_maps(prompts.points, prompts.point_labels, fine, FINE_WIDTHS),
-            before,
-            torch.tanh(start.detach() / LOGITS),
-        ]
-        added = self.prompt_head(
-            features,
-            torch.cat(maps, dim=1).contiguous(memory_format=torch.channels_last_3d),
-            torch.cat(on_voxels, dim=1),
-            meant,
-        )
+        # features are learned for labels: they would pull the border of another object to a label's
+        known = meant.detach().sum(dim=1)[:, None, None, None, None]
+        features = of_queries(encoding.projected[(..., *here.slices)], prompts) * known
+        by_name = opinions[:, None][(..., *named)]
+        maps = head_maps(encoding, prompts, features, by_name, start, self._whole(encoding), here)
+        added = self.prompt_head(features, *maps, meant)
         logits = start[:, 0] + added
         forbidden = prompts.has_box[:, None, None, None] & ~allowed(prompts, fine)
         return torch.where(forbidden, -SURE, logits)
@@ -277,40 +247,6 @@ class PromptableNetwork(nn.Module):
         middles = tuple(slice(s // 2, None, s) for s in self.stride)
         sampled = logits.detach()[(slice(None), *middles)]
         return self.quality_head(sampled, features.detach(), prompts, math.prod(self.stride))
-
-    def _pushes(self, prompts: PromptBatch, start: Tensor, fine: Grid) -> Tensor:
-        """(n, k) what each click lacks to a `MARGIN` on its side, in units of `LOGITS`.
-
-        A click that the start already satisfies pushes nothing. The surroundings of another click
-        are about as unsure as its voxel where they are as wrong, and surer where they are right:
-        a push that fades with the distance moves the border where it should.
-        """
-        first = torch.tensor(fine.first, device=start.device)
-        last = torch.tensor(start.shape[1:], device=start.device) - 1
-        places = (prompts.points.round().long() - first).clamp(min=0)
-        z, y, x = torch.minimum(places, last).unbind(-1)
-        query = torch.arange(len(prompts), device=start.device)[:, None].expand_as(z)
-        sides = 2.0 * (prompts.point_labels == 1) - 1
-        lacking = (MARGIN - sides * start[query, z, y, x]).clamp(min=0) / LOGITS
-        return sides * lacking * (prompts.point_labels != NO_POINT)
-
-    @staticmethod
-    def _drawn(prompts: PromptBatch, here: Grid, fine: Grid) -> Tensor:
-        """(n, 1, z', y', x') of boxes and what is drawn on slices: 1 inside, -1 outside, or 0."""
-        boxes = 2 * box_maps(prompts.boxes, here)[:, None] - 1
-        boxes = boxes * prompts.has_box[:, None, None, None, None]
-        if prompts.regions is None:
-            return boxes
-        drawn = resized(prompts.regions[(slice(None), None, *fine.slices)], here.shape)
-        return torch.where(drawn != 0, drawn, boxes)
-
-    @staticmethod
-    def _before(prompts: PromptBatch, fine: Grid) -> Tensor:
-        """(n, 1, z, y, x) of the masks to correct in a part of the patch, -1 to 1; 0 for none."""
-        if prompts.previous is None:
-            return torch.zeros(len(prompts), 1, *fine.shape, device=prompts.boxes.device)
-        masks = torch.tanh(prompts.previous[(slice(None), None, *fine.slices)].float() / LOGITS)
-        return masks * prompts.has_previous[:, None, None, None, None]
 
 
 def decode_in_parts(

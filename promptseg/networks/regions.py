@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from promptseg.networks.mask_decoder import resized
+from promptseg.networks.grid import Grid, resized
 from promptseg.networks.names import SURE
-from promptseg.networks.prompt_encoder import LOOSE, Grid, PromptBatch, box_maps
+from promptseg.networks.prompt_encoder import LOOSE, PromptBatch, box_maps
 
 REACH = 8  # elements about a box or a mask; what lies further away changes nothing
 CLICK_REACH = 20  # the same about a click in a mask to correct

@@ -42,7 +42,6 @@ class Batch:
         targets: (n, z, y, x) bool, the voxels that each query asks for.
         seed: of what is drawn while the step is under way.
         first_query: number of the first query, if others of the step are in other processes.
-        is_answered: whether the queries are to be answered, or only say which labels they mean.
     """
 
     image: Tensor
@@ -51,7 +50,6 @@ class Batch:
     targets: Tensor
     seed: tuple[int, ...] = (0,)
     first_query: int = 0
-    is_answered: bool = True
 
     def generators(self) -> list[np.random.Generator]:
         """The source of randomness of each query, the same in whichever process it is."""
@@ -142,8 +140,7 @@ class TrainingSteps(Dataset):
             queries += [query for query, _ in drawn]
             targets += [target for _, target in drawn]
         before = sum(self._objects(image) for image in range(self.images[0]))
-        batch = make_batch(samples, queries, targets, (self.settings.seed, 4, step), before)
-        return replace(batch, is_answered=step % self.settings.answer_every == 0)
+        return make_batch(samples, queries, targets, (self.settings.seed, 4, step), before)
 
     def _objects(self, image: int) -> int:
         """Number of objects that are prompted in an image of the batch."""

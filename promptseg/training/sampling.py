@@ -85,7 +85,7 @@ def training_queries(
         if rng.random() < settings.unnamed_fraction:
             mask, is_label = unnamed_object(sample.image, sample.segmentation, present, rng)
             if mask.any():
-                label = NO_LABEL if rng.random() < (0.8 if is_label else 0.2) else NEW_OBJECT
+                label = NO_LABEL if rng.random() < (0.5 if is_label else 0.2) else NEW_OBJECT
                 box = mask_box(mask).astype(float)
                 kind = _drawn(UNNAMED, rng)
                 query = prompted_query(kind, mask, box, None, image, label, settings, rng)

@@ -33,8 +33,10 @@ class TrainingSettings:
             by a case with it.
         objects_per_step: objects that are prompted in a step, spread over the images of the
             batch, at least one in each.
-        answer_every: of so many steps one answers its prompts; the others, which take a third of
-            the time, learn names, and what prompts without a name mean.
+        answer_every: of so many steps one answers its prompts, on average: at first a third as
+            many, and at the end, when the features are nearly what they will be, five thirds. The
+            others, which take a third of the time, learn names, and what prompts without a name
+            mean.
         unnamed_fraction: fraction of them that carry no name; labels, and objects that are none.
         rounds: most rounds of corrections after the first prompts of an object.
         click_weight: weight of the loss at the clicked voxels.
@@ -148,6 +150,15 @@ class TrainingSettings:
         without = {"precision": "fp32", "rare_label_fraction": 0.0}
         return cls(**{**without, **content, "mirror_axes": mirror_axes})
 
+    def is_answered(self, step: int, progress: float) -> bool:
+        """Whether a step answers its prompts, at a fraction of the run, 0 to 1.
+
+        The multiples of the golden ratio are spread evenly, so that the part of them below a
+        fraction is that fraction of any few steps.
+        """
+        wanted = (1 + 4 * min(progress, 1.0)) / 3 / self.answer_every
+        return self.answer_every == 1 or step * GOLDEN % 1 < wanted
+
     def learning_rate(self, progress: float, epoch: int) -> float:
         """The learning rate at a fraction of the run, 0 to 1 (`scratch`), or an epoch (`paper`)."""
         if self.recipe == "paper":
@@ -158,6 +169,7 @@ class TrainingSettings:
         return self.initial_lr * 0.5 * (1 + math.cos(math.pi * left))
 
 
+GOLDEN = (5**0.5 - 1) / 2
 _FORMER_NAMES = {  # of settings, in earlier checkpoints
     f"{name}_share": f"{name}_fraction"
     for name in ("zoom_out", "foreground", "rare_label", "auto_box")

@@ -96,7 +96,7 @@ class Learner:
         """The network to validate and predict with: the average, where there is one."""
         return self.network if self.average is None else self.average.module
 
-    def compute_loss(self, batch: Batch) -> Tensor:
+    def compute_loss(self, batch: Batch, *, is_answered: bool = True) -> Tensor:
         """The loss on a batch on the network's device: of the names, and of every round.
 
         Where the queries are not to be answered, of what they mean instead of the rounds.
@@ -108,7 +108,7 @@ class Learner:
         losses, first, prompts = [], None, batch.prompts
         with self.mixed_precision.autocast():
             encoding = self.encode(batch.image)
-            if not batch.is_answered and encoding.names is not None:
+            if not is_answered and encoding.names is not None:
                 return self._names_loss(encoding, batch, prompts)
             answers = answers_by_round(
                 self.network, encoding, batch.prompts, batch.targets, rounds, batch.generators()

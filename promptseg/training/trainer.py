@@ -269,9 +269,10 @@ class BaseTrainer(ABC):
 
     def _optimize(self, batch: Batch) -> float:
         batch = batch.to(self.options.device)
-        loss = self.learner.compute_loss(batch)
-        value = float(loss.detach())
         fraction, epoch = self.progress.fraction(self.settings), self.progress.epoch(self.settings)
+        is_answered = self.settings.is_answered(self.progress.step, fraction)
+        loss = self.learner.compute_loss(batch, is_answered=is_answered)
+        value = float(loss.detach())
         try:
             if not np.isfinite(value):
                 raise FloatingPointError(f"the loss is {value}")

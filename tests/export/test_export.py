@@ -124,8 +124,9 @@ def test_every_other_encoder_gives_its_maps(name, tmp_path):
     found = onnxruntime.InferenceSession(path).run(None, {"image": images})
     with torch.inference_mode():
         encoding = network.encode(torch.from_numpy(images))
-    expected = (encoding.features, encoding.names, encoding.projected, encoding.compared)
-    for part, of_network in zip(found, expected, strict=True):
+    expected = encoding.tensors()
+    assert list(expected) == ["features", "names", "projected", "values", "compared"]
+    for part, of_network in zip(found, expected.values(), strict=True):
         assert_near(part, of_network.numpy())
 
 
@@ -224,7 +225,8 @@ def test_the_json_says_what_the_files_take_and_what_the_plans_say(exported, caps
     assert shapes["image_features"] == [1, 16, 8, 12, 16]
     assert shapes["image_names"] == [1, 4, 8, 12, 16]  # background and three labels
     assert shapes["image_projected"] == [1, 16, 8, 6, 8]
-    assert shapes["image_compared"] == [1, 16, 8, 6, 8]
+    assert shapes["image_values"] == [1, 1, 8, 12, 16]
+    assert shapes["image_compared"] == [1, 17, 8, 6, 8]
     assert shapes["regions"] == shapes["previous"] == ["queries", 8, 12, 16]
     assert shapes["has_previous"] == ["queries"]
     assert about["decoder"]["outputs"][0]["shape"] == ["queries", 8, 12, 16]

@@ -4,6 +4,7 @@ import torch
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF
 
+from promptseg.networks.contrast import standardized
 from promptseg.networks.likeness import ITERATIONS, Likeness, solved
 from promptseg.networks.prompt_encoder import Grid, Query, batch_queries
 
@@ -11,20 +12,20 @@ SPACING, STRIDE, SHAPE = (3.0, 1.0, 1.5), (1, 2, 2), (4, 7, 6)  # elements
 WHOLE = Grid(shape=SHAPE, stride=STRIDE, spacing=SPACING)
 POINTS = np.array([[0, 3, 2], [3, 13, 11], [1, 6, 5], [1, 7, 5.0]])
 KINDS = [1, 0, 1, 0]
-CHANNELS = 6
+CHANNELS, IMAGE = 6, 2  # of the features and of the image
 
 
 @pytest.fixture
 def likeness():
-    made = Likeness()
+    made = Likeness(IMAGE)
     with torch.no_grad():
-        made.logarithms.copy_(torch.tensor([4.0, 1.5, 0.2, 0.8]).log())
+        made.logarithms.copy_(torch.tensor([4.0, 1.5, 0.2, 0.8, 0.7]).log())
     return made
 
 
 def compared(seed=0, images=1):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(images, CHANNELS, *SHAPE, generator=generator)
+    return torch.randn(images, CHANNELS + IMAGE, *SHAPE, generator=generator)
 
 
 def queries(points=POINTS, kinds=KINDS):
@@ -41,7 +42,8 @@ def test_the_field_is_the_mean_of_a_gaussian_process_as_scikit_learn_has_it(like
         ),
         -1,
     )
-    looks = np.moveaxis(maps[0].numpy(), 0, -1) / 1.5 / np.sqrt(CHANNELS)
+    deviations = [1.5 * np.sqrt(CHANNELS)] * CHANNELS + [0.7 * np.sqrt(IMAGE)] * IMAGE
+    looks = np.moveaxis(maps[0].numpy(), 0, -1) / deviations
     places = middles * SPACING / 4.0
     every = np.concatenate([places, looks], axis=-1)
     elements = tuple((POINTS // STRIDE).astype(int).T)
@@ -63,7 +65,7 @@ def test_a_part_has_the_field_of_the_whole(likeness):
 
 
 def test_a_click_moves_what_looks_like_its_voxel_and_not_what_does_not(likeness):
-    maps = torch.full((1, CHANNELS, *SHAPE), -2.0)
+    maps = torch.full((1, CHANNELS + IMAGE, *SHAPE), -2.0)
     maps[..., 2:4, 1:3] = 2.0  # two blobs alike
     maps[..., 2:4, 4:6] = 2.0
     one = queries([[1, 5, 3]], [1])
@@ -75,7 +77,7 @@ def test_a_click_moves_what_looks_like_its_voxel_and_not_what_does_not(likeness)
 
 
 def test_a_click_that_lacks_nothing_holds_its_surroundings(likeness):
-    maps = torch.zeros(1, CHANNELS, *SHAPE)
+    maps = torch.zeros(1, CHANNELS + IMAGE, *SHAPE)
     points, lacking = [[1, 5, 3], [1, 5, 7]], torch.tensor([[4.0, 0.0]])
     with torch.no_grad():
         alone = likeness.field(maps, queries(points[:1], [1]), lacking[:, :1], WHOLE)[0]
@@ -126,7 +128,7 @@ def _by_torch(kernel, noise, wanted):
 def test_its_widths_noise_and_factor_are_learned_and_its_features_by_others(likeness):
     generator = torch.Generator().manual_seed(1)
     features = (7 + 3 * torch.randn(2, 5, *SHAPE, generator=generator)).requires_grad_()
-    maps = likeness.compared(features)
+    maps = standardized(features)
     assert not maps.requires_grad
     torch.testing.assert_close(maps.mean((2, 3, 4)), torch.zeros(2, 5), atol=0.05, rtol=0)
     torch.testing.assert_close(maps.std((2, 3, 4)), torch.ones(2, 5), atol=0.05, rtol=0)

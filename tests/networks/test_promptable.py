@@ -13,12 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from promptseg.networks.encoders import ENCODERS, ImageEmbedding, ImageEncoder
-from promptseg.networks.mask_decoder import (
-    MARGIN,
-    QualityHead,
-    resized,
-    resized_part,
-)
+from promptseg.networks.grid import Grid, resized, resized_part
+from promptseg.networks.head_maps import MARGIN
+from promptseg.networks.mask_decoder import QualityHead
 from promptseg.networks.names import (
     AROUND,
     ENOUGH,
@@ -32,7 +29,6 @@ from promptseg.networks.names import (
 )
 from promptseg.networks.prompt_encoder import (
     NEW_OBJECT,
-    Grid,
     Query,
     batch_queries,
     box_maps,
@@ -247,9 +243,27 @@ def test_a_name_alone_is_the_class_against_all_others(network, encoding):
     torch.testing.assert_close(probabilities.sum(0), torch.ones(PATCH_SIZE))
 
 
+def test_what_is_none_of_the_labels_is_told_from_the_image_and_not_by_their_features():
+    network = build_network(small_plans(), "unet").eval()
+    for parameter in network.prompt_head.parameters():  # whose ends begin at zero
+        torch.nn.init.normal_(parameter, std=0.1)
+    box = np.array([[1, 2, 3], [5, 7, 9.0]])
+    prompts = batch_queries([Query(label=label, box=box) for label in (NEW_OBJECT, 0)])
+    with torch.inference_mode():
+        encoding = network.encode(torch.rand(1, 1, *PATCH_SIZE) * 255)
+        logits, _ = network.decode(encoding, prompts)
+        others = replace(encoding, projected=torch.randn_like(encoding.projected))
+        by_others, _ = network.decode(others, prompts)
+        inverted = replace(encoding, values=-encoding.values)
+        by_image, _ = network.decode(inverted, prompts)
+    torch.testing.assert_close(by_others[0], logits[0])
+    assert not torch.allclose(by_others[1], logits[1], atol=1e-2)
+    assert not torch.allclose(by_image[0], logits[0], atol=1e-2)
+
+
 def test_untrained_prompts_change_what_names_say_at_clicks_only():
     network = build_network(small_plans(), "unet").eval()
-    network.likeness.logarithms.data[-1] = -30.0  # and not at voxels like theirs
+    network.likeness.logarithms.data[3] = -30.0  # and not at voxels like theirs
     image = torch.rand(1, 1, *PATCH_SIZE) * 255
     click = {"points": [[2, 3, 4]], "point_labels": [0]}
     queries = [

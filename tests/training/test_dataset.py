@@ -67,14 +67,6 @@ def test_objects_of_a_step_are_spread_over_its_images(planned_case, objects, exp
     assert steps[3].prompts.image_index.tolist() == expected
 
 
-def test_one_of_so_many_steps_is_answered_and_all_are_drawn_alike(planned_case):
-    steps, every = steps_of(planned_case, answer_every=3), steps_of(planned_case)
-    assert [steps[step].is_answered for step in range(7)] == [True, False, False] * 2 + [True]
-    assert all(every[step].is_answered for step in range(3))
-    assert not steps[1].to("cpu").is_answered
-    assert same(steps[1], every[1]) and torch.equal(steps[1].targets, every[1].targets)
-
-
 def test_a_step_has_a_seed_of_its_own_and_every_query_a_generator(planned_case):
     steps = steps_of(planned_case, objects_per_step=4)
     first, other = steps[3], steps[4]

@@ -17,6 +17,19 @@ def test_the_scratch_rate_rises_then_follows_a_cosine_to_zero():
     assert settings.learning_rate(1.3, 0) == pytest.approx(0.0)  # a run over its time
 
 
+def test_steps_are_answered_evenly_and_more_often_towards_the_end():
+    settings = TrainingSettings(answer_every=4)
+    answered = [settings.is_answered(step, step / 3000) for step in range(3000)]
+    assert answered[0]  # whatever happens, queries are learned
+    assert sum(answered) == pytest.approx(3000 / 4, abs=3)
+    assert sum(answered[:300]) == pytest.approx(300 * (1 + 4 * 0.05) / 12, abs=2)
+    assert sum(answered[-300:]) == pytest.approx(300 * (1 + 4 * 0.95) / 12, abs=2)
+    last = [place for place, yes in enumerate(answered[-300:]) if yes]
+    assert max(b - a for a, b in zip(last, last[1:], strict=False)) <= 5
+    assert settings.is_answered(5, 1.3) == settings.is_answered(5, 1.0)  # a time that is over
+    assert all(TrainingSettings().is_answered(step, 0.0) for step in range(9))
+
+
 def test_the_papers_rate_halves_every_200_epochs():
     settings = TrainingSettings(recipe="paper", initial_lr=1e-5)
     rates = [settings.learning_rate(0.0, epoch) for epoch in (0, 199, 200, 399, 400)]

@@ -50,7 +50,7 @@ class ImageEncoder(nn.Module, ABC):
 
     Attributes:
         strides: of the feature maps and the embedding, finest first, see `feature_strides`.
-        spacing: as given.
+        spacing, channels_in: as given.
         channels: number of channels of the embedding.
         feature_channels: number of channels of each feature map, finest first.
     """
@@ -71,6 +71,7 @@ class ImageEncoder(nn.Module, ABC):
         super().__init__()
         self.strides = feature_strides(stride, finest_stride, spacing)
         self.spacing = tuple(spacing)
+        self.channels_in = channels_in
         self.build(channels_in, patch_size, size)
 
     @abstractmethod
