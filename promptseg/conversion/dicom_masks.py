@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from skimage.draw import polygon2mask
 
-from promptseg.io.dicom import is_dicom_file
+from promptseg.io.dicom import SEGMENTATIONS, header_of, is_dicom_file
 from promptseg.io.geometry import Geometry
 from promptseg.prompts.world import world_to_voxel
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 _RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
-_SEG = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # the second: label maps
 _BETWEEN_SLICES = 0.1  # of a slice: contours that are further off lie in other planes
 _BACKGROUND = "background"
 _INSIDE = 0.5  # of a fractional segment
@@ -33,7 +32,7 @@ def dicom_mask(path: Path) -> Path | None:
         ValueError: if a folder holds several, naming them.
     """
     files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.is_file())
-    found = [file for file in files if _class_of(file) in (*_SEG, _RTSTRUCT)]
+    found = [file for file in files if _class_of(file) in (*SEGMENTATIONS, _RTSTRUCT)]
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
         raise ValueError(f"{path}: expected one DICOM SEG or RTSTRUCT, found {names}; keep one")
@@ -42,7 +41,7 @@ def dicom_mask(path: Path) -> Path | None:
 
 def structure_names(path: Path) -> list[str]:
     """The names of what a SEG or an RTSTRUCT outlines, in its order."""
-    header = _read(path)
+    header = header_of(path)
     if header.SOPClassUID == _RTSTRUCT:
         return list(_contours(path, header))
     return [name for name in _segments(header).values() if name.lower() != _BACKGROUND]
@@ -63,7 +62,7 @@ def read_dicom_mask(
             image, or two structures have the same name.
         ImportError: for a SEG if highdicom is not installed.
     """
-    header = _read(path)
+    header = header_of(path)
     if header.SOPClassUID == _RTSTRUCT:
         contours = _contours(path, header)
         found = [name for name in names if name in contours]
@@ -183,15 +182,5 @@ def _class_of(path: Path) -> str | None:
     """The SOP class of a DICOM file; None for any other."""
     if not is_dicom_file(path):
         return None
-    header = _read(path, "SOPClassUID")
+    header = header_of(path, "SOPClassUID")
     return str(header.get("SOPClassUID"))
-
-
-def _read(path: Path, *tags: str) -> Dataset:
-    """A file's content without pixels; only some tags where these are given."""
-    from pydicom import dcmread
-
-    try:
-        return dcmread(path, stop_before_pixels=True, specific_tags=list(tags) or None)
-    except Exception as error:  # pydicom raises many kinds for damaged files
-        raise ValueError(f"{path} cannot be read as DICOM: {error}; copy it again") from error

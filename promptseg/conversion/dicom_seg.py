@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import SimpleITK as sitk
 
 import promptseg
 from promptseg.conversion.predictions import refuse_existing
@@ -15,7 +14,8 @@ from promptseg.conversion.result import Conversion, convert_cases
 from promptseg.conversion.rtstruct import make_rtstruct
 from promptseg.evaluation.inputs import label_files, names_by_value, read_labels
 from promptseg.files import replacing
-from promptseg.io.images import Geometry, is_dicom_folder, read_image, read_segmentation
+from promptseg.io.dicom import in_order, is_dicom_folder, series_in
+from promptseg.io.images import Geometry, read_image, read_segmentation
 
 if TYPE_CHECKING:
     from highdicom.seg import Segmentation, SegmentDescription
@@ -125,8 +125,8 @@ def _sources(
         raise ValueError("the segmentation is empty; DICOM SEG and RTSTRUCT cannot represent that")
     if unknown := [value for value in values if value not in names]:
         raise ValueError(f"dataset.json has no name for label value(s) {unknown}: {dict(names)}")
-    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(series))  # sorted along z
-    return [pydicom.dcmread(file) for file in files]
+    [files] = series_in(series).values()
+    return [pydicom.dcmread(file) for file in in_order(files)]
 
 
 def _segment(number: int, name: str) -> SegmentDescription:

@@ -26,7 +26,6 @@ from promptseg.io.dicom import (
     begins_as_dicom,
     check_slices,
     header_of,
-    in_order,
     is_dicom_file,
     read_slices,
 )
@@ -138,7 +137,11 @@ def find_series(folder: Path) -> list[Series]:
     of_uid: dict[str, list[tuple[Path, object]]] = defaultdict(list)
     for path in progress_bar(iterable=sorted(paths), desc="reading DICOM headers", unit="file"):
         if _is_dicom(path):
-            header = header_of(str(path), *_TAGS)
+            try:
+                header = header_of(path, *_TAGS)
+            except ValueError as error:
+                log.warning("left out: %s", error)
+                continue
             if uid := str(header.get("SeriesInstanceUID") or ""):
                 of_uid[uid].append((path, header))
     found = [_series(uid, files) for uid, files in of_uid.items()]
@@ -215,7 +218,7 @@ def _table(found: Sequence[Series], names: dict[str, str], left_out: dict[str, s
 
 def _convert_series(case_id: str, series: Series, output: Path) -> None:
     try:
-        image = read_slices(series.files[0].parent, in_order(list(map(str, series.files))))
+        image = read_slices(series.files[0].parent, list(map(str, series.files)))
     except RuntimeError as error:  # of ITK, in several lines
         cause = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"{series.files[0].parent}: series {series.uid}: {cause}") from error

@@ -1,8 +1,10 @@
-"""DICOM series: found, put into order and decoded by GDCM, their headers read by pydicom."""
+"""DICOM series: found and put into order by pydicom's headers, decoded by GDCM."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -21,13 +23,45 @@ _SAME_PLACE = 1e-3  # mm
 _FAR_APART, _MOST_MM = 4.0, 25.0
 _TAGS = (
     *("ImageType", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient"),
-    *("PixelSpacing", "SliceThickness"),
+    *("PixelSpacing", "SliceThickness", "SOPClassUID", "Rows"),
+    *("PhotometricInterpretation", "SamplesPerPixel", "BitsAllocated"),
 )
+SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+_DOSE = "1.2.840.10008.5.1.4.1.1.481.2"
+_CHANGED_BY_GDCM = ("MONOCHROME1", "PALETTE COLOR")  # inverted, and cut to 8 bits
 
 
-def series_in(folder: Path) -> list[str]:
-    """The identifiers of the DICOM series whose files lie in a folder."""
-    return list(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
+def series_in(folder: Path) -> dict[str, list[str]]:
+    """The images in a folder of each DICOM series, by its identifier, in the order of their names.
+
+    Raises:
+        ValueError: naming a file whose header is damaged.
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in _dicom_files(folder):
+        header = header_of(path, "SeriesInstanceUID", "Rows")
+        if header.get("Rows"):
+            found[str(header.get("SeriesInstanceUID") or "")].append(path)
+    return dict(found)
+
+
+def is_dicom_folder(path: Path | str) -> bool:
+    """Whether a folder holds at least one DICOM image, which may be damaged."""
+    path = Path(path)
+    return path.is_dir() and any(_may_be_image(file) for file in _dicom_files(path))
+
+
+def _dicom_files(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and os.access(path, os.R_OK) and is_dicom_file(path):
+            yield str(path)
+
+
+def _may_be_image(file: str) -> bool:
+    try:
+        return bool(header_of(file, "Rows").get("Rows"))
+    except ValueError:
+        return True
 
 
 def read_dicom_series(folder: Path) -> sitk.Image:
@@ -41,28 +75,28 @@ def read_dicom_series(folder: Path) -> sitk.Image:
     series = series_in(folder)
     if not series:
         raise ValueError(f"{folder}: a folder, but no DICOM series in it")
-    files = [sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), s) for s in series]
     if len(series) > 1:
         raise ValueError(
             f"{folder}: expected one DICOM series, found {len(series)} with "
-            f"{[len(names) for names in files]} files; put each series into a folder of its own"
+            f"{sorted(map(len, series.values()))} files; put each series into a folder of its own"
         )
-    return read_slices(folder, files[0])
+    [files] = series.values()
+    return read_slices(folder, files)
 
 
 def read_slices(folder: Path, files: Sequence[str]) -> sitk.Image:
-    """Read the images of one series, in their order, as a volume in rescaled values.
+    """Read the images of one series as a volume in rescaled values.
 
     Args:
         folder: for errors.
-        files: of one series; see `in_order`.
+        files: of one series, in any order.
 
     Raises:
         ValueError, RuntimeError: as `read_dicom_series`.
     """
     check_slices(folder, files)
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(files)
+    reader.SetFileNames(in_order(files))
     image = reader.Execute()
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:  # of an enhanced file
         image = image[..., 0]
@@ -99,8 +133,9 @@ def in_order(files: Sequence[str]) -> list[str]:
 
 def modality_of_series(folder: Path) -> str | None:
     """How the images of a folder's series were made, one of `MODALITIES`; None for another way."""
-    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
-    return MODALITIES.get(str(header_of(names[0], "Modality").get("Modality"))) if names else None
+    for files in series_in(folder).values():
+        return MODALITIES.get(str(header_of(files[0], "Modality").get("Modality")))
+    return None
 
 
 def check_slices(folder: Path, files: Sequence[str]) -> None:
@@ -109,9 +144,11 @@ def check_slices(folder: Path, files: Sequence[str]) -> None:
     ITK stacks whatever it is given, with the distance of the first two images, or of 1 mm.
     """
     headers = [header_of(file, *_TAGS) for file in files]
-    if any("LOCALIZER" in (header.get("ImageType") or ()) for header in headers):
+    for file, header in zip(files, headers, strict=True):
+        _check_pixels(file, header)
+    if any("LOCALIZER" in str(header.get("ImageType")) for header in headers):
         raise ValueError(f"{folder}: a localizer, to plan a scan by; choose another series")
-    is_enhanced = any(int(header.get("NumberOfFrames") or 1) > 1 for header in headers)
+    is_enhanced = any(_number(folder, header, "NumberOfFrames") > 1 for header in headers)
     if is_enhanced and len(files) > 1:
         raise ValueError(
             f"{folder}: {len(files)} files of several frames each; put each into a folder"
@@ -129,35 +166,52 @@ def check_slices(folder: Path, files: Sequence[str]) -> None:
         raise ValueError(f"{folder}: the frames of {files[0]} are not in the order of their places")
 
 
+def _check_pixels(file: str, header: Dataset) -> None:
+    """Raise unless a file holds an image, with values that GDCM gives as they are stored."""
+    if header.get("SOPClassUID") in SEGMENTATIONS:
+        raise ValueError(f"{file}: a DICOM segmentation, not an image; take it as the mask of one")
+    if header.get("SOPClassUID") == _DOSE:
+        raise ValueError(f"{file}: a radiotherapy dose, not an image")
+    if not header.get("Rows"):
+        raise ValueError(f"{file}: a DICOM file without an image")
+    kind, bits = header.get("PhotometricInterpretation"), _number(file, header, "BitsAllocated")
+    if kind in _CHANGED_BY_GDCM:
+        raise ValueError(f"{file}: its values are stored as {kind}; save them as MONOCHROME2")
+    if _number(file, header, "SamplesPerPixel") > 1 and bits > 8:
+        raise ValueError(f"{file}: colours of {bits:g} bits; save them with 8 bits")
+    if bits > 16 and header.original_encoding == (False, False):  # GDCM swaps bytes in pairs
+        raise ValueError(f"{file}: {bits:g} bits in big endian; save it in little endian")
+
+
 def _frames(file: str) -> tuple[np.ndarray, np.ndarray]:
     """Positions (n, 3) and directions (n, 6) of the frames of a file."""
     header = header_of(file, "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
-    shared = [*header.get("SharedFunctionalGroupsSequence", []), None][0]
     positions, axes = [], []
-    for frame in header.get("PerFrameFunctionalGroupsSequence", []):
-        groups = [group for group in (frame, shared) if group is not None]
-        place = _first(groups, "PlanePositionSequence", "ImagePositionPatient")
-        turn = _first(groups, "PlaneOrientationSequence", "ImageOrientationPatient")
-        if place is None or turn is None:
-            break
-        positions.append([float(value) for value in place])
-        axes.append([float(value) for value in turn])
-    else:
-        if len(positions) > 1:
-            return np.array(positions), np.array(axes)
+    try:
+        shared = [*header.get("SharedFunctionalGroupsSequence", [])][:1]
+        for frame in header.get("PerFrameFunctionalGroupsSequence", []):
+            groups = [frame, *shared]
+            place = _first(groups, "PlanePositionSequence", "ImagePositionPatient")
+            turn = _first(groups, "PlaneOrientationSequence", "ImageOrientationPatient")
+            positions.append(_numbers(file, place))
+            axes.append(_numbers(file, turn))
+    except (AttributeError, TypeError) as error:  # no sequences, or of other than data sets
+        raise _damaged(file, error) from error
+    if len(positions) > 1 and {*map(len, positions)} == {3} and {*map(len, axes)} == {6}:
+        return np.array(positions), np.array(axes)
     raise ValueError(
         f"{file}: several frames that do not tell where they lie, as those of a film; expected the "
         f"slices of a volume"
     )
 
 
-def _first(groups: Sequence[Dataset], sequence: str, name: str) -> Sequence[float] | None:
-    """A value of the first functional group that has it."""
+def _first(groups: Sequence[Dataset], sequence: str, name: str) -> Sequence[float]:
+    """A value of the first functional group that has it; empty if none has."""
     for group in groups:
         for item in group.get(sequence, []):
             if item.get(name):
                 return item.get(name)
-    return None
+    return ()
 
 
 def _check_places(folder: Path, positions: np.ndarray, axes: np.ndarray, header: Dataset) -> None:
@@ -180,7 +234,7 @@ def _check_places(folder: Path, positions: np.ndarray, axes: np.ndarray, header:
             f"{distances.max():.4g} mm apart; a slice is missing or duplicated"
         )
     _check_stack(folder, header, np.abs(along).max(), offsets - np.outer(along, normal))
-    thickness = float(header.get("SliceThickness") or 0)
+    thickness = _number(folder, header, "SliceThickness")
     if thickness and distances.max() > max(_FAR_APART * thickness, _MOST_MM):
         raise ValueError(
             f"{folder}: slices of {thickness:.4g} mm, {distances.max():.4g} mm apart; they do "
@@ -192,7 +246,7 @@ def _check_stack(folder: Path, header: Dataset, height: float, sideways: np.ndar
     """Raise if slices are stacked aslant, by more than half a pixel from the first to the last."""
     pixels = header.get("PixelSpacing") or (1.0, 1.0)
     shift = np.linalg.norm(sideways, axis=1).max()
-    if shift > min(map(float, pixels)) / 2:
+    if shift > min(_numbers(folder, pixels)) / 2:
         angle = np.rad2deg(np.arctan2(shift, height))
         raise ValueError(
             f"{folder}: its slices are stacked aslant, by {angle:.1f} degrees (gantry tilt), which "
@@ -205,7 +259,7 @@ def _position(file: str, header: Dataset) -> list[float]:
     position = header.get("ImagePositionPatient")
     if not position or len(position) != 3:
         raise ValueError(f"{file}: a DICOM slice without its position (0020,0032)")
-    return [float(value) for value in position]
+    return _numbers(file, position)
 
 
 def _axes(file: str, header: Dataset) -> list[float]:
@@ -213,7 +267,23 @@ def _axes(file: str, header: Dataset) -> list[float]:
     axes = header.get("ImageOrientationPatient")
     if not axes or len(axes) != 6:
         raise ValueError(f"{file}: a DICOM slice without its orientation (0020,0037)")
-    return [float(value) for value in axes]
+    return _numbers(file, axes)
+
+
+def _numbers(file: Path | str, values: Sequence[object]) -> list[float]:
+    try:
+        return [float(value) for value in values]
+    except (TypeError, ValueError) as error:
+        raise _damaged(file, error) from error
+
+
+def _number(file: Path | str, header: Dataset, name: str) -> float:
+    """An entry of one number; 0 if it is missing or empty."""
+    return _numbers(file, [header.get(name) or 0])[0]
+
+
+def _damaged(file: Path | str, error: Exception) -> ValueError:
+    return ValueError(f"{file} cannot be read as DICOM: {error}; copy it again")
 
 
 def begins_as_dicom(file: BinaryIO) -> bytes | None:
@@ -228,8 +298,20 @@ def is_dicom_file(path: Path) -> bool:
         return begins_as_dicom(file) is not None
 
 
-def header_of(file: str, *tags: str) -> Dataset:
-    """The named entries of a file's header."""
+def header_of(file: Path | str, *tags: str) -> Dataset:
+    """The named entries of a file's header, or all without names; no pixels.
+
+    Raises:
+        ValueError: naming the file, if they are damaged.
+    """
     import pydicom  # a third of a second that most images do not need
 
-    return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(tags), force=True)
+    try:
+        header = pydicom.dcmread(
+            file, stop_before_pixels=True, specific_tags=list(tags) or None, force=True
+        )
+        for _ in header.iterall():  # which parses them
+            pass
+    except Exception as error:  # there are many kinds
+        raise _damaged(file, error) from error
+    return header

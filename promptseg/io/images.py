@@ -11,8 +11,9 @@ import SimpleITK as sitk
 
 from promptseg.files import replacing
 from promptseg.io.challenge_npz import LABEL_KEYS, read_npz_volume, write_npz_labels
+from promptseg.io.dicom import is_dicom_folder
 from promptseg.io.geometry import Geometry, check_volume
-from promptseg.io.itk import count_itk_channels, is_dicom_folder, read_itk
+from promptseg.io.itk import count_itk_channels, read_itk
 from promptseg.io.mgh import MGH_ENDINGS, read_mgh
 from promptseg.io.nifti import count_nifti_channels, is_nifti, read_nifti, write_nifti
 

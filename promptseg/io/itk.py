@@ -11,7 +11,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from promptseg.io.dicom import read_dicom_series, series_in
+from promptseg.io.dicom import is_dicom_file, read_dicom_series, read_slices
 from promptseg.io.geometry import check_volume
 
 _CHUNK = 1 << 18  # bytes read at a time; no header is as long
@@ -21,13 +21,6 @@ _DATA_FILE = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)([^\r\n]*)", re.I
 _quiet = threading.Lock()
 _quiet_reads = 0  # of all threads: ITK has one switch for the whole process
 _shown_before = True
-
-
-def is_dicom_folder(path: Path | str) -> bool:
-    """Whether a folder holds at least one DICOM series."""
-    path = Path(path)
-    with _quiet_itk():
-        return path.is_dir() and bool(series_in(path))
 
 
 def count_itk_channels(path: Path) -> int:
@@ -61,7 +54,12 @@ def read_itk(path: Path | str, *, channels_last: bool = False) -> sitk.Image:
     if path.name.lower().endswith((".mha", ".mhd", ".nrrd", ".nhdr")):
         _check_names_of_data(path)
     with _quiet_itk(), _itk_errors_name(path):
-        image = read_dicom_series(path) if path.is_dir() else sitk.ReadImage(str(path))
+        if path.is_dir():
+            image = read_dicom_series(path)
+        elif is_dicom_file(path):
+            image = read_slices(path, [str(path)])
+        else:
+            image = sitk.ReadImage(str(path))
     if path.name.lower().endswith((".mha", ".nrrd")):
         _check_compressed_voxels(path)
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:

@@ -37,7 +37,8 @@ def is_nifti(path: Path) -> bool:
     """Whether a file begins, once unpacked, as NIfTI or Analyze 7.5 does, whatever its name."""
     try:
         with ExitStack() as stack:
-            return opened(path, stack).read(4) in _SIZES
+            start = opened(path, stack).read(132)
+            return start[:4] in _SIZES and start[128:] != b"DICM"  # whose first bytes are free
     except (EOFError, OSError, zlib.error):
         return False
 

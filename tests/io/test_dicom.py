@@ -85,7 +85,9 @@ def edited(folder, change):
     for path in sorted(folder.iterdir()):
         header = pydicom.dcmread(path)
         change(header, int(header.InstanceNumber) - 1)
-        header.save_as(path)
+        syntax = header.file_meta.TransferSyntaxUID
+        implicit, little = syntax.is_implicit_VR, syntax.is_little_endian
+        pydicom.dcmwrite(path, header, implicit_vr=implicit, little_endian=little)
 
 
 def moved(axis, by):
@@ -110,6 +112,19 @@ def frames(header, number):
     header.NumberOfFrames = 3
 
 
+def valued(**values):
+    def change(header, number):
+        for name, value in values.items():
+            setattr(header, name, value)
+
+    return change
+
+
+def big_endian(header, number):
+    header.BitsAllocated = header.BitsStored = 32
+    header.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian
+
+
 def without(name):
     return lambda header, number: delattr(header, name)
 
@@ -130,6 +145,15 @@ def without(name):
         (localizer, "a localizer, to plan a scan by; choose another series"),
         (without("ImagePositionPatient"), "a DICOM slice without its position"),
         (without("ImageOrientationPatient"), "a DICOM slice without its orientation"),
+        # what GDCM would give in other values than those that are stored
+        (valued(PhotometricInterpretation="MONOCHROME1"), "values are stored as MONOCHROME1; save"),
+        (valued(PhotometricInterpretation="PALETTE COLOR"), "stored as PALETTE COLOR; save them"),
+        (valued(SamplesPerPixel=3, BitsAllocated=16), "colours of 16 bits; save them with 8 bits"),
+        (big_endian, "32 bits in big endian; save it in little endian"),
+        (valued(SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4"), "a DICOM segmentation, not an image"),
+        (valued(SOPClassUID="1.2.840.10008.5.1.4.1.1.66.7"), "a DICOM segmentation, not an image"),
+        (valued(SOPClassUID="1.2.840.10008.5.1.4.1.1.481.2"), "a radiotherapy dose, not an image"),
+        (without("Rows"), "no DICOM series in it"),
     ],
 )
 def test_images_that_do_not_make_a_volume_are_refused_with_the_reason(tmp_path, change, message):
@@ -137,6 +161,76 @@ def test_images_that_do_not_make_a_volume_are_refused_with_the_reason(tmp_path, 
     edited(tmp_path / "series", change)
     with pytest.raises(ValueError, match=message):
         read_image(tmp_path / "series")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (valued(SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4"), "a DICOM segmentation, not an image"),
+        (without("Rows"), "a DICOM file without an image"),
+        (frames, "several frames that do not tell where they lie"),
+        (localizer, "a localizer, to plan a scan by"),
+        (valued(PhotometricInterpretation="MONOCHROME1"), "stored as MONOCHROME1"),
+    ],
+)
+def test_a_file_by_itself_is_checked_like_a_folder(tmp_path, change, message):
+    volume = random_volume((1, 5, 7))
+    write_series(tmp_path / "series", volume)
+    [file] = (tmp_path / "series").iterdir()
+    image, geometry = read_image(file)
+    np.testing.assert_array_equal(image[0], volume)
+    assert geometry == read_image(tmp_path / "series")[1]
+    edited(tmp_path / "series", change)
+    with pytest.raises(ValueError, match=message):
+        read_image(file)
+
+
+def test_what_dicom_has_before_its_header_is_not_taken_for_nifti(tmp_path):
+    # the first 128 bytes are free; nibabel's 0.dcm begins with four that are a NIfTI's size
+    volume = random_volume((6, 5, 7))
+    write_series(tmp_path / "series", volume)
+    for file in (tmp_path / "series").iterdir():
+        content = file.read_bytes()
+        file.write_bytes((348).to_bytes(4, "little") + content[4:])
+    np.testing.assert_array_equal(read_image(tmp_path / "series")[0][0], volume)
+    assert read_image(file)[0].shape == (1, 1, 5, 7)
+
+
+def test_other_objects_beside_a_series_do_not_hide_it(tmp_path):
+    volume = random_volume((6, 5, 7))
+    write_series(tmp_path / "series", volume)
+    write_series(tmp_path / "report", random_volume((1, 5, 7)), uid="1.2.840.2")
+    edited(tmp_path / "report", without("Rows"))
+    [report] = (tmp_path / "report").iterdir()
+    assert not is_dicom_folder(tmp_path / "report")
+    report.rename(tmp_path / "series" / "report.dcm")
+    (tmp_path / "series" / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "series" / "readme.txt").write_text("of the scanner")
+    np.testing.assert_array_equal(read_image(tmp_path / "series")[0][0], volume)
+
+
+@pytest.mark.parametrize(
+    ("whole", "damage"),
+    [(b"-12.5", b"-12x5"), (b"123456", b"12x456"), (b"2.5 ", b"2x5 ")],
+)
+def test_numbers_of_a_header_that_are_none_are_told_by_name(tmp_path, whole, damage):
+    write_series(tmp_path / "series", random_volume((6, 5, 7)))
+    edited(tmp_path / "series", valued(NumberOfFrames=123456 if whole == b"123456" else 1))
+    file = sorted((tmp_path / "series").iterdir())[0]
+    assert whole in file.read_bytes()
+    file.write_bytes(file.read_bytes().replace(whole, damage))
+    with pytest.raises(ValueError, match=r"series.* cannot be read as DICOM: .*; copy it again"):
+        read_image(tmp_path / "series")
+
+
+def test_a_file_that_is_cut_is_told_by_name(tmp_path):
+    write_series(tmp_path / "series", random_volume((6, 5, 7)))
+    file = sorted((tmp_path / "series").iterdir())[2]
+    whole = file.read_bytes()
+    for length in (150, 400, len(whole) - 8):
+        file.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"series"):
+            read_image(tmp_path / "series")
 
 
 def test_rounded_positions_and_axes_are_a_volume(tmp_path):
