@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from promptseg.files import replacing
 from promptseg.io.challenge_npz import LABEL_KEYS, read_npz_volume, write_npz_labels
-from promptseg.io.dicom import is_dicom_folder
+from promptseg.io.dicom import is_dicom_file, is_dicom_folder
 from promptseg.io.geometry import Geometry, check_volume
 from promptseg.io.itk import count_itk_channels, read_itk
 from promptseg.io.mgh import MGH_ENDINGS, read_mgh
@@ -39,6 +39,7 @@ VOLUME_ENDINGS = (
     *(".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl.gz", ".gipl", ".hdr"),
     *MGH_ENDINGS,
 )
+_OF_NIFTI = (".nii.gz", ".nii", ".hdr")
 ROUNDING = 1e-3  # of labels that are stored as floats
 NPZ = ".npz"  # of the BiomedSegFM challenge: one channel, and image and labels in one file or two
 FILE_ENDINGS = (*VOLUME_ENDINGS, NPZ)
@@ -91,6 +92,7 @@ def read_channels(path: Path | str, *, channels_last: bool = False) -> tuple[np.
         return read_nifti(path, channels_last=channels_last)
     if file_ending(path) in MGH_ENDINGS:
         return read_mgh(path, channels_last=channels_last)
+    _check_kind(path)
     image = read_itk(path, channels_last=channels_last)
     view = sitk.GetArrayViewFromImage(image)
     if image.GetNumberOfComponentsPerPixel() > 1:
@@ -176,7 +178,7 @@ def write_image(
     if _is_npz(path):
         write_npz_labels(path, array, geometry.spacing)
         return
-    if like is not None and file_ending(path) in (".nii", ".nii.gz") and is_nifti(like):
+    if like is not None and file_ending(path) in _OF_NIFTI and is_nifti(like):
         with replacing(path) as temporary:
             write_nifti(temporary, array, like)
         return
@@ -202,7 +204,10 @@ def count_channels(path: Path | str) -> int:
         return 1
     if file_ending(path) in MGH_ENDINGS:
         return 1
-    return count_nifti_channels(path) if is_nifti(path) else count_itk_channels(path)
+    if is_nifti(path):
+        return count_nifti_channels(path)
+    _check_kind(path)
+    return count_itk_channels(path)
 
 
 def is_windowed(path: Path | str) -> bool:
@@ -219,6 +224,23 @@ def _existing(path: Path | str) -> Path:
     if path.is_file() and not path.stat().st_size:
         raise ValueError(f"{path} cannot be read as an image: it has 0 bytes; copy it again")
     return path
+
+
+def _check_kind(path: Path) -> None:
+    """Raise for a file of none of the formats that are read here; ITK would try dozens."""
+    if path.is_dir() or is_dicom_file(path):
+        return
+    ending = file_ending(path)
+    if ending is None:
+        raise ValueError(
+            f"{path} is not an image that is read here: it does not begin as NIfTI or DICOM does "
+            f"and has none of the endings {', '.join(FILE_ENDINGS)}; convert it"
+        )
+    if ending in _OF_NIFTI:
+        raise ValueError(
+            f"{path} cannot be read as an image: it does not begin as NIfTI does, or is damaged; "
+            f"copy or convert it again"
+        )
 
 
 def _is_npz(path: Path | str) -> bool:

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import re
+import struct
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import SimpleITK as sitk
 
 from promptseg.io.dicom import is_dicom_file, read_dicom_series, read_slices
 from promptseg.io.geometry import check_volume
+from promptseg.io.nifti import damaged, opened
 
+_WITH_TEXT = (".mha", ".mhd", ".nrrd", ".nhdr")
+GIPL_ENDINGS = (".gipl.gz", ".gipl")
+_GIPL_HEADER = 256  # bytes
+_GIPL_BYTES = {15: 2, 16: 2, 31: 4, 32: 4, 64: 4, 65: 8}  # of a voxel, by type; of others one
 _CHUNK = 1 << 18  # bytes read at a time; no header is as long
 
 _DATA_FILE = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)([^\r\n]*)", re.I | re.M)
+
+_MOST_AXES = 5  # some other numbers end the process
+_DIMENSIONS = re.compile(rb"^(?:NDims\s*=|dimension:)\s*(-?\d+)", re.I | re.M)
+_END = re.compile(rb"\r?\n\r?\n")  # of a NRRD header
+_COMPRESSED = re.compile(rb"^(?:CompressedData\s*=\s*True|encoding:\s*gz)", re.I | re.M)
+_LINE_SKIP = re.compile(rb"^line ?skip:\s*(\d+)", re.I | re.M)
+_WHERE = re.compile(r"^ITK ERROR: \w+\(\w+\): ")  # class and address
 
 _quiet = threading.Lock()
 _quiet_reads = 0  # of all threads: ITK has one switch for the whole process
@@ -42,7 +56,7 @@ def read_itk(path: Path | str, *, channels_last: bool = False) -> sitk.Image:
     ITK's warnings are not printed.
 
     Args:
-        path: a file of any format but NIfTI, or a folder.
+        path: a file of NRRD, MetaImage, GIPL or DICOM, or a folder.
         channels_last: four dimensions are read too, the last counting channels.
 
     Raises:
@@ -51,8 +65,11 @@ def read_itk(path: Path | str, *, channels_last: bool = False) -> sitk.Image:
             voxels; if it has other dimensions or complex voxels; if a series lacks a slice.
     """
     path = Path(path)
-    if path.name.lower().endswith((".mha", ".mhd", ".nrrd", ".nhdr")):
-        _check_names_of_data(path)
+    name = path.name.lower()
+    if name.endswith(_WITH_TEXT):
+        _check_header(path)
+    if name.endswith(GIPL_ENDINGS):
+        _check_gipl(path)
     with _quiet_itk(), _itk_errors_name(path):
         if path.is_dir():
             image = read_dicom_series(path)
@@ -60,7 +77,7 @@ def read_itk(path: Path | str, *, channels_last: bool = False) -> sitk.Image:
             image = read_slices(path, [str(path)])
         else:
             image = sitk.ReadImage(str(path))
-    if path.name.lower().endswith((".mha", ".nrrd")):
+    if name.endswith(_WITH_TEXT):
         _check_compressed_voxels(path)
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
         image = image[..., 0]  # one point in time, as of enhanced DICOM
@@ -70,18 +87,12 @@ def read_itk(path: Path | str, *, channels_last: bool = False) -> sitk.Image:
     return image
 
 
-def _check_names_of_data(path: Path) -> None:
-    """Raise if a header takes its voxels from anywhere but a file beside it."""
-    with open(path, "rb") as file:
-        header = file.read(_CHUNK)
-    match = _DATA_FILE.search(header.partition(b"\n\n")[0])
-    if match is None:
-        return
-    names = [match[1]]
-    if match[1].split()[:1] == [b"LIST"]:
-        names = header[match.end() :].split(b"\n")
-    for raw in names:
-        name = raw.strip().strip(b'"').decode("utf-8", "replace")
+def _check_header(path: Path) -> None:
+    """Raise if a header has a number of axes that ITK does not read, or voxels not beside it."""
+    header, names, _ = _header(path)
+    if (axes := _DIMENSIONS.search(header)) and not 2 <= int(axes[1]) <= _MOST_AXES:
+        raise ValueError(f"{path}: expected three dimensions, found {int(axes[1])}")
+    for name in names:
         if name != Path(name).name or "\\" in name or ":" in name:
             raise ValueError(
                 f"{path}: its header takes the voxels from {name!r}; expected a file beside it, or "
@@ -89,24 +100,61 @@ def _check_names_of_data(path: Path) -> None:
             )
 
 
-def _check_compressed_voxels(path: Path) -> None:
-    """Raise if a compressed .mha or .nrrd is damaged; ITK invents the missing voxels silently."""
-    mha = path.suffix.lower() == ".mha"
-    end = b"ElementDataFile = LOCAL\n" if mha else b"\n\n"
-    mark = b"CompressedData = True" if mha else b"encoding: gz"
-    stream = zlib.decompressobj(zlib.MAX_WBITS | (0 if mha else 16))
+def _header(path: Path) -> tuple[bytes, list[str], int]:
+    """A header of MetaImage or NRRD, the files that it names, and the bytes before its voxels."""
     with open(path, "rb") as file:
-        header, _, voxels = file.read(_CHUNK).partition(end)
-        if mark not in header or not voxels:
-            return
-        try:
-            while voxels:
-                stream.decompress(voxels)
-                voxels = file.read(_CHUNK)
-        except zlib.error as error:
-            raise ValueError(f"{path} is damaged ({error}); copy it again") from error
-    if not stream.eof:  # its checksum is at the end
-        raise ValueError(f"{path} is cut short; copy it again")
+        start = file.read(_CHUNK)
+    end = _END.search(start)
+    header, length = (start[: end.start()], end.end()) if end else (start, len(start))
+    data = _DATA_FILE.search(header)
+    if data is None:
+        return header, [], length
+    names = [data[1]]
+    if data[1].split()[:1] == [b"LIST"]:
+        names = start[data.end() :].split(b"\n")
+    elif data[1].strip() == b"LOCAL":
+        return header, [], data.end() + 1
+    return header, [raw.strip().strip(b'"').decode("utf-8", "replace") for raw in names], length
+
+
+def _check_compressed_voxels(path: Path) -> None:
+    """Raise if compressed voxels are damaged; ITK invents those that are missing silently."""
+    header, names, length = _header(path)
+    if not _COMPRESSED.search(header):
+        return
+    lines = _LINE_SKIP.search(header)
+    for data in [path.with_name(name) for name in names if name] or [path]:
+        with open(data, "rb") as file:
+            file.seek(length if data == path else 0)
+            for _ in range(int(lines[1]) if lines else 0):
+                file.readline(_CHUNK)
+            stream = zlib.decompressobj(zlib.MAX_WBITS | 32)  # of zlib or gzip
+            try:
+                while not stream.eof and (voxels := file.read(_CHUNK)):
+                    stream.decompress(voxels)
+            except zlib.error as error:
+                raise ValueError(f"{path} is damaged ({error}); copy it again") from error
+        if not stream.eof:  # its checksum is at the end
+            raise ValueError(f"{path} is cut short; copy it again")
+
+
+def _check_gipl(path: Path) -> None:
+    """Raise if a file holds fewer bytes than its header promises; ITK invents the missing ones."""
+    try:
+        with ExitStack() as stack:
+            stream = opened(path, stack)
+            header = stream.read(_GIPL_HEADER)
+            found = len(header)
+            while part := stream.read(_CHUNK):
+                found += len(part)
+    except (EOFError, OSError, zlib.error) as error:
+        raise damaged(path, error) from error
+    if len(header) < _GIPL_HEADER:
+        raise damaged(path, "it ends within its header")
+    *size, kind = struct.unpack(">5H", header[:10])
+    promised = _GIPL_HEADER + math.prod(max(n, 1) for n in size) * _GIPL_BYTES.get(kind, 1)
+    if found < promised:
+        raise damaged(path, f"its header promises {promised} bytes, found {found}")
 
 
 @contextmanager
@@ -115,9 +163,11 @@ def _itk_errors_name(path: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        cause = str(error).strip().splitlines()[-1].strip()
+        cause = _WHERE.sub("", str(error).strip().splitlines()[-1].strip())
         if "Unable to determine ImageIO" in cause:
             cause = "its content is not of the format that its ending says, or it is cut short"
+        elif cause.startswith("Reason:"):  # of the last call, which was another
+            cause = "its voxels are missing, damaged or cut short"
         raise ValueError(
             f"{path} cannot be read as an image: {cause}; copy or convert it again"
         ) from error

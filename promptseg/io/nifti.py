@@ -188,11 +188,12 @@ def _offset(path: Path, fields: Nifti1Header, lowest: int) -> int:
 
 def _voxel_file(path: Path) -> Path:
     """The second file of a pair."""
+    stem = path.with_suffix("") if path.suffix.lower() == ".gz" else path
     for ending in (".img", ".IMG", ".img.gz"):
-        if (data := path.with_suffix(ending)).is_file():
+        if (data := stem.with_suffix(ending)).is_file():
             return data
     raise ValueError(
-        f"{path}: a header whose voxels are missing; expected {path.stem}.img beside it"
+        f"{path}: a header whose voxels are missing; expected {stem.stem}.img beside it"
     )
 
 

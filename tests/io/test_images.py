@@ -266,6 +266,21 @@ def test_other_than_three_dimensions_are_refused(tmp_path, ending):
         read_image(tmp_path / f"two{ending}")
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.mnc", "a.vtk", "a.PAR", "a.BRIK.gz", "a.dcm", "a"])
+def test_files_of_other_formats_are_refused_before_any_library_tries(tmp_path, name):
+    (tmp_path / name).write_bytes(b"anything at all" * 50)
+    for read in (read_image, read_segmentation, count_channels):
+        with pytest.raises(ValueError, match=f"{name} is not an image that is read here.*convert"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.hdr"])
+def test_what_does_not_begin_as_nifti_does_is_told_as_such(tmp_path, name):
+    (tmp_path / name).write_bytes(b"anything at all" * 50)
+    with pytest.raises(ValueError, match=f"{name} cannot be read.*does not begin as NIfTI does"):
+        read_image(tmp_path / name)
+
+
 def test_complex_voxels_are_refused(tmp_path):
     image = sitk.GetImageFromArray(random_volume().astype(np.complex64))
     sitk.WriteImage(image, str(tmp_path / "a.nrrd"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import os
 import tracemalloc
 
@@ -45,6 +46,71 @@ def test_reading_leaves_itks_settings_as_they_were(tmp_path, monkeypatch):
 
     assert os.environ["ITK_NIFTI_SFORM_PERMISSIVE"] == "OFF"
     assert sitk.ProcessObject.GetGlobalWarningDisplay()
+
+
+KINDS = [  # file, and whether its voxels are compressed
+    *(("a.mha", True), ("a.mha", False), ("a.mhd", True), ("a.mhd", False), ("a.nhdr", True)),
+    *(("a.nhdr", False), ("a.nrrd", True), ("a.nrrd", False), ("a.gipl", False)),
+    ("a.gipl.gz", True),
+]
+
+
+def written(folder, name, compressed):
+    """A file, and the one that has its voxels."""
+    image = sitk.GetImageFromArray(random_volume())
+    sitk.WriteImage(image, str(folder / name), useCompression=compressed)
+    others = [path for path in folder.iterdir() if path.name != name]
+    return folder / name, others[0] if others else folder / name
+
+
+@pytest.mark.parametrize(("name", "compressed"), KINDS)
+def test_a_file_that_is_cut_anywhere_is_refused_by_name(tmp_path, name, compressed):
+    path, data = written(tmp_path, name, compressed)
+    np.testing.assert_array_equal(read_image(path)[0][0], random_volume())
+    whole = data.read_bytes()
+    for length in (0, 1, 100, 200, 260, len(whole) // 2, *range(len(whole) - 12, len(whole))):
+        data.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"a\.[a-z.]+ .*(damaged|cut short|cannot be read)"):
+            read_image(path)
+
+
+@pytest.mark.parametrize(("name", "compressed"), [kind for kind in KINDS if kind[1]])
+def test_compressed_voxels_that_were_changed_are_refused(tmp_path, name, compressed):
+    path, data = written(tmp_path, name, compressed)
+    whole = bytearray(data.read_bytes())
+    for at in range(len(whole) // 2, len(whole), 7):
+        changed = whole.copy()
+        changed[at] ^= 255
+        data.write_bytes(changed)
+        try:  # some bytes do not matter, as the name of the system that packed it
+            found = read_image(path)[0][0]
+        except ValueError as error:
+            assert name in str(error)
+        else:
+            np.testing.assert_array_equal(found, random_volume())
+
+
+@pytest.mark.parametrize("count", [-1, 0, 1, 6, 99999, 2**40])
+@pytest.mark.parametrize("name", ["a.mha", "a.nrrd"])
+def test_a_number_of_axes_that_ends_the_library_is_refused(tmp_path, name, count):
+    path, _ = written(tmp_path, name, False)
+    content = path.read_bytes()
+    content = content.replace(b"NDims = 3", b"NDims = %d" % count)
+    path.write_bytes(content.replace(b"dimension: 3", b"dimension: %d" % count))
+    with pytest.raises(ValueError, match=f"expected three dimensions, found {count}"):
+        read_image(path)
+
+
+def test_lines_before_compressed_voxels_are_left_out_as_the_header_says(tmp_path):
+    voxels = np.arange(24, dtype=np.uint8).reshape(4, 3, 2)
+    header = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 3 4\nencoding: gzip\nline skip: 2\n"
+    packed = gzip.compress(voxels.tobytes())
+    for skipped in ("one\ntwo\n", "\n\n"):
+        (tmp_path / "a.nrrd").write_bytes(f"{header}\n{skipped}".encode() + packed)
+        np.testing.assert_array_equal(read_image(tmp_path / "a.nrrd")[0][0], voxels)
+    (tmp_path / "a.nrrd").write_bytes(f"{header}\none\ntwo\n".encode() + packed[:-5])
+    with pytest.raises(ValueError, match=r"a\.nrrd (is cut short|cannot be read)"):
+        read_image(tmp_path / "a.nrrd")
 
 
 @pytest.mark.parametrize("shown", [True, False])

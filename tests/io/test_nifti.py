@@ -189,6 +189,18 @@ def test_two_files_of_nifti_and_analyze_are_read_as_itk_does(tmp_path, magic):
     reads_as_itk_does(tmp_path / "a.hdr")
 
 
+@pytest.mark.parametrize("data", ["a.img", "a.img.gz"])
+def test_a_compressed_header_finds_its_voxels(tmp_path, data):
+    header = header_of(magic=b"ni1", offset=0)
+    for name, content in (("a.hdr", header), ("a.hdr.gz", gzip.compress(header))):
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"voxels are missing; expected a\.img beside it"):
+        read_image(tmp_path / "a.hdr.gz")
+    (tmp_path / data).write_bytes(gzip.compress(VOXELS) if data.endswith(".gz") else VOXELS)
+    found = [read_image(tmp_path / name)[0] for name in ("a.hdr", "a.hdr.gz")]
+    np.testing.assert_array_equal(*found)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
