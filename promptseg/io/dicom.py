@@ -101,6 +101,11 @@ def read_slices(folder: Path, files: Sequence[str]) -> sitk.Image:
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:  # of an enhanced file
         image = image[..., 0]
         _check_grid(folder, files[0], image)
+    elif len(files) == 1:  # ITK does not always take its thickness
+        names = ("SpacingBetweenSlices", "SliceThickness")
+        header = header_of(files[0], *names)
+        thickness = max(_number(files[0], header, name) for name in names)
+        image.SetSpacing((*image.GetSpacing()[:2], thickness if thickness > 0 else 1.0))
     return image
 
 
@@ -148,6 +153,10 @@ def check_slices(folder: Path, files: Sequence[str]) -> None:
         _check_pixels(file, header)
     if any("LOCALIZER" in str(header.get("ImageType")) for header in headers):
         raise ValueError(f"{folder}: a localizer, to plan a scan by; choose another series")
+    if any("MOSAIC" in str(header.get("ImageType")) for header in headers):
+        raise ValueError(
+            f"{folder}: its images are mosaics of slices (Siemens); convert it with dcm2niix"
+        )
     is_enhanced = any(_number(folder, header, "NumberOfFrames") > 1 for header in headers)
     if is_enhanced and len(files) > 1:
         raise ValueError(

@@ -98,6 +98,8 @@ def _check_header(path: Path) -> None:
                 f"{path}: its header takes the voxels from {name!r}; expected a file beside it, or "
                 f"none; write it again as one file"
             )
+        if name and "%" not in name and not path.with_name(name).is_file():  # % is of a pattern
+            raise ValueError(f"{path}: its header takes the voxels from {name!r}, which is missing")
 
 
 def _header(path: Path) -> tuple[bytes, list[str], int]:

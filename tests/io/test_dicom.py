@@ -145,6 +145,7 @@ def without(name):
         (localizer, "a localizer, to plan a scan by; choose another series"),
         (without("ImagePositionPatient"), "a DICOM slice without its position"),
         (without("ImageOrientationPatient"), "a DICOM slice without its orientation"),
+        (valued(ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"]), "are mosaics of slices"),
         # what GDCM would give in other values than those that are stored
         (valued(PhotometricInterpretation="MONOCHROME1"), "values are stored as MONOCHROME1; save"),
         (valued(PhotometricInterpretation="PALETTE COLOR"), "stored as PALETTE COLOR; save them"),
@@ -183,6 +184,22 @@ def test_a_file_by_itself_is_checked_like_a_folder(tmp_path, change, message):
     edited(tmp_path / "series", change)
     with pytest.raises(ValueError, match=message):
         read_image(file)
+
+
+@pytest.mark.parametrize(
+    ("thickness", "between", "expected"),
+    [("10", "", 10), ("", "3.5", 3.5), ("4", "5", 5), ("", "", 1)],
+)
+@pytest.mark.parametrize(
+    "kind", ["1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"]
+)  # CT, MR
+def test_a_single_slice_is_as_thick_as_it_says(tmp_path, kind, thickness, between, expected):
+    write_series(tmp_path / "series", random_volume((1, 5, 7)))
+    change = valued(SliceThickness=thickness, SpacingBetweenSlices=between, SOPClassUID=kind)
+    edited(tmp_path / "series", valued(SpecificCharacterSet="ISO_IR 100"))
+    edited(tmp_path / "series", change)
+    _, geometry = read_image(tmp_path / "series")
+    np.testing.assert_allclose(geometry.spacing, (expected, 0.8, 0.7))
 
 
 def test_what_dicom_has_before_its_header_is_not_taken_for_nifti(tmp_path):

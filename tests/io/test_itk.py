@@ -172,5 +172,10 @@ def test_a_header_takes_its_voxels_from_a_file_beside_it_and_from_nowhere_else(
         *("sub/a.raw", "..\\secret.raw", "C:\\secret.raw", "./../secret.raw"),
     ):
         path.write_text(header.format(name))
-        with pytest.raises(ValueError, match="its header takes the voxels from"):
+        with pytest.raises(
+            ValueError, match="its header takes the voxels from .*; expected a file"
+        ):
             read_image(path)
+    path.write_text(header.format("gone.raw"))
+    with pytest.raises(ValueError, match="takes the voxels from 'gone.raw', which is missing"):
+        read_image(path)
