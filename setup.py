@@ -50,6 +50,7 @@ setup(
         "scikit-learn>=1.3",
         "scipy>=1.11",
         "threadpoolctl>=3.1",
+        "tifffile>=2022.8.12",
         "torch>=2.5",
         "tqdm>=4.66",
     ],

@@ -28,6 +28,7 @@ from promptseg.io.images import (
     file_ending,
     is_dicom_folder,
     read_image,
+    without_screenshots,
     write_image,
 )
 from promptseg.words import some
@@ -111,7 +112,8 @@ def _dataset_json(channels: Sequence[str], labels: Labels, count: int) -> dict[s
 def _visible(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return without_screenshots(paths)
 
 
 def _images(folder: Path, channels: int) -> dict[str, list[Path]]:

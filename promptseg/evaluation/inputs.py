@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from promptseg.files import read_json
-from promptseg.io.images import file_ending
+from promptseg.io.images import file_ending, without_screenshots
 from promptseg.prompts.types import read_prompts_file
 from promptseg.words import some
 
@@ -85,7 +85,7 @@ def label_files(folder: Path, what: str) -> tuple[dict[str, Path], dict[str, str
     if not folder.is_dir():
         raise FileNotFoundError(f"{what}: there is no folder {folder.absolute()}")
     files: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
+    for path in without_screenshots(sorted(folder.iterdir())):
         if not path.name.startswith(".") and path.is_file() and file_ending(path):
             files.setdefault(case_id_of(path), []).append(path)
     if not files:

@@ -8,7 +8,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from promptseg.io.images import FILE_ENDINGS, NPZ, count_channels, file_ending, is_dicom_folder
+from promptseg.io.images import (
+    FILE_ENDINGS,
+    NPZ,
+    count_channels,
+    file_ending,
+    is_dicom_folder,
+    without_screenshots,
+)
 from promptseg.words import some
 
 _CHANNEL = re.compile(r"(?P<case_id>.+)_(?P<channel>\d{4})")
@@ -124,8 +131,10 @@ def _by_stem(folder: Path, ending: str) -> dict[str, Path]:
 def _images_in(folder: Path, endings: tuple[str, ...]) -> tuple[list[tuple[str, Path]], list[str]]:
     """Images of a folder with the names that carry case and channel; names of all else."""
     images, others = [], []
-    for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
-        ending = file_ending(path)
+    paths = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    kept = without_screenshots(paths)
+    for path in paths:
+        ending = file_ending(path) if path in kept else None
         if path.is_file() and ending in endings:
             images.append((path.name[: -len(ending)], path))
         elif path.is_dir() and is_dicom_folder(path):

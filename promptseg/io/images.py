@@ -16,6 +16,7 @@ from promptseg.io.geometry import Geometry, check_volume
 from promptseg.io.itk import count_itk_channels, read_itk
 from promptseg.io.mgh import MGH_ENDINGS, read_mgh
 from promptseg.io.nifti import count_nifti_channels, is_nifti, read_nifti, write_nifti
+from promptseg.io.pictures import FLAT_ENDINGS, PICTURE_ENDINGS, read_picture, write_picture
 
 __all__ = [
     "FILE_ENDINGS",
@@ -32,25 +33,34 @@ __all__ = [
     "read_channels",
     "read_image",
     "read_segmentation",
+    "without_screenshots",
     "write_image",
 ]
 
 VOLUME_ENDINGS = (
     *(".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl.gz", ".gipl", ".hdr"),
     *MGH_ENDINGS,
+    *PICTURE_ENDINGS,
 )
 _OF_NIFTI = (".nii.gz", ".nii", ".hdr")
 ROUNDING = 1e-3  # of labels that are stored as floats
 NPZ = ".npz"  # of the BiomedSegFM challenge: one channel, and image and labels in one file or two
 FILE_ENDINGS = (*VOLUME_ENDINGS, NPZ)
 WRITABLE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")  # one file, and it keeps the direction
-SEGMENTATION_ENDINGS = (*WRITABLE_ENDINGS, NPZ)
+SEGMENTATION_ENDINGS = (*WRITABLE_ENDINGS, *PICTURE_ENDINGS, NPZ)
 
 
 def file_ending(path: Path | str) -> str | None:
     """The image ending of a file name (`.nii.gz`), or None for any other format."""
     name = Path(path).name.lower()
     return next((ending for ending in FILE_ENDINGS if name.endswith(ending)), None)
+
+
+def without_screenshots(paths: Sequence[Path]) -> list[Path]:
+    """Paths without PNG and BMP files, unless these are the only files that are images."""
+    flat = {path for path in paths if file_ending(path) in FLAT_ENDINGS}
+    others = [path for path in paths if path not in flat]
+    return others if any(map(file_ending, others)) else list(paths)
 
 
 def read_image(paths: Path | str | Sequence[Path | str]) -> tuple[np.ndarray, Geometry]:
@@ -92,6 +102,8 @@ def read_channels(path: Path | str, *, channels_last: bool = False) -> tuple[np.
         return read_nifti(path, channels_last=channels_last)
     if file_ending(path) in MGH_ENDINGS:
         return read_mgh(path, channels_last=channels_last)
+    if file_ending(path) in PICTURE_ENDINGS:
+        return read_picture(path)
     _check_kind(path)
     image = read_itk(path, channels_last=channels_last)
     view = sitk.GetArrayViewFromImage(image)
@@ -152,7 +164,8 @@ def write_image(
 ) -> None:
     """Write a (z, y, x) array with its geometry, atomically; the ending gives the format.
 
-    An .npz file is written in the challenge's layout and takes labels only.
+    An .npz file is written in the challenge's layout. It takes labels only, as do TIFF, PNG and
+    BMP.
 
     Args:
         path: the file.
@@ -177,6 +190,9 @@ def write_image(
         array = array.astype(np.float32)
     if _is_npz(path):
         write_npz_labels(path, array, geometry.spacing)
+        return
+    if file_ending(path) in PICTURE_ENDINGS:
+        write_picture(path, array, geometry)
         return
     if like is not None and file_ending(path) in _OF_NIFTI and is_nifti(like):
         with replacing(path) as temporary:
@@ -204,6 +220,8 @@ def count_channels(path: Path | str) -> int:
         return 1
     if file_ending(path) in MGH_ENDINGS:
         return 1
+    if file_ending(path) in PICTURE_ENDINGS:
+        return len(read_picture(path)[0])
     if is_nifti(path):
         return count_nifti_channels(path)
     _check_kind(path)

@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from promptseg.files import write_json
-from promptseg.io.images import NPZ, Geometry, file_ending, is_dicom_folder, read_image
+from promptseg.io.images import (
+    NPZ,
+    Geometry,
+    file_ending,
+    is_dicom_folder,
+    read_image,
+    without_screenshots,
+)
 from promptseg.parallel import map_cases
 from promptseg.plans import Normalization
 from promptseg.preprocessing.modality import channel_statistics, declared_modality, looks_like_hu
@@ -145,7 +152,7 @@ def find_images(inputs: Path) -> dict[str, Path]:
     else:
         candidates = sorted(path for path in inputs.iterdir() if not path.name.startswith("."))
     images: dict[str, Path] = {}
-    for path in candidates:
+    for path in without_screenshots(candidates):
         if path.is_dir() and is_dicom_folder(path):
             case_id = path.resolve().name
         elif path.is_file() and (ending := _ending(path)):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from promptseg.io.challenge_npz import read_npz_prompts
 from promptseg.io.images import NPZ, VOLUME_ENDINGS
+from promptseg.io.pictures import FLAT_ENDINGS
 from promptseg.prompts.given import CasePrompts, added, case_from_json
 from promptseg.prompts.label_maps import read_scribbles
 from promptseg.prompts.names import label_of_value, values_in_words
@@ -19,10 +20,11 @@ from promptseg.words import some
 log = logging.getLogger(__name__)
 
 _DRAWN = (MARKUPS, FIDUCIALS, CSV)  # several files of a case, each with a label's name or none
-_ENDINGS = (*_DRAWN, *VOLUME_ENDINGS, ".json", NPZ)
+_LABEL_MAPS = tuple(e for e in VOLUME_ENDINGS if e not in FLAT_ENDINGS)  # not screenshots
+_ENDINGS = (*_DRAWN, *_LABEL_MAPS, ".json", NPZ)
 _ACCEPTED = (
     f"CASE.json, CASE_LABEL{MARKUPS} or CASE_LABEL{FIDUCIALS} (3D Slicer), CASE_LABEL{CSV} "
-    f"(napari), CASE{VOLUME_ENDINGS[0]} (a label map of scribbles) or CASE{NPZ}"
+    f"(napari), CASE{_LABEL_MAPS[0]} (a label map of scribbles) or CASE{NPZ}"
 )
 
 
@@ -161,7 +163,7 @@ def _case_of(path: Path, cases: Container[str]) -> tuple[str | None, str]:
     stem = path.name[: -len(ending)]
     for end in (len(stem), *(i for i in reversed(range(len(stem))) if stem[i] in "_.")):
         case_id, rest = stem[:end], stem[end + 1 :]
-        fits = ending in _DRAWN or not rest or (rest == "0000" and ending not in VOLUME_ENDINGS)
+        fits = ending in _DRAWN or not rest or (rest == "0000" and ending not in _LABEL_MAPS)
         if case_id in cases and fits:
             return case_id, rest
     return None, stem
@@ -205,7 +207,7 @@ def _read_drawn(
     for path, rest in files:
         if _ending(path) == CSV:
             parts.append(read_napari(path, rest, list(labels), case_id))
-        elif _ending(path) in VOLUME_ENDINGS:
+        elif _ending(path) in _LABEL_MAPS:
             try:
                 parts.append(read_scribbles(path, labels, case_id, background_value))
             except (OSError, ValueError) as error:

@@ -155,14 +155,14 @@ def test_a_folder_with_nothing_to_predict_lists_what_is_there(tmp_path):
     ):
         cases_in_folder(tmp_path, 1)
     for i in range(12):
-        (tmp_path / f"picture_{i:02d}.png").write_text("x")
+        (tmp_path / f"picture_{i:02d}.jpg").write_text("x")
     with pytest.raises(
-        FileNotFoundError, match=r"found 12 other .*: picture_00.*picture_09\.png and 2 more"
+        FileNotFoundError, match=r"found 12 other .*: picture_00.*picture_09\.jpg and 2 more"
     ):
         cases_in_folder(tmp_path, 2)
     with pytest.raises(FileNotFoundError, match=r"expected CASE_0000\.mha with 2 channel\(s\)"):
         cases_in_folder(tmp_path, 2, file_ending=".mha")
-    with pytest.raises(FileNotFoundError, match=r"picture_01\.png holds no image"):
-        cases_in_folder(tmp_path / "picture_01.png", 1)
+    with pytest.raises(FileNotFoundError, match=r"picture_01\.jpg holds no image"):
+        cases_in_folder(tmp_path / "picture_01.jpg", 1)
     with pytest.raises(FileNotFoundError, match="gone: no such file or folder"):
         cases_in_folder(tmp_path / "gone", 1)

@@ -133,7 +133,7 @@ def test_cases_listed_in_dataset_json_are_taken_from_there(dataset, tmp_path, mo
         ),
         ({"file_ending": None}, "file_ending: expected one of .* found None"),
         ({"file_ending": "nii.gz"}, "file_ending: expected one of .* found 'nii.gz'"),
-        ({"file_ending": ".png"}, "file_ending: expected one of .* found '.png'"),
+        ({"file_ending": ".jpg"}, "file_ending: expected one of .* found '.jpg'"),
         ({"file_ending": 3}, "file_ending: expected one of .* found 3"),
         ({"numTraining": "3"}, "numTraining: expected .* found '3'"),
         ({"numTraining": 2.5}, "numTraining: expected .* found 2.5"),

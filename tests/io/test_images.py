@@ -178,7 +178,7 @@ def test_masks_are_written_as_0_and_1_and_half_floats_as_float32(tmp_path):
 # Refusals
 
 
-@pytest.mark.parametrize("name", ["a.mhd", "a.nhdr", "a.hdr", "a.gipl", "a.png", "a", "a.nii.bz2"])
+@pytest.mark.parametrize("name", ["a.mhd", "a.nhdr", "a.hdr", "a.gipl", "a.jpg", "a", "a.nii.bz2"])
 def test_formats_of_two_files_or_without_direction_are_not_written(tmp_path, name):
     with pytest.raises(ValueError, match=r"images are written as \.nii\.gz"):
         write_image(tmp_path / name, random_volume(), GEOMETRY)
