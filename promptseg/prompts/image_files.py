@@ -147,10 +147,11 @@ def find_images(inputs: Path) -> dict[str, Path]:
     """
     if not inputs.exists():
         raise FileNotFoundError(f"{inputs}: no such file or folder")
-    if inputs.is_file() or is_dicom_folder(inputs):
-        candidates = [inputs]
-    else:
+    candidates = [inputs]
+    if inputs.is_dir():
         candidates = sorted(path for path in inputs.iterdir() if not path.name.startswith("."))
+        if not any(map(_is_image, candidates)) and is_dicom_folder(inputs):
+            candidates = [inputs]
     images: dict[str, Path] = {}
     for path in without_screenshots(candidates):
         if path.is_dir() and is_dicom_folder(path):
@@ -171,6 +172,10 @@ def find_images(inputs: Path) -> dict[str, Path]:
             f"(.nii.gz, .nrrd, .mha, ...), a folder for each DICOM series, or .npz with `imgs`"
         )
     return images
+
+
+def _is_image(path: Path) -> bool:
+    return is_dicom_folder(path) or (path.is_file() and _ending(path) is not None)
 
 
 def _ending(path: Path) -> str | None:

@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
+from promptseg.io.case_files import cases_in_folder
 from promptseg.io.images import Geometry, write_image
 from promptseg.preprocessing.normalize import ct_window, normalize, percentile_clipping
 from promptseg.prompts.automatic import auto_prompt
@@ -230,6 +231,15 @@ def test_a_dicom_folder_is_one_case_alone_and_among_others(tmp_path):
     assert list(both["cases"]) == ["B", "patient"]
     assert only_box(alone, "patient") == only_box(both, "patient")
     assert len(only_box(alone, "patient")) == 1
+
+
+def test_loose_dicom_files_do_not_hide_other_images(tmp_path):
+    folder = tmp_path / "in"
+    save_dicom_series(folder, ct_like())
+    assert find_images(folder) == {"in": folder}
+    save(folder / "B_0000.nii.gz", mr_like())
+    assert find_images(folder) == {"B": folder / "B_0000.nii.gz"}
+    assert [case.case_id for case in cases_in_folder(folder, channel_count=1)[0]] == ["B"]
 
 
 def test_every_channel_file_is_prompted_alone(tmp_path):
