@@ -40,16 +40,16 @@ def _add_general(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FOLDER",
         help="task folder of the Medical Segmentation Decathlon, folder of .npz files of the "
-        "BiomedSegFM challenge, or, with --to images, folder or zip file of DICOM files, "
-        "with --to npz, dicom-seg or rtstruct, folder of predictions; without it --images and "
-        "--masks",
+        "BiomedSegFM challenge, or, with --to images, folder or zip file of DICOM files, or BIDS "
+        "tree, with --to npz, dicom-seg or rtstruct, folder of predictions; without it --images "
+        "and --masks",
     )
     parser.add_argument(
         "--to",
         choices=("raw", "images", "npz", "dicom-seg", "rtstruct"),
         default="raw",
-        help="raw makes a dataset for training, images one file for each volume of a DICOM export, "
-        "the others convert predictions (default: raw)",
+        help="raw makes a dataset for training, images one file for each volume of a DICOM export "
+        "or BIDS tree, the others convert predictions (default: raw)",
     )
     parser.add_argument(
         "-o",
@@ -126,18 +126,18 @@ def _add_two_folders(parser: argparse.ArgumentParser) -> None:
         "--modality",
         metavar="NAME",
         help="of --images: CT, MRI, PET, US or another name; of several channels T1,T2,...; with "
-        "--to images: only series of this one",
+        "--to images: only series of this one, in a BIDS tree also a suffix such as T1w",
     )
 
 
 def _add_tree(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("DICOM exports to images")
+    group = parser.add_argument_group("DICOM exports and BIDS trees to images")
     group.add_argument(
         "--min-slices",
         type=count,
         default=10,
         metavar="N",
-        help="leave out series of fewer images (default: %(default)s)",
+        help="leave out DICOM series of fewer images (default: %(default)s)",
     )
     group.add_argument(
         "--dry-run",
@@ -170,16 +170,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.to != "raw" and args.output is None:
         parser.error(f"--to {args.to} needs -o, the folder to write to")
     if args.to == "images":
-        from promptseg.conversion.dicom_tree import convert_dicom_tree
-
-        result = convert_dicom_tree(
-            args.input,
-            args.output,
-            modality=args.modality,
-            min_slices=args.min_slices,
-            dry_run=args.dry_run,
-            **common,
-        )
+        result = _to_images(args, common)
     elif args.to == "npz":
         from promptseg.conversion.predictions import convert_predictions_to_npz
 
@@ -201,6 +192,18 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         result = _to_raw(parser, args, common)
     print(result.report())
     return 1 if result.failed else 0
+
+
+def _to_images(args: argparse.Namespace, common: dict[str, Any]) -> Conversion:
+    from promptseg.conversion.bids import convert_bids, is_bids
+    from promptseg.conversion.dicom_tree import convert_dicom_tree
+
+    chosen = {"modality": args.modality, "dry_run": args.dry_run}
+    if is_bids(args.input):
+        return convert_bids(args.input, args.output, **chosen, **common)
+    return convert_dicom_tree(
+        args.input, args.output, min_slices=args.min_slices, **chosen, **common
+    )
 
 
 def _to_raw(
