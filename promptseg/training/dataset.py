@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from promptseg.boxes import box_volume, clip_box, clip_nonempty, label_boxes
+from promptseg.labels import IGNORED
 from promptseg.networks.prompt_encoder import PromptBatch, Query, batch_queries
 from promptseg.plans import Plans
 from promptseg.preprocessing.dataset import PreprocessedDataset
@@ -37,7 +38,7 @@ class Batch:
 
     Attributes:
         image: (b, c, z, y, x) float32 in [0, 255].
-        segmentation: (b, z, y, x) int16.
+        segmentation: (b, z, y, x) int16 label values, or `IGNORED`.
         prompts: n queries.
         targets: (n, z, y, x) bool, the voxels that each query asks for.
         seed: of what is drawn while the step is under way.
@@ -50,6 +51,12 @@ class Batch:
     targets: Tensor
     seed: tuple[int, ...] = (0,)
     first_query: int = 0
+
+    @property
+    def ignored(self) -> Tensor | None:
+        """(n, z, y, x) bool, voxels of each query that count nowhere; None without any."""
+        ignored = self.segmentation == IGNORED
+        return ignored[self.prompts.image_index] if bool(ignored.any()) else None
 
     def generators(self) -> list[np.random.Generator]:
         """The source of randomness of each query, the same in whichever process it is."""

@@ -10,8 +10,11 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss, FocalLoss
 from torch import Tensor, nn
 
+from promptseg.labels import IGNORED
 from promptseg.networks.prompt_encoder import NO_POINT, PromptBatch
-from promptseg.training.distributed import mean_of_all, sum_of_all
+from promptseg.training.distributed import sum_of_all
+
+CERTAIN = 50.0  # logit of a voxel that costs nothing, in Dice and focal loss
 
 
 class PromptLoss(nn.Module):
@@ -30,19 +33,35 @@ class PromptLoss(nn.Module):
         self.dice = DiceLoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0)
         self.focal = FocalLoss(gamma=focal_gamma)
 
-    def forward(self, logits: Tensor, iou_logits: Tensor, target: Tensor) -> Tensor:
+    def forward(
+        self, logits: Tensor, iou_logits: Tensor, target: Tensor, ignored: Tensor | None = None
+    ) -> Tensor:
         """Mean loss over n queries.
 
         Args:
             logits: (n, z, y, x) mask logits.
             iou_logits: (n,) predicted IoU before the sigmoid.
             target: (n, z, y, x) bool.
+            ignored: (n, z, y, x) bool, voxels that count nowhere; None for none.
         """
-        logits, expected = logits.float()[:, None], target[:, None].float()
+        logits = without_ignored(logits.float(), ignored)
+        quality = F.mse_loss(iou_logits.float().sigmoid(), hard_iou(logits, target))
+        logits, expected = logits[:, None], target[:, None].float()
         dice, focal, iou = self.weights
-        quality = F.mse_loss(iou_logits.float().sigmoid(), hard_iou(logits[:, 0], target))
-        loss = dice * self.dice(logits, expected) + focal * self.focal(logits, expected)
-        return loss + iou * quality
+        hard = self.focal(logits, expected)
+        if ignored is not None:  # a mean over the others
+            hard = hard * (ignored.numel() / (~ignored).sum().clamp(min=1))
+        return dice * self.dice(logits, expected) + focal * hard + iou * quality
+
+
+def without_ignored(logits: Tensor, ignored: Tensor | None) -> Tensor:
+    """Logits that are as good as certain of no mask in voxels to ignore, where no target is.
+
+    Args:
+        logits: (n, z, y, x) mask logits.
+        ignored: (n, z, y, x) bool; None for none.
+    """
+    return logits if ignored is None else torch.where(ignored, -CERTAIN, logits)
 
 
 class NameLoss(nn.Module):
@@ -71,33 +90,36 @@ class NameLoss(nn.Module):
         """The loss of the images of all processes together.
 
         Dice compares sums over these images, so that a label that most of them lack counts where
-        it is; the focal loss is a mean over voxels.
+        it is; the focal loss is a mean over voxels. Voxels that are `IGNORED` count in neither.
 
         Args:
             names: (b, 1 + labels, z', y', x') log-probabilities. Where their map is coarser than
                 voxels, each element should have the fractions of the labels in it.
-            segmentation: (b, z, y, x) label values.
+            segmentation: (b, z, y, x) label values, or `IGNORED`.
         """
         inside = segmentation.long().clamp(0, len(self.index) - 1)
-        classes = self.index.to(inside.device)[inside]
+        classes = self.index.to(inside.device)[inside].where(segmentation != IGNORED, IGNORED)
         truth = _fractions(classes, names.shape[1], names.shape[2:])
         dice, focal = self.weights
         probabilities = names.exp()
         hard = -truth * names
         if self.gamma:
             hard = hard * (1 - probabilities) ** self.gamma
-        hard, probabilities, truth = hard.sum(dim=1), probabilities[:, 1:], truth[:, 1:]
-        common, found, there = sum_of_all(
-            torch.stack(
-                [part.sum((0, 2, 3, 4)) for part in (probabilities * truth, probabilities, truth)]
-            )
-        )
+        known = truth.sum(dim=1, keepdim=True)  # fraction of an element that is not ignored
+        probabilities, truth = probabilities[:, 1:], truth[:, 1:]
+        parts = (probabilities * truth, probabilities * known, truth)
+        sums = [part.sum((0, 2, 3, 4)) for part in parts]
+        sums = sum_of_all(torch.cat([*sums, torch.stack([hard.sum(), known.sum()])]))
+        (common, found, there), (hard, known) = sums[:-2].view(3, -1), sums[-2:]
         overlap = (2 * common + 1) / (found + there + 1)  # smoothed as in `PromptLoss`
-        return dice * (1 - overlap).mean() + focal * mean_of_all(hard.mean(), len(names))
+        return dice * (1 - overlap).mean() + focal * hard / known.clamp(min=1e-3)
 
 
 def _fractions(classes: Tensor, count: int, shape: Sequence[int]) -> Tensor:
-    """(b, z, y, x) numbers of classes to (b, count, z', y', x') fractions of each in an element."""
+    """(b, z, y, x) numbers of classes to (b, count, z', y', x') fractions of each in an element.
+
+    A negative number is of no class.
+    """
     strides = [n // m for n, m in zip(classes.shape[1:], shape, strict=True)]
     places = itertools.product(*(range(stride) for stride in strides))
     corners = [tuple(slice(p, None, s) for p, s in zip(q, strides, strict=True)) for q in places]

@@ -9,6 +9,7 @@ from skimage.segmentation import slic
 
 from promptseg.boxes import box_slices, mask_box
 from promptseg.components import components
+from promptseg.labels import IGNORED
 
 FEWEST_VOXELS = 20  # of an object
 BLOCK = (16, 64)  # voxels of the side of a block that is divided into supervoxels
@@ -24,7 +25,7 @@ def unnamed_object(
 
     Args:
         image: (c, z, y, x).
-        segmentation: (z, y, x) label values.
+        segmentation: (z, y, x) label values, or `IGNORED`, of which objects have nothing.
         values: of the labels in it, by name.
         rng: source of randomness.
 
@@ -32,7 +33,7 @@ def unnamed_object(
         (z, y, x) bool, empty if nothing was found; and whether it is a whole label.
     """
     if not values:
-        return supervoxel(image, rng), False
+        return supervoxel(image, rng) & (segmentation != IGNORED), False
     chosen = rng.permutation(list(values.values()))
     mask, kind = segmentation == chosen[0], rng.random()
     if kind < 0.3:
@@ -44,7 +45,7 @@ def unnamed_object(
     elif kind < 0.6:
         part = cut(mask, rng)
     else:
-        part = supervoxel(image, rng)
+        part = supervoxel(image, rng) & (segmentation != IGNORED)
     if part.sum() < FEWEST_VOXELS:
         return mask, True
     return part, False

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from promptseg.networks.encoding import Encoding
 from promptseg.networks.prompt_encoder import PromptBatch
 from promptseg.prompts.simulated import error_click, error_scribble
+from promptseg.training.losses import without_ignored
 
 SCRIBBLES = 0.15  # fraction of corrections
 ANYWHERE = 0.4  # fraction of clicks in a random error, in place of the largest
@@ -27,6 +28,7 @@ def answers_by_round(
     targets: Tensor,
     rounds: int,
     generators: Sequence[np.random.Generator],
+    ignored: Tensor | None = None,
 ) -> Iterator[tuple[PromptBatch, Tensor, Tensor]]:
     """Answers to queries, and to the same after each round of corrections.
 
@@ -42,6 +44,7 @@ def answers_by_round(
         targets: (n, z, y, x) bool.
         rounds: number of rounds after the first answer.
         generators: source of randomness of each query.
+        ignored: (n, z, y, x) bool, voxels in which nothing is corrected; None for none.
 
     Yields:
         The prompts, (n, z, y, x) logits and (n,) predicted IoU logits.
@@ -52,7 +55,7 @@ def answers_by_round(
         logits, iou = decode(encoding, prompts)
         yield prompts, logits, iou
         if number < rounds:
-            prompts = corrected(prompts, logits, wanted, generators)
+            prompts = corrected(prompts, logits, wanted, generators, ignored)
 
 
 def decoding(network: nn.Module, patch_size: Sequence[int]) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -67,6 +70,7 @@ def corrected(
     logits: Tensor,
     targets: np.ndarray,
     generators: Sequence[np.random.Generator] | None = None,
+    ignored: Tensor | None = None,
 ) -> PromptBatch:
     """The prompts with a correction of each answer.
 
@@ -76,10 +80,11 @@ def corrected(
         targets: (n, z, y, x) bool.
         generators: of each query, draws among clicks and scribbles; without them every
             correction is a click in the largest error.
+        ignored: (n, z, y, x) bool, voxels in which nothing is wrong; None for none.
     """
     points, kinds = [], []
     sources = [None] * len(targets) if generators is None else generators
-    masks = (logits > 0).cpu().numpy()
+    masks = (without_ignored(logits, ignored) > 0).cpu().numpy()
     for mask, target, rng in zip(masks, targets, sources, strict=True):
         if rng is not None and rng.random() < SCRIBBLES:
             found = error_scribble(mask, target, rng)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from promptseg.boxes import label_boxes, mask_box
+from promptseg.labels import IGNORED
 from promptseg.networks.prompt_encoder import NEW_OBJECT, NO_LABEL, Query
 from promptseg.prompts.drawn import flat_region
 from promptseg.prompts.simulated import (
@@ -63,6 +65,7 @@ def training_queries(
     The scheduled label comes first, so that a small label among many is prompted as often as any
     other, then others in the patch. A patch without any label gets an absent one by its name, for
     which an empty mask is the right answer; all names are learned in every patch beside these.
+    No point lies in a voxel that is `IGNORED`.
 
     Args:
         sample: patch with its boxes.
@@ -103,7 +106,17 @@ def training_queries(
         kind = _drawn(NAMED, rng)
         query = prompted_query(kind, mask, *boxes_of, image, index, settings, rng)
         queries.append((query, mask))
-    return queries
+    ignored = sample.segmentation == IGNORED
+    return [(_without_points_in(ignored, query), mask) for query, mask in queries]
+
+
+def _without_points_in(ignored: np.ndarray, query: Query) -> Query:
+    """A query without its points in voxels to ignore, (z, y, x) bool: nobody knows their label."""
+    known = ~ignored[tuple(np.asarray(query.points, int).reshape(-1, 3).T)]
+    if known.all():
+        return query
+    labels = np.asarray(query.point_labels)[known]
+    return replace(query, points=np.asarray(query.points)[known], point_labels=labels)
 
 
 def _drawn(chances: Mapping[str, float], rng: np.random.Generator) -> str:

@@ -28,6 +28,7 @@ from promptseg.training.losses import (
     about_objects,
     click_loss,
     match_loss,
+    without_ignored,
 )
 from promptseg.training.optimizer import make_optimizer
 from promptseg.training.precision import MixedPrecision, choose_precision
@@ -105,18 +106,25 @@ class Learner:
         settings, count = self.settings, len(batch.prompts)
         rng = np.random.default_rng(batch.seed)
         rounds = int(rng.integers(1, settings.rounds + 1)) if settings.rounds else 0
-        losses, first, prompts = [], None, batch.prompts
+        losses, first, prompts, ignored = [], None, batch.prompts, batch.ignored
         with self.mixed_precision.autocast():
             encoding = self.encode(batch.image)
             if not is_answered and encoding.names is not None:
                 return self._names_loss(encoding, batch, prompts)
             answers = answers_by_round(
-                self.network, encoding, batch.prompts, batch.targets, rounds, batch.generators()
+                self.network,
+                encoding,
+                batch.prompts,
+                batch.targets,
+                rounds,
+                batch.generators(),
+                ignored,
             )
             for prompts, logits, iou in answers:
                 first = logits if first is None else first
-                asked = mean_of_all(self._where_objects_are(logits, iou, batch.targets), count)
-                losses.append(asked + settings.click_weight * click_loss(logits, prompts))
+                asked = self._where_objects_are(logits, iou, batch.targets, ignored)
+                clicked = settings.click_weight * click_loss(logits, prompts)
+                losses.append(mean_of_all(asked, count) + clicked)
         loss = sum(losses) / len(losses)
         if encoding.names is not None:
             loss = loss + self._names_loss(encoding, batch, prompts)
@@ -156,11 +164,18 @@ class Learner:
             total = total + weight * mean_of_all(loss, count)
         return total
 
-    def _where_objects_are(self, logits: Tensor, iou: Tensor, targets: Tensor) -> Tensor:
+    def _where_objects_are(
+        self, logits: Tensor, iou: Tensor, targets: Tensor, ignored: Tensor | None
+    ) -> Tensor:
         """The mean loss of queries, each in the part of the patch about its object."""
         losses = [
-            self.loss(logits[part], iou[part[0]], targets[part])
-            for part in about_objects(logits, targets)
+            self.loss(
+                logits[part],
+                iou[part[0]],
+                targets[part],
+                None if ignored is None else ignored[part],
+            )
+            for part in about_objects(without_ignored(logits, ignored), targets)
         ]
         return sum(losses) / len(losses)
 

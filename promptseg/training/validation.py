@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from promptseg.boxes import label_boxes
 from promptseg.networks.encoding import Encoding
-from promptseg.networks.prompt_encoder import NO_LABEL, PromptBatch, Query
+from promptseg.networks.prompt_encoder import NO_LABEL, Query
 from promptseg.networks.promptable import PromptableNetwork, decode_in_parts
 from promptseg.plans import Plans
 from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.prompts.simulated import jitter_box
 from promptseg.training.dataset import Batch, make_batch
-from promptseg.training.losses import PromptLoss, hard_dice
+from promptseg.training.losses import PromptLoss, hard_dice, without_ignored
 from promptseg.training.patches import AutoBoxes, zoom_in
 from promptseg.training.rounds import corrected
 from promptseg.training.sampling import draw_patch_start
@@ -105,32 +105,28 @@ def validate(
         batch = patch.batch.to(device)
         encoding = network.encode(batch.image)
         logits, iou = decode_in_parts(network, encoding, batch.prompts)
-        losses.append(float(loss(logits, iou, batch.targets)))
-        for way, value in zip(patch.ways, hard_dice(logits, batch.targets).tolist(), strict=True):
+        losses.append(float(loss(logits, iou, batch.targets, batch.ignored)))
+        measured = hard_dice(without_ignored(logits, batch.ignored), batch.targets).tolist()
+        for way, value in zip(patch.ways, measured, strict=True):
             dice[way].append(value)
         dice["auto"] += [0.0] * patch.missed
         named = torch.tensor([way == "label" for way in patch.ways], device=device)
-        dice["clicks"] += _after_clicks(
-            network, encoding, batch.prompts[named], logits[named], batch.targets[named]
-        )
+        of_names = replace(batch, prompts=batch.prompts[named], targets=batch.targets[named])
+        dice["clicks"] += _after_clicks(network, encoding, of_names, logits[named])
     network.train()
     means = {f"val_dice_{way}": _mean(values) for way, values in dice.items()}
     return {"val_loss": _mean(losses), **means}
 
 
 def _after_clicks(
-    network: PromptableNetwork,
-    encoding: Encoding,
-    prompts: PromptBatch,
-    logits: Tensor,
-    targets: Tensor,
+    network: PromptableNetwork, encoding: Encoding, batch: Batch, logits: Tensor
 ) -> list[float]:
-    """Dice of each query after `CLICKS` clicks in its largest error."""
-    wanted = targets.cpu().numpy()
+    """Dice of each query of a batch after `CLICKS` clicks in its largest error."""
+    prompts, wanted, ignored = batch.prompts, batch.targets.cpu().numpy(), batch.ignored
     for _ in range(CLICKS):
-        prompts = corrected(prompts, logits, wanted)
+        prompts = corrected(prompts, logits, wanted, ignored=ignored)
         logits, _ = decode_in_parts(network, encoding, prompts)
-    return hard_dice(logits, targets).tolist()
+    return hard_dice(without_ignored(logits, ignored), batch.targets).tolist()
 
 
 def _mean(values: Sequence[float]) -> float | None:
