@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+IGNORE = "ignore"  # name of their value in dataset.json
 IGNORED = -1  # in place of the dataset's value, wherever labels are learned from
 
 

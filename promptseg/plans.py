@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from promptseg.files import read_json, write_json
+from promptseg.labels import IGNORE
 
 PLANS_FORMAT = 1
 DEFAULT_PLANS_NAME = "PromptSegPlans"
@@ -70,6 +71,8 @@ class Plans:
         finest_stride: voxels, zyx, of one element of the finest feature map.
         batch_size: patches in one training step.
         labels: foreground names to values, ordered by value.
+        ignore_label: value in label files of voxels whose label nobody knows, which take part in
+            nothing; None where there is none. Plans made before have none.
         single_component: labels that are one connected component in the training images; of what
             names or a box find, only the largest component is kept. Plans made before have none.
         training_images: ranges of their intensities, spacings and fields of view, which other
@@ -98,6 +101,7 @@ class Plans:
     finest_stride: tuple[int, int, int] = (1, 1, 1)
     batch_size: int
     labels: dict[str, int]
+    ignore_label: int | None = None
     single_component: tuple[str, ...] = ()
     training_images: dict[str, Any] = field(default_factory=dict)
     auto_prompts: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -108,6 +112,12 @@ class Plans:
     def keeps_spacing(self) -> bool:
         """Whether every image stays on its own voxels instead of being resampled to `spacing`."""
         return self.preset in KEEPING_SPACING
+
+    @property
+    def declared_labels(self) -> dict[str, int]:
+        """The labels as dataset.json has them, with the value to ignore if there is one."""
+        ignored = {} if self.ignore_label is None else {IGNORE: self.ignore_label}
+        return {**self.labels, **ignored}
 
     @property
     def data_identifier(self) -> str:
@@ -171,6 +181,7 @@ _FORMERLY = {  # fields that earlier plans lack
     "finest_stride": [1, 1, 1],
     "orientation": AS_STORED,
     "trainer": DEFAULT_TRAINER,
+    "ignore_label": None,
     "single_component": [],
     "training_images": {},
     "estimate": {},
@@ -230,6 +241,7 @@ _FORMS = {  # field: its check, and what to expect in words
     "finest_stride": _THREE_COUNTS,
     "batch_size": (_is_count, "a positive whole number"),
     "labels": (_are_labels, "names with different positive whole numbers"),
+    "ignore_label": (lambda v: v is None or _is_count(v), "a positive whole number, or null"),
     "single_component": (
         lambda v: isinstance(v, (list, tuple)) and all(map(_is_name, v)),
         "a list of names, which may be empty",

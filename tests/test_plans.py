@@ -50,6 +50,7 @@ LATER = {
     "trainer",
     "estimate",
     "orientation",
+    "ignore_label",
     "single_component",
     "training_images",
 }  # of which earlier plans have none
@@ -71,6 +72,7 @@ BAD = [
     ({"format_version": "1"}, "plans format '1'"),
     ({"dataset_name": ""}, "dataset_name: expected a name, found ''"),
     ({"size": 3}, "size: expected a name, found 3"),
+    ({"ignore_label": 0}, "ignore_label: expected a positive whole number, or null, found 0"),
     ({"spacing": [1, 1]}, r"spacing: expected 3 positive lengths in mm, zyx, found \[1, 1\]"),
     ({"spacing": [1, 1, 0]}, "spacing: expected 3 positive lengths"),
     ({"spacing": [1, 1, -2.5]}, "spacing: expected 3 positive lengths"),

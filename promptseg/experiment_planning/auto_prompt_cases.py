@@ -11,6 +11,7 @@ import numpy as np
 from promptseg.boxes import box_slices, label_boxes
 from promptseg.io.images import read_image, read_segmentation
 from promptseg.io.orientation import turn_to
+from promptseg.labels import IGNORED, with_ignored
 from promptseg.plans import AS_STORED, Normalization
 from promptseg.preprocessing.normalize import normalize
 from promptseg.prompts.auto_prompter import AutoPrompter
@@ -65,6 +66,8 @@ class FitCase:
         truths: the labels that the case has.
         described: what each fitted strategy's `describe` said of the view.
         unfitted: boxes of the strategies that need no fit, by strategy.
+        ignored: (z, y, x) uint8, fraction of each view voxel whose label nobody knows, 255 for the
+            whole voxel; None where all are known.
     """
 
     case_id: str
@@ -73,6 +76,7 @@ class FitCase:
     truths: dict[str, LabelTruth]
     described: dict[str, np.ndarray]
     unfitted: dict[str, tuple[np.ndarray, ...]]
+    ignored: np.ndarray | None = None
 
     def for_fit(self, label: str, strategy: str) -> FitCase:
         """The case with what one strategy needs to be fitted and scored on one label."""
@@ -106,20 +110,30 @@ class Reduction:
         fitted: strategies that will be fitted. Classes, not names: pickling them imports their
             modules in the worker.
         unfitted: strategies without parameters, which are run while the whole volume is at hand.
+        ignore_label: value in label files of voxels whose label nobody knows.
     """
 
     labels: dict[str, int]
     normalization: Normalization
     fitted: tuple[type[FittedPrompter], ...] = ()
     unfitted: tuple[type[AutoPrompter], ...] = ()
+    ignore_label: int | None = None
 
     @classmethod
-    def for_all_strategies(cls, labels: dict[str, int], normalization: Normalization) -> Reduction:
+    def for_all_strategies(
+        cls, labels: dict[str, int], normalization: Normalization, ignore_label: int | None = None
+    ) -> Reduction:
         """For every registered strategy that is fitted, and those that planning compares."""
         fitted, unfitted = (
             tuple(map(AUTO_PROMPTERS.get, names)) for names in (fitted_strategies(), UNFITTED)
         )
-        return cls(labels=labels, normalization=normalization, fitted=fitted, unfitted=unfitted)
+        return cls(
+            labels=labels,
+            normalization=normalization,
+            fitted=fitted,
+            unfitted=unfitted,
+            ignore_label=ignore_label,
+        )
 
 
 def fitted_strategies() -> tuple[str, ...]:
@@ -135,7 +149,7 @@ def read_fit_case(case: RawCase, reduction: Reduction, orientation: str = AS_STO
             case if image and label differ in shape.
     """
     image, geometry = read_image(case.images[0])
-    segmentation, _ = read_segmentation(case.label)
+    segmentation = with_ignored(read_segmentation(case.label)[0], reduction.ignore_label)
     turn = turn_to(orientation, geometry.direction)
     image, segmentation = (np.ascontiguousarray(turn.array(a)) for a in (image[0], segmentation))
     spacing = turn.of_axes(geometry.spacing)
@@ -154,7 +168,7 @@ def reduce_case(
     Args:
         case_id: case identifier.
         image: (z, y, x) raw intensities of channel 0.
-        segmentation: (z, y, x) labels.
+        segmentation: (z, y, x) labels, or `IGNORED`.
         spacing: mm, zyx.
         reduction: how.
 
@@ -168,7 +182,7 @@ def reduce_case(
         )
     normalized = normalize(image, reduction.normalization)
     view = view_of(normalized, spacing)
-    boxes = label_boxes(segmentation, reduction.labels)
+    boxes, ignored = label_boxes(segmentation, reduction.labels), segmentation == IGNORED
     return FitCase(
         case_id=case_id,
         group=case_id,
@@ -183,12 +197,17 @@ def reduce_case(
             strategy.name: strategy().propose(normalized, spacing).boxes
             for strategy in reduction.unfitted
         },
+        ignored=_in_view(ignored, view) if ignored.any() else None,
     )
 
 
 def _truth(segmentation: np.ndarray, value: int, box: np.ndarray, view: View) -> LabelTruth:
     whole_blocks = view.box_of_view(box) * view.step  # so that their means agree
     blocks = segmentation[box_slices(whole_blocks)] == value
-    fractions = np.rint(block_means(blocks, view.step) * 255).astype(np.uint8)
     bits = np.packbits(segmentation[box_slices(box)] == value)
-    return LabelTruth(box=box, bits=zlib.compress(bits, _FAST), view_mask=fractions)
+    return LabelTruth(box=box, bits=zlib.compress(bits, _FAST), view_mask=_in_view(blocks, view))
+
+
+def _in_view(mask: np.ndarray, view: View) -> np.ndarray:
+    """(z, y, x) uint8, the fraction of each view voxel that a mask fills."""
+    return np.rint(block_means(mask, view.step) * 255).astype(np.uint8)

@@ -29,6 +29,7 @@ from promptseg.experiment_planning.integrity import (
 from promptseg.io.dataset import RawCase, RawDataset
 from promptseg.io.images import Geometry, as_labels, read_image
 from promptseg.io.orientation import orientation_of
+from promptseg.labels import with_ignored
 from promptseg.parallel import Workers, map_cases
 from promptseg.preprocessing.modality import (
     ChannelStatistics,
@@ -178,15 +179,19 @@ def _read(
 def _read_label(
     case: RawCase, dataset: RawDataset, problems: list[Problem]
 ) -> tuple[np.ndarray | None, Geometry | None]:
-    """The (z, y, x) segmentation, or None after adding what is wrong with it; its geometry."""
+    """The (z, y, x) segmentation, ignored voxels marked, and its geometry.
+
+    None in place of it after adding what is wrong with it.
+    """
     if case.label is None:
         return None, None
     array, geometry = _read(case, case.label, problems)
     if array is None:
         return None, None
-    found = check_label(case.case_id, case.label, array, dataset.labels)
+    found = check_label(case.case_id, case.label, array, dataset.meanings)
     problems += found
-    return (None if found else as_labels(array[0])), geometry
+    known = None if found else with_ignored(as_labels(array[0]), dataset.ignore_label)
+    return known, geometry
 
 
 def _is_hu(channel_name: str, statistics: ChannelStatistics) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from promptseg.components import components
 from promptseg.files import write_json
 from promptseg.io.orientation import turn_between
+from promptseg.labels import IGNORED
 from promptseg.preprocessing.modality import ChannelStatistics
 
 FILE_NAME = "dataset_fingerprint.json"
@@ -118,10 +119,10 @@ def label_statistics(segmentation: np.ndarray, image: np.ndarray) -> dict[int, L
     """Size, box, centroid, mean intensity and components of every label that occurs.
 
     Args:
-        segmentation: (z, y, x) labels from 0, small whole numbers.
+        segmentation: (z, y, x) labels from 0, small whole numbers, or `IGNORED`.
         image: (z, y, x) raw intensities of channel 0.
     """
-    found = cc3d.statistics(segmentation.astype(np.uint16, copy=False))
+    found = cc3d.statistics(segmentation.clip(min=0).astype(np.uint16, copy=False))
     result = {}
     for label in range(1, len(found["voxel_counts"])):
         voxels = int(found["voxel_counts"][label])
@@ -145,16 +146,17 @@ def hu_histogram(channel: np.ndarray, segmentation: np.ndarray) -> dict[int, np.
 
     Args:
         channel: (z, y, x) HU.
-        segmentation: (z, y, x) labels from 0, small whole numbers.
+        segmentation: (z, y, x) labels from 0, small whole numbers; voxels that are `IGNORED` are
+            not counted.
 
     Returns:
         label value to (bins,) counts; the first and last bin hold everything beyond them.
     """
-    bins, labels = len(HU_EDGES) - 1, int(segmentation.max()) + 1
+    bins, labels = len(HU_EDGES) - 1, max(int(segmentation.max()), 0) + 1
     counts = np.zeros(labels * bins, np.int64)
     for values, of_label in zip(channel, segmentation, strict=True):  # bounded extra memory
         index = (values.astype(np.float32) - HU_EDGES[0]) // 10
         index = np.clip(index, 0, bins - 1).astype(np.intp) + bins * of_label.astype(np.intp)
-        counts += np.bincount(index.ravel(), minlength=labels * bins)
+        counts += np.bincount(index[of_label != IGNORED], minlength=labels * bins)
     table = counts.reshape(labels, bins)
     return {label: table[label] for label in range(labels) if table[label].any()}

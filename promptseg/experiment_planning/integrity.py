@@ -10,7 +10,7 @@ a case without any, a channel declared CT whose values are not HU.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,7 +118,7 @@ def check_image(case_id: str, path: Path, channel: np.ndarray) -> list[Problem]:
 
 
 def check_label(
-    case_id: str, path: Path, segmentation: np.ndarray, labels: dict[str, int]
+    case_id: str, path: Path, segmentation: np.ndarray, meanings: Mapping[int, str]
 ) -> list[Problem]:
     """Values that are not whole numbers or not declared.
 
@@ -126,7 +126,7 @@ def check_label(
         case_id: for the report.
         path: for the report.
         segmentation: (1, z, y, x) values of any dtype, as read.
-        labels: foreground labels of the dataset, name to value.
+        meanings: the name of each value that is declared, 0 among them.
     """
     if segmentation.shape[0] != 1:
         found = f"{segmentation.shape[0]} channels"
@@ -140,11 +140,10 @@ def check_label(
             found = f"values that are not whole numbers, {_listed(values[odd], counts[odd])}"
             advice = "write labels as integers, and resample them with nearest neighbour"
             return [Problem(case_id, path, found, "whole numbers", advice)]
-    declared = {0: "background", **{value: name for name, value in labels.items()}}
-    unknown = ~np.isin(values, list(declared))
+    unknown = ~np.isin(values, list(meanings))
     if unknown.any():
         found = f"undeclared label values {_listed(values[unknown], counts[unknown])}"
-        expected = ", ".join(f"{value} ({name})" for value, name in declared.items())
+        expected = ", ".join(f"{value} ({name})" for value, name in meanings.items())
         advice = "correct the label file, or add the label to dataset.json"
         return [Problem(case_id, path, found, expected, advice)]
     return []

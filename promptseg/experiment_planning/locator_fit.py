@@ -223,10 +223,10 @@ def trained(task: FoldTask) -> LocatorNetwork:
         for _ in range(BATCH):
             order = order or list(rng.permutation(len(task.trained_on)))
             drawn.append(crop(task.trained_on[order.pop()], task.labels, size, task.spacing, rng))
-        image, shares = (torch.stack(parts) for parts in zip(*drawn, strict=True))
+        image, shares, ignored = (torch.stack(parts) for parts in zip(*drawn, strict=True))
         logits = network(image.contiguous(memory_format=torch.channels_last_3d))
         optimizer.zero_grad()
-        share_loss(logits, shares).backward()
+        share_loss(logits, shares, ignored).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
         schedule.step()
@@ -239,7 +239,7 @@ def crop(
     size: np.ndarray,
     spacing: Sequence[float],
     rng: np.random.Generator,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """A random part of a view, rotated, scaled and of changed contrast.
 
     Args:
@@ -250,11 +250,14 @@ def crop(
         rng: source of randomness.
 
     Returns:
-        (1, z, y, x) image in [0, 255], 0 outside the volume, and (labels, z, y, x) shares.
+        (1, z, y, x) image in [0, 255], 0 outside the volume, (labels, z, y, x) shares, and
+        (1, z, y, x) the share of each voxel whose label nobody knows.
     """
     view = case.view
-    maps = np.zeros((1 + len(labels), *view.image.shape), np.float32)
+    maps = np.zeros((2 + len(labels), *view.image.shape), np.float32)
     maps[0] = view.image
+    if case.ignored is not None:
+        maps[-1] = case.ignored / np.float32(255)
     for number, label in enumerate(labels, start=1):
         if (truth := case.truths.get(label)) is not None:
             box = view.box_of_view(truth.box)
@@ -267,7 +270,7 @@ def crop(
     grid = _grid(turned / np.array(view.spacing)[:, None], centre, size, view.image.shape)
     moved = F.grid_sample(torch.from_numpy(maps)[None], grid, align_corners=False)[0]
     is_inside = (grid.abs() <= 1).all(dim=-1)
-    return _other_contrast(moved[:1], rng) * is_inside, moved[1:]
+    return _other_contrast(moved[:1], rng) * is_inside, moved[1:-1], moved[-1:]
 
 
 def _turned(spacing: Sequence[float], rng: np.random.Generator) -> np.ndarray:

@@ -109,6 +109,7 @@ def make_plans(
         finest_stride=patch.finest_stride,
         batch_size=patch.batch_size,
         labels=raw.labels,
+        ignore_label=raw.ignore_label,
         single_component=single,
         training_images=_described(cases, normalizations),
         reasons={

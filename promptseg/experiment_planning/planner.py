@@ -166,7 +166,7 @@ def _plan(
         fixed.check_channels(raw.name, raw.channel_names)
     groups = case_groups(raw.folder / "dataset.json", [case.case_id for case in raw.cases])
     known = normalization_by_name(raw.channel_names[0], preset)
-    reduction = Reduction.for_all_strategies(raw.labels, known) if known else None
+    reduction = Reduction.for_all_strategies(raw.labels, known, raw.ignore_label) if known else None
     examination = examine_dataset(raw, workers, reduction)
     for warning in examination.warnings:
         log.warning(warning)
@@ -247,7 +247,9 @@ def _preprocess(
     """
     if fit_cases:
         return preprocess_dataset(cases, plans, folder, workers), fit_cases
-    reduction = Reduction.for_all_strategies(plans.labels, plans.normalizations[0])
+    reduction = Reduction.for_all_strategies(
+        plans.labels, plans.normalizations[0], plans.ignore_label
+    )
     failed, fit_cases = preprocess_and_summarize(
         cases, plans, folder, workers, partial(reduce_case, reduction=reduction)
     )

@@ -11,6 +11,7 @@ from typing import Any
 from promptseg.files import is_file_name, read_json
 from promptseg.io.case_files import RawCase, cases_in_folder, training_cases, unused_images
 from promptseg.io.images import VOLUME_ENDINGS
+from promptseg.labels import IGNORE
 from promptseg.words import some
 
 __all__ = [
@@ -32,6 +33,7 @@ class RawDataset:
         name: its name, `Dataset004_Hippocampus`.
         channel_names: as in dataset.json, in channel order.
         labels: foreground labels by name, ordered by value (1, 2, ...); background is 0.
+        ignore_label: value of voxels whose label nobody knows; None where there is none.
         file_ending: `.nii.gz`, as in dataset.json.
         cases: training cases, sorted by case identifier.
         content: dataset.json as read.
@@ -46,6 +48,13 @@ class RawDataset:
     cases: tuple[RawCase, ...]
     content: dict[str, Any]
     unused: tuple[Path, ...] = ()
+    ignore_label: int | None = None
+
+    @property
+    def meanings(self) -> dict[int, str]:
+        """The name of every value that label files may have, background and ignored voxels too."""
+        names = {0: "background", **{value: name for name, value in self.labels.items()}}
+        return names if self.ignore_label is None else {**names, self.ignore_label: IGNORE}
 
 
 def read_raw_dataset(folder: Path | str) -> RawDataset:
@@ -73,7 +82,9 @@ def read_raw_dataset(folder: Path | str) -> RawDataset:
         folders = folder / "imagesTr", folder / "labelsTr"
         cases = training_cases(*folders, ending)
         unused = unused_images(folders, cases)
-    labels = {name: v for name, v in content["labels"].items() if name != "background"}
+    labels = dict(content["labels"])
+    ignore_label = labels.pop(IGNORE, None)
+    labels.pop("background")
     channel_names = content["channel_names"]
     return RawDataset(
         folder=folder,
@@ -84,6 +95,7 @@ def read_raw_dataset(folder: Path | str) -> RawDataset:
         cases=tuple(sorted(cases, key=lambda case: case.case_id)),
         content=content,
         unused=tuple(unused),
+        ignore_label=ignore_label,
     )
 
 
@@ -107,8 +119,8 @@ def problems_of_content(content: Any) -> list[str]:
     """Every problem of a dataset.json, in words; empty if it is sound.
 
     Source:
-        nnU-Net v2, documentation/reference/raw-datasets.md. Differs: region-based labels and the
-        ignore label are refused; `numTraining` may be missing.
+        nnU-Net v2, its pages on the dataset format and the ignore label. Differs: region-based
+        labels are refused; `numTraining` may be missing.
     """
     if not isinstance(content, dict):
         return [f"expected an object {{...}}, found {type(content).__name__}"]
@@ -216,12 +228,7 @@ def _problems_of_labels(labels: Any) -> list[str]:
         ]
     problems, values = [], []
     for name, value in labels.items():
-        if name == "ignore":
-            problems.append(
-                "labels: `ignore` is not supported; label its voxels, or leave out the cases that "
-                "have any (as background they would teach that nothing is there)"
-            )
-        elif isinstance(value, list):
+        if isinstance(value, list):
             problems.append(
                 f"labels: {name!r} is a region of several values, {value}; region-based labels "
                 f"are not supported; give every label one value of its own"
@@ -234,8 +241,13 @@ def _problems_of_labels(labels: Any) -> list[str]:
         problems.append(
             f'labels: expected "background": 0, found {labels.get("background", "no background")}'
         )
-    if not problems and len(labels) < 2:
+    if not problems and not labels.keys() - {"background", IGNORE}:
         problems.append("labels: expected at least one label besides background")
+    if not problems and labels.get(IGNORE, max(values)) != max(values):
+        problems.append(
+            f"labels: `{IGNORE}` must be the highest value, {max(values)}, as in nnU-Net; found "
+            f"{labels[IGNORE]}"
+        )
     if not problems and sorted(values) != list(range(len(values))):
         problems.append(
             f"labels: expected the values 0 to {len(values) - 1}, each once, found {sorted(values)}"

@@ -205,12 +205,15 @@ def box_of_shares(share: np.ndarray) -> np.ndarray | None:
     return box
 
 
-def share_loss(logits: Tensor, found: Tensor) -> Tensor:
+def share_loss(logits: Tensor, found: Tensor, ignored: Tensor) -> Tensor:
     """Cross-entropy and Dice loss against shares in [0, 1]; the Dice is the mean over labels.
 
     Args:
         logits, found: (b, labels, z, y, x).
+        ignored: (b, 1, z, y, x) in [0, 1], share of each voxel that does not count.
     """
     answers, axes = logits.sigmoid(), (0, 2, 3, 4)
-    dice = (2 * (answers * found).sum(axes) + 1) / ((answers + found).sum(axes) + 1)
-    return F.binary_cross_entropy_with_logits(logits, found) + 1 - dice.mean()
+    known = (1 - ignored).expand_as(logits)
+    dice = (2 * (answers * found).sum(axes) + 1) / ((answers * known + found).sum(axes) + 1)
+    hard = F.binary_cross_entropy_with_logits(logits, found, weight=known, reduction="sum")
+    return hard / known.sum().clamp(min=1) + 1 - dice.mean()

@@ -13,6 +13,7 @@ from promptseg.evaluation.summary import mean_of_defined
 from promptseg.inference_plan import PostProcessing
 from promptseg.io.images import read_segmentation
 from promptseg.parallel import map_cases
+from promptseg.plans import Plans
 from promptseg.postprocessing import postprocess, postprocessed
 
 SIZES = (0.01, 0.03, 0.1, 0.3)  # smallest component, as fractions of the label's median volume
@@ -21,7 +22,7 @@ GAIN = 0.0005  # of the cross-validated Dice, below which a label gets no post-p
 
 
 def choose_postprocessing(
-    rows: Sequence[Mapping[str, Any]], labels: Mapping[str, int], processes: int = 0
+    rows: Sequence[Mapping[str, Any]], plans: Plans, processes: int = 0
 ) -> tuple[dict[str, PostProcessing], dict[str, Any], float]:
     """For each label the steps that improve the Dice most, where cross-validation confirms it.
 
@@ -30,15 +31,18 @@ def choose_postprocessing(
 
     Args:
         rows: of the cases, with the files of prediction and reference.
-        labels: values by name.
+        plans: of the models, with the labels, and the value that is not counted.
         processes: worker processes; 0 for none.
 
     Returns:
         The steps of the labels that have any, what was measured for every label, and the mean Dice
         with these steps.
     """
+    labels, ignore_label = plans.labels, plans.ignore_label
     options = {label: _options(rows, value) for label, value in labels.items()}
-    measured = _over_cases(_dice_of_options, rows, labels, options, processes=processes)
+    measured = _over_cases(
+        _dice_of_options, rows, labels, options, ignore_label, processes=processes
+    )
     steps, choices = {}, {}
     for label, tried in options.items():
         dice = np.array([of_case[label] for of_case in measured])
@@ -51,7 +55,8 @@ def choose_postprocessing(
         if chosen:
             steps[label] = tried[chosen]
     by_value = {labels[label]: of_label for label, of_label in steps.items()}
-    after = _over_cases(_dice_after, rows, list(labels.values()), by_value, processes=processes)
+    values = list(labels.values())
+    after = _over_cases(_dice_after, rows, values, by_value, ignore_label, processes=processes)
     return steps, choices, mean_of_defined([mean_of_defined(dice) for dice in np.transpose(after)])
 
 
@@ -107,6 +112,7 @@ def _dice_of_options(
     files: tuple[str, str, str],
     labels: Mapping[str, int],
     options: Mapping[str, Sequence[PostProcessing]],
+    ignore_label: int | None,
 ) -> dict[str, list[float]]:
     """For each label the Dice with each of its options; runs in a worker process."""
     prediction, geometry = read_segmentation(Path(files[1]))
@@ -115,19 +121,24 @@ def _dice_of_options(
     for label, value in labels.items():
         mask, target = prediction == value, reference == value
         others = (prediction != value) & (prediction != 0)
+        not_counted = others if ignore_label is None else others | (reference == ignore_label)
         dice = []
         for steps in options[label]:
-            new = postprocessed(mask, geometry.spacing, steps) & ~others
+            new = postprocessed(mask, geometry.spacing, steps) & ~not_counted
             dice.append(float(np.nan_to_num(mask_dice(new, target), nan=1.0)))
         found[label] = dice
     return found
 
 
 def _dice_after(
-    files: tuple[str, str, str], values: Sequence[int], steps: Mapping[int, PostProcessing]
+    files: tuple[str, str, str],
+    values: Sequence[int],
+    steps: Mapping[int, PostProcessing],
+    ignore_label: int | None,
 ) -> list[float]:
     """The Dice of each label value after post-processing, NaN where both masks are empty."""
     prediction, geometry = read_segmentation(Path(files[1]))
     reference, _ = read_segmentation(Path(files[2]))
     new = postprocess(prediction, geometry.spacing, steps)
-    return [counts.dice for counts in confusion_counts(reference, new, values).values()]
+    counts = confusion_counts(reference, new, values, ignore_label)
+    return [of_label.dice for of_label in counts.values()]

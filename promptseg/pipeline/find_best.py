@@ -103,8 +103,8 @@ def find_best(
         summaries = [_of_ensemble(results, planned, models, fold, device) for fold in chosen]
         candidates.append(Candidate.of(models, summaries))
     best = max(candidates, key=lambda c: (c.dice, -len(c.models)))  # of equal ones the smallest
-    labels = load_plans(results / best.models[0] / "plans.json").labels
-    steps, choices, after = choose_postprocessing(best.rows, labels, processes)
+    plans = load_plans(results / best.models[0] / "plans.json")
+    steps, choices, after = choose_postprocessing(best.rows, plans, processes)
     plan = InferencePlan(
         models=best.models,
         folds=tuple(chosen),
@@ -231,7 +231,7 @@ def _of_ensemble(
     return evaluate_folders(
         of_fold.ground_truth,
         output,
-        labels=of_fold.plans.labels,
+        labels=of_fold.plans.declared_labels,
         cases=of_fold.validation_cases,
     )
 

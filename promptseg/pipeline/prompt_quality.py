@@ -85,7 +85,10 @@ def measure_prompts(
             if time.monotonic() - began > MOST_SECONDS:
                 break
             target = segmentation == labels[label]
-            measure_object(predictor, label, target, geometry.spacing, max(REPORTED), measured)
+            ignored = segmentation == predictor.plans.ignore_label  # nowhere for None
+            measure_object(
+                predictor, label, target, geometry.spacing, max(REPORTED), measured, ignored
+            )
         done.append(case.case_id)
     found = {
         "cases": done,
@@ -120,6 +123,7 @@ def measure_object(
     spacing: Sequence[float],
     clicks: int,
     into: Mapping[str, Measured],
+    ignored: np.ndarray | bool = False,
 ) -> None:
     """Segment an object from each start, and correct it click by click.
 
@@ -130,6 +134,7 @@ def measure_object(
         spacing: mm, zyx.
         clicks: number of clicks.
         into: what is measured from each start is added here; starts without an entry are left out.
+        ignored: (z, y, x) bool, voxels that do not count and are not clicked.
     """
     for start, measured in into.items():
         session = predictor.new_object(label if "name" in start else None)
@@ -138,11 +143,16 @@ def measure_object(
         elif start == "click":
             point, _ = error_click(session.mask, target)
             session.add_point(point)
-        correct(session, target, spacing, clicks, measured)
+        correct(session, target, spacing, clicks, measured, ignored)
 
 
 def correct(
-    session: Session, target: np.ndarray, spacing: Sequence[float], clicks: int, into: Measured
+    session: Session,
+    target: np.ndarray,
+    spacing: Sequence[float],
+    clicks: int,
+    into: Measured,
+    ignored: np.ndarray | bool = False,
 ) -> None:
     """Correct the mask of a session click by click, each in its largest error (`error_click`).
 
@@ -152,11 +162,13 @@ def correct(
         spacing: mm, zyx.
         clicks: number of clicks; fewer where the mask is right before.
         into: what is measured is added here.
+        ignored: (z, y, x) bool, voxels that do not count and are not clicked.
     """
-    scores = [mask_dice(session.mask, target)]
+    known = ~np.broadcast_to(ignored, target.shape)
+    scores = [mask_dice(session.mask & known, target)]
     into.ious.append((session.predicted_iou, _iou(scores[-1])))
     for _ in range(clicks):
-        click = error_click(session.mask, target)
+        click = error_click(session.mask & known, target)
         if click is None:
             scores.append(scores[-1])
             continue
@@ -169,7 +181,7 @@ def correct(
         if box is not None:
             offsets = (np.argwhere(mask != before) - point) * np.asarray(spacing)
             into.distances.append(float(np.linalg.norm(offsets, axis=1).mean()))
-        scores.append(mask_dice(mask, target))
+        scores.append(mask_dice(mask & known, target))
         into.ious.append((session.predicted_iou, _iou(scores[-1])))
     into.dice.append(scores)
 

@@ -61,7 +61,9 @@ def measure_strategies(
         except (ValueError, OSError):  # told when all cases are predicted
             continue
         for strategy, found, spent in predicted:
-            counts = confusion_counts(segmentation, found, list(labels.values()))
+            counts = confusion_counts(
+                segmentation, found, list(labels.values()), predictor.plans.ignore_label
+            )
             for label, value in labels.items():
                 planned_for = predictor.proposer.planned_strategy(label)
                 name = planned_for if strategy == PLANS else strategy

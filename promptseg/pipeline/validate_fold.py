@@ -73,7 +73,7 @@ def validate_fold(model_folder: Path, fold: Fold, *, device: str | None = None) 
         prompts_measured = _measured(measure_prompts, predictor, cases, ground_truth)
     # last: a summary without failures means that everything has been validated
     summary = evaluate_folders(
-        fold.ground_truth, folder, labels=fold.plans.labels, cases=fold.validation_cases
+        fold.ground_truth, folder, labels=fold.plans.declared_labels, cases=fold.validation_cases
     )
     if prompts_measured is not None:
         summary["prompts"] = prompts_measured

@@ -1,7 +1,7 @@
 """The preprocessed folder: for each case an image, a segmentation and their properties.
 
 CASE.b2nd      (c, z, y, x) uint8 image in [0, 255], compressed by Blosc2
-CASE_seg.b2nd  (z, y, x) labels
+CASE_seg.b2nd  (z, y, x) labels, -1 where nobody knows them
 CASE.json      written last: a case without it is unfinished and is not listed
 """
 
@@ -61,7 +61,10 @@ class PreprocessedDataset:
         return _open(case_files(self.folder, case_id)[1], dimensions=3)
 
     def properties(self, case_id: str) -> dict[str, Any]:
-        """What `preprocess_case` recorded of a case, read-only; `labels` has integer keys."""
+        """What `preprocess_case` recorded of a case, read-only; `labels` has integer keys.
+
+        `annotated` has (k, 3) voxels, zyx, whose label is known, and is None where all are.
+        """
         path = case_files(self.folder, case_id)[2]
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; {_MADE_BY}")
@@ -172,7 +175,10 @@ def _read_properties(path: Path, _modified_ns: int) -> dict[str, Any]:
     for of in labels.values():
         if "locations" in of:
             of["locations"] = np.array(of["locations"], np.int32).reshape(-1, 3)
-    return {**properties, "labels": labels}
+    annotated = properties.get("annotated")
+    if annotated is not None:
+        annotated = np.array(annotated, np.int32).reshape(-1, 3)
+    return {**properties, "labels": labels, "annotated": annotated}
 
 
 def _open(path: Path, dimensions: int) -> blosc2.NDArray:

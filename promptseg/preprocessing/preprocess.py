@@ -16,6 +16,7 @@ from promptseg.boxes import box_slices, value_boxes
 from promptseg.files import WRITING, read_json
 from promptseg.io.images import Geometry, read_image, read_segmentation
 from promptseg.io.orientation import turn_to
+from promptseg.labels import IGNORED, with_ignored
 from promptseg.parallel import Workers, map_cases
 from promptseg.plans import Plans
 from promptseg.preprocessing.dataset import (
@@ -158,7 +159,7 @@ def _preprocessed(
         )
     turn = turn_to(plans.orientation, geometry.direction)
     raw, spacing = np.ascontiguousarray(turn.array(raw)), turn.of_axes(geometry.spacing)
-    segmentation, summary, labels = None, None, {}
+    segmentation, summary, labels, annotated = None, None, {}, {}
     if case.label is not None:
         segmentation = np.ascontiguousarray(turn.array(_read_label(case.label, geometry, plans)))
         if summarize:
@@ -174,6 +175,7 @@ def _preprocessed(
     if segmentation is not None:
         segmentation = resample_segmentation(segmentation, shape)
         labels = _label_statistics(segmentation, plans.labels, case.case_id)
+        annotated = _annotated(segmentation, case.case_id)
     extent_mm = np.multiply(turn.of_axes(geometry.shape), spacing)
     properties = {
         "case_id": case.case_id,
@@ -190,24 +192,26 @@ def _preprocessed(
         "intensity_ranges": ranges,
         "constant_channels": [not channel.any() for channel in image],
         "labels": labels,
+        **annotated,
     }
     return image, segmentation, properties, summary
 
 
 def _read_label(path: Path, of_image: Geometry, plans: Plans) -> np.ndarray:
+    """The (z, y, x) labels of a case on its image's grid, ignored voxels marked."""
     segmentation, geometry = read_segmentation(path)
     if geometry.shape != of_image.shape:
         raise ValueError(
             f"{path}: the label has shape {geometry.shape}, its image {of_image.shape} (zyx, "
             f"voxels); bring both to one grid"
         )
-    unknown = set(np.unique(segmentation).tolist()) - {0} - set(plans.labels.values())
+    unknown = set(np.unique(segmentation).tolist()) - {0} - set(plans.declared_labels.values())
     if unknown:
         raise ValueError(
             f"{path}: holds the values {sorted(unknown)}, which are not among the labels of "
-            f"dataset.json: {plans.labels}"
+            f"dataset.json: {plans.declared_labels}"
         )
-    return segmentation
+    return with_ignored(segmentation, plans.ignore_label)
 
 
 def _label_statistics(
@@ -231,6 +235,19 @@ def _label_statistics(
     return statistics
 
 
+def _annotated(segmentation: np.ndarray, case_id: str) -> dict[str, list[list[int]]]:
+    """A random sample of the voxels (zyx) whose label is known, if some are `IGNORED`.
+
+    Where little is known, a patch must be looked for.
+    """
+    if not (segmentation == IGNORED).any():
+        return {}
+    rng = np.random.default_rng([zlib.crc32(case_id.encode()), 1])
+    known = np.flatnonzero(segmentation != IGNORED)
+    sample = np.sort(rng.choice(known, min(len(known), MAX_LOCATIONS), replace=False))
+    return {"annotated": np.stack(np.unravel_index(sample, segmentation.shape), axis=1).tolist()}
+
+
 def _settings(case: RawCase, plans: Plans) -> dict[str, Any]:
     """Everything that determines a preprocessed case, in JSON's types."""
     files = [*case.images, *([] if case.label is None else [case.label])]
@@ -240,7 +257,7 @@ def _settings(case: RawCase, plans: Plans) -> dict[str, Any]:
         "normalizations": [n.to_json() for n in plans.normalizations],
         "orientation": plans.orientation,
         "spacing": "as it is" if plans.keeps_spacing else [float(s) for s in plans.spacing],
-        "labels": dict(plans.labels),
+        "labels": plans.declared_labels,
         "files": [[path.name, state.st_size, state.st_mtime_ns] for path, state in states],
     }
 

@@ -155,13 +155,17 @@ class TrainingSteps(Dataset):
         return max(round((image + 1) * each) - round(image * each), 1)
 
     def _sample(self, number: int, rng: np.random.Generator) -> tuple[Sample, int | None]:
-        """A patch, and the label value that it was placed on; None where it was on none."""
-        case_id, scheduled, locations = self._case(number), None, None
+        """A patch, and the label value that it was placed on; None where it was on none.
+
+        Where labels of voxels are not known, every patch is placed on one whose label is.
+        """
+        case_id, scheduled = self._case(number), None
         if self._is_larger_than_patch(case_id) and rng.random() < self.settings.zoom_out_fraction:
             return zoom_out(self.dataset, case_id, self.plans, self.auto_boxes), None
         if rng.random() < self.settings.foreground_fraction:
             case_id, scheduled = self._scheduled(case_id, number, rng)
         properties = self.dataset.properties(case_id)
+        locations = properties["annotated"]
         if scheduled is not None:
             locations = properties["labels"][scheduled]["locations"]
         start = draw_patch_start(properties["shape"], self.plans.patch_size, locations, rng)

@@ -63,7 +63,7 @@ def validation_patches(
         rng = np.random.default_rng([seed, 2, number])
         properties = dataset.properties(case_id)
         present = [label["locations"] for label in properties["labels"].values()]
-        locations = present[number % len(present)] if present else None
+        locations = present[number % len(present)] if present else properties["annotated"]
         start = draw_patch_start(properties["shape"], plans.patch_size, locations, rng)
         sample = zoom_in(dataset, case_id, plans, auto_boxes, start)
         queries, targets, ways, missed = [], [], [], 0

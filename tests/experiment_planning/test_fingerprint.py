@@ -16,6 +16,7 @@ from promptseg.experiment_planning.fingerprint import (
 from promptseg.files import read_json, write_json
 from promptseg.io.dataset import read_raw_dataset
 from promptseg.io.images import read_image, read_segmentation
+from promptseg.labels import IGNORED
 from promptseg.preprocessing.modality import channel_statistics
 from tests.real_data import raw_folder
 from tests.synthetic import label_boxes, write_raw_dataset
@@ -161,3 +162,21 @@ def test_real_datasets_pass_and_have_a_plausible_fingerprint(name, modality, cas
         lower, upper = np.array(case.labels[1].box)
         centre = np.array(case.labels[1].centroid) * case.shape
         assert np.all(lower < centre) and np.all(centre < upper) and np.all(upper <= case.shape)
+
+
+def test_what_nobody_knows_is_in_no_statistics():
+    rng = np.random.default_rng(4)
+    image = rng.integers(-900, 900, SHAPE).astype(np.int16)
+    segmentation = rng.integers(0, 3, SHAPE).astype(np.int16)
+    segmentation[:, :, :5] = IGNORED
+    found = label_statistics(segmentation, image)
+    expected = label_statistics(segmentation[:, :, 5:], image[:, :, 5:])
+    assert found.keys() == {1, 2}
+    for label in (1, 2):
+        assert found[label].voxels == expected[label].voxels
+        assert found[label].mean == expected[label].mean
+    histograms = hu_histogram(image, segmentation)
+    cropped = hu_histogram(image[:, :, 5:], segmentation[:, :, 5:])
+    np.testing.assert_equal(histograms, cropped)
+    nothing = np.full(SHAPE, IGNORED, np.int16)
+    assert label_statistics(nothing, image) == {} and hu_histogram(image, nothing) == {}

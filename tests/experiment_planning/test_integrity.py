@@ -26,6 +26,7 @@ from tests.synthetic import write_raw_dataset
 
 PATH = Path("case.nii.gz")
 LABELS = {"organ": 1, "lesion": 2}
+MEANINGS = {0: "background", 1: "organ", 2: "lesion"}
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +93,8 @@ def test_a_constant_image_is_a_problem(image):
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "float32"])
 def test_declared_labels_are_in_order(dtype):
-    assert check_label("a", PATH, np.resize([0, 1, 2], (1, 2, 3, 5)).astype(dtype), LABELS) == []
-    assert check_label("a", PATH, np.resize([0, 2], (1, 2, 3, 5)).astype(dtype), LABELS) == []
+    assert check_label("a", PATH, np.resize([0, 1, 2], (1, 2, 3, 5)).astype(dtype), MEANINGS) == []
+    assert check_label("a", PATH, np.resize([0, 2], (1, 2, 3, 5)).astype(dtype), MEANINGS) == []
 
 
 @pytest.mark.parametrize(
@@ -110,13 +111,13 @@ def test_declared_labels_are_in_order(dtype):
 )
 def test_wrong_labels_are_counted(values, dtype, found):
     segmentation = np.resize(values, (1, 2, 3, 5)).astype(dtype)
-    (problem,) = check_label("a", PATH, segmentation, LABELS)
+    (problem,) = check_label("a", PATH, segmentation, MEANINGS)
     assert problem.found == found
 
 
 def test_many_wrong_values_are_cut_short():
     segmentation = np.arange(60).reshape(1, 3, 4, 5)
-    (problem,) = check_label("a", PATH, segmentation, LABELS)
+    (problem,) = check_label("a", PATH, segmentation, MEANINGS)
     assert problem.found.endswith("7 (1 voxel) and 52 more")
 
 

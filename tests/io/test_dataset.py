@@ -49,6 +49,13 @@ def test_a_dataset_is_read_with_its_cases_in_order(dataset):
     assert read.content == read_json(dataset / "dataset.json")
 
 
+def test_the_ignore_label_is_the_value_of_no_label(dataset):
+    edit_json(dataset, labels={"ignore": 3, "b": 2, "background": 0, "a": 1})
+    read = read_raw_dataset(dataset)
+    assert read.labels == {"a": 1, "b": 2} and read.ignore_label == 3
+    assert read.meanings == {0: "background", 1: "a", 2: "b", 3: "ignore"}
+
+
 def test_labels_are_ordered_by_value_and_channels_by_number(dataset):
     edit_json(
         dataset,
@@ -128,8 +135,13 @@ def test_cases_listed_in_dataset_json_are_taken_from_there(dataset, tmp_path, mo
             'the values are texts, .* write them as numbers, "background": 0',
         ),
         (
-            {"labels": {"background": 0, "a": 1, "ignore": 2}},
-            "`ignore` is not supported; label its",
+            {"labels": {"background": 0, "ignore": 1, "a": 2}},
+            "`ignore` must be the highest value, 2, as in nnU-Net; found 1",
+        ),
+        ({"labels": {"background": 0, "ignore": 1}}, "at least one label besides background"),
+        (
+            {"labels": {"background": 0, "a": 1, "ignore": 3}},
+            r"0 to 2, each once, found \[0, 1, 3\]",
         ),
         ({"file_ending": None}, "file_ending: expected one of .* found None"),
         ({"file_ending": "nii.gz"}, "file_ending: expected one of .* found 'nii.gz'"),
@@ -170,7 +182,7 @@ def test_all_problems_of_a_dataset_json_are_listed_at_once(dataset):
     edit_json(
         dataset,
         channel_names={"0": ""},
-        labels={"a": [1], "ignore": 3},
+        labels={"a": [1], "ignore": 3.5},
         file_ending="x",
         numTraining="y",
     )

@@ -121,12 +121,23 @@ def test_several_networks_answer_with_their_mean():
 def test_the_loss_is_least_where_shares_are_right():
     found = torch.rand(1, 2, 4, 5, 6, generator=torch.Generator().manual_seed(1)).round()
     right = (found - 0.5) * 40
-    assert share_loss(right, found).item() < 1e-3 < share_loss(right * 0.05, found).item()
+    every = torch.zeros(1, 1, 4, 5, 6)
+    assert share_loss(right, found, every) < 1e-3 < share_loss(right * 0.05, found, every)
     # one of two labels not found at all: cross-entropy of 20 in its voxels, Dice loss of a half
     missed = right.clone()
     missed[:, 1] = -20
     fraction = found[:, 1].mean().item() / 2
-    assert share_loss(missed, found).item() == pytest.approx(20 * fraction + 0.5, rel=0.02)
+    assert share_loss(missed, found, every).item() == pytest.approx(20 * fraction + 0.5, rel=0.02)
+
+
+def test_the_loss_is_that_of_the_voxels_that_are_known():
+    rng = torch.Generator().manual_seed(2)
+    logits, found = torch.randn(2, 3, 4, 5, 7, generator=rng), torch.rand(2, 3, 4, 5, 7)
+    found[..., -2:] = 0
+    ignored = torch.zeros(2, 1, 4, 5, 7)
+    ignored[..., -2:] = 1
+    expected = share_loss(logits[..., :-2], found[..., :-2], ignored[..., :-2])
+    torch.testing.assert_close(share_loss(logits, found, ignored), expected)
 
 
 def test_a_saved_locator_proposes_the_same(tmp_path):

@@ -16,6 +16,7 @@ from promptseg.pipeline.choose_postprocessing import (
     cross_validated_choice,
 )
 from promptseg.pipeline.find_best import find_best, table
+from tests.small_plans import small_plans
 from tests.trained import train
 
 NAME = "Dataset007_Boxes"
@@ -161,7 +162,8 @@ def test_postprocessing_is_chosen_where_it_helps_cases_it_was_not_chosen_by(tmp_
         prediction = reference.copy()
         prediction[number, 18, 20:23] = 1  # three false voxels, somewhere else
         pairs.append((prediction, reference))
-    steps, choices, after = choose_postprocessing(rows_of(tmp_path, pairs), {"one": 1, "two": 2})
+    plans = small_plans(labels={"one": 1, "two": 2})
+    steps, choices, after = choose_postprocessing(rows_of(tmp_path, pairs), plans)
     assert list(steps) == ["one"] and steps["one"].largest_component
     assert choices["one"]["dice"] == pytest.approx(2 * 144 / (2 * 144 + 3))
     assert choices["one"]["dice_cross_validated"] == 1.0
@@ -177,3 +179,18 @@ def test_what_helps_one_case_alone_is_not_chosen():
     assert chosen == 0 and confirmed == pytest.approx(0.8)
     assert cross_validated_choice(np.tile([0.8, 0.9], (10, 1))) == (1, pytest.approx(0.9))
     assert cross_validated_choice(np.array([[0.8, 0.9]])) == (0, 0.8)  # one case confirms nothing
+
+
+def test_voxels_to_ignore_do_not_choose_the_postprocessing(tmp_path):
+    pairs = []
+    for number in range(6):
+        reference = np.zeros((8, 20, 24), np.uint8)
+        reference[2:6, 4:10, 4:10], reference[2:6, 4:7, 14:20] = 1, 2
+        prediction = reference.copy()
+        prediction[number, 18, 20:23] = 1
+        reference[:, 17:] = 3
+        pairs.append((prediction, reference))
+    rows, plans = rows_of(tmp_path, pairs), small_plans(labels={"one": 1, "two": 2})
+    steps, choices, after = choose_postprocessing(rows, dataclasses.replace(plans, ignore_label=3))
+    assert steps == {} and choices["one"]["dice"] == after == 1.0
+    assert choose_postprocessing(rows, plans)[0].keys() == {"one"}

@@ -128,3 +128,16 @@ def test_the_rank_correlation_of_what_does_not_vary_is_undefined():
     assert rank_correlation([(0.1, 0.9), (0.3, 0.5), (0.4, 0.1)]) == pytest.approx(-1)
     for pairs in ([], [(0.1, 0.2)], [(0.1, 0.2), (0.1, 0.5)], [(0.1, 0.2), (0.3, 0.2)]):
         assert np.isnan(rank_correlation(pairs))
+
+
+def test_voxels_to_ignore_are_neither_measured_nor_clicked():
+    image, target = image_and_target()
+    ignored = np.zeros(SHAPE, bool)
+    ignored[3:, 5:] = True  # both voxels that look like nothing
+    predictor = model()
+    predictor.set_image(image, SPACING)
+    into = {start: Measured() for start in ("name", "click")}
+    measure_object(predictor, "liver", target & ~ignored, SPACING, 2, into, ignored)
+    assert into["name"].dice == [[1.0, 1.0, 1.0]] and not into["name"].right
+    correct(predictor.new_object("liver"), target & ~ignored, SPACING, 1, into["name"])
+    assert into["name"].dice[1][0] < 1  # what the ground truth lacks there would be an error

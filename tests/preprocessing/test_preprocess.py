@@ -1,7 +1,6 @@
 import json
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +23,7 @@ from promptseg.preprocessing.preprocess import (
     preprocess_dataset,
 )
 from tests.real_data import raw_folder
+from tests.small_plans import small_plans
 
 SHAPE, SPACING = (9, 14, 12), (3.0, 1.0, 1.5)
 
@@ -32,11 +32,10 @@ def make_plans(**changes):
     values = {
         "normalizations": (percentile_clipping(),),
         "spacing": (1.5, 2.0, 1.5),
-        "keeps_spacing": False,
         "orientation": "stored",
         "labels": {"organ": 1, "lesion": 2, "absent": 3},
     }
-    return SimpleNamespace(**{**values, **changes})
+    return small_plans(**{**values, **changes})
 
 
 def make_case(folder, case_id="case_1", channels=1, seed=0, label_shape=SHAPE):
