@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.ndimage import find_objects
 
+from promptseg.labels import Values, label_mask, members, stored_values
+
 WHOLE_VOLUME = 0.9  # of the volume: a box this large says nothing about where the object is
 
 
@@ -17,12 +19,12 @@ def mask_box(mask: np.ndarray) -> np.ndarray | None:
     return _box_of_lines(mask.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))
 
 
-def value_box(segmentation: np.ndarray, value: int) -> np.ndarray | None:
-    """The smallest box around one value of a (z, y, x) segmentation, or None when it is absent.
+def value_box(segmentation: np.ndarray, values: Values) -> np.ndarray | None:
+    """The smallest box around a label of a (z, y, x) segmentation, or None when it is absent.
 
-    The same as `mask_box(segmentation == value)`, slice by slice and without that mask.
+    The same as `mask_box(label_mask(segmentation, values))`, slice by slice, without that mask.
     """
-    masks = (plane == value for plane in segmentation)
+    masks = (label_mask(plane, values) for plane in segmentation)
     rows, columns = zip(*((mask.any(axis=1), mask.any(axis=0)) for mask in masks), strict=True)
     rows = np.array(rows)
     return _box_of_lines(rows.any(axis=1), rows.any(axis=0), np.any(columns, axis=0))
@@ -47,11 +49,14 @@ def value_boxes(segmentation: np.ndarray, largest: int = 0) -> dict[int, np.ndar
 
 
 def label_boxes(
-    segmentation: np.ndarray, labels: Mapping[str, int]
+    segmentation: np.ndarray, labels: Mapping[str, Values]
 ) -> dict[str, np.ndarray | None]:
     """The smallest box around each label in a (z, y, x) segmentation; None for an absent one."""
-    boxes = value_boxes(segmentation, max(labels.values(), default=0))
-    return {name: boxes.get(value) for name, value in labels.items()}
+    boxes = value_boxes(segmentation, max(stored_values(labels), default=0))
+    return {
+        name: enclosing_box([boxes[value] for value in members(values) if value in boxes])
+        for name, values in labels.items()
+    }
 
 
 def enclosing_box(boxes: Sequence[np.ndarray] | np.ndarray) -> np.ndarray | None:

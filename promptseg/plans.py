@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from promptseg.files import read_json, write_json
-from promptseg.labels import IGNORE
+from promptseg.labels import IGNORE, Values, classes_of, problem_of_class_order, without_lists
 
 PLANS_FORMAT = 1
 DEFAULT_PLANS_NAME = "PromptSegPlans"
@@ -70,7 +70,10 @@ class Plans:
         stride: voxels, zyx, of one token of the image embedding.
         finest_stride: voxels, zyx, of one element of the finest feature map.
         batch_size: patches in one training step.
-        labels: foreground names to values, ordered by value.
+        labels: foreground names to values, ordered by value. With regions, to one or several
+            values, in the order of dataset.json.
+        regions_class_order: the value that is written for each name; later ones are written over
+            earlier ones. Empty without regions. Plans made before have none.
         ignore_label: value in label files of voxels whose label nobody knows, which take part in
             nothing; None where there is none. Plans made before have none.
         single_component: labels that are one connected component in the training images; of what
@@ -100,7 +103,8 @@ class Plans:
     stride: tuple[int, int, int]
     finest_stride: tuple[int, int, int] = (1, 1, 1)
     batch_size: int
-    labels: dict[str, int]
+    labels: dict[str, Values]
+    regions_class_order: tuple[int, ...] = ()
     ignore_label: int | None = None
     single_component: tuple[str, ...] = ()
     training_images: dict[str, Any] = field(default_factory=dict)
@@ -114,10 +118,21 @@ class Plans:
         return self.preset in KEEPING_SPACING
 
     @property
-    def declared_labels(self) -> dict[str, int]:
+    def declared_labels(self) -> dict[str, int | list[int]]:
         """The labels as dataset.json has them, with the value to ignore if there is one."""
-        ignored = {} if self.ignore_label is None else {IGNORE: self.ignore_label}
-        return {**self.labels, **ignored}
+        labels = {n: list(v) if isinstance(v, tuple) else v for n, v in self.labels.items()}
+        return labels if self.ignore_label is None else {**labels, IGNORE: self.ignore_label}
+
+    @property
+    def classes(self) -> tuple[tuple[int, ...], ...]:
+        """For each label the classes of a network that make it; 0 is the background."""
+        return classes_of(self.labels)
+
+    @property
+    def written_values(self) -> dict[str, int]:
+        """The value that each name has in segmentations that are written."""
+        order = self.regions_class_order or self.labels.values()
+        return dict(zip(self.labels, order, strict=True))
 
     @property
     def data_identifier(self) -> str:
@@ -160,6 +175,10 @@ class Plans:
             values["normalizations"] = tuple(Normalization(**n) for n in content["normalizations"])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{source}: normalizations: {error}") from error
+        values["labels"] = without_lists(content["labels"])
+        order = content["regions_class_order"]
+        if problem := problem_of_class_order(values["labels"], order):
+            raise ValueError(f"{source}: regions_class_order: {problem}")
         plans = cls(**values)
         counts = [len(getattr(plans, name)) for name in _OF_EACH_CHANNEL]
         if len(set(counts)) > 1:
@@ -181,6 +200,7 @@ _FORMERLY = {  # fields that earlier plans lack
     "finest_stride": [1, 1, 1],
     "orientation": AS_STORED,
     "trainer": DEFAULT_TRAINER,
+    "regions_class_order": [],
     "ignore_label": None,
     "single_component": [],
     "training_images": {},
@@ -216,8 +236,9 @@ def _is_orientation(value: Any) -> bool:
 def _are_labels(value: Any) -> bool:
     if not isinstance(value, dict) or not value:
         return False
-    values = list(value.values())
-    return all(map(_is_count, values)) and len(set(values)) == len(values)
+    values = [tuple(v) if isinstance(v, (list, tuple)) else (v,) for v in value.values()]
+    counts = [all(map(_is_count, of_name)) and len(of_name) > 0 for of_name in values]
+    return all(counts) and len(set(values)) == len(values)
 
 
 _THREE_COUNTS = (lambda v: _are(_is_count, v, 3), "3 positive whole numbers, zyx")
@@ -241,6 +262,10 @@ _FORMS = {  # field: its check, and what to expect in words
     "finest_stride": _THREE_COUNTS,
     "batch_size": (_is_count, "a positive whole number"),
     "labels": (_are_labels, "names with different positive whole numbers"),
+    "regions_class_order": (
+        lambda v: isinstance(v, (list, tuple)) and all(map(_is_count, v)),
+        "a list of positive whole numbers, which is empty without regions",
+    ),
     "ignore_label": (lambda v: v is None or _is_count(v), "a positive whole number, or null"),
     "single_component": (
         lambda v: isinstance(v, (list, tuple)) and all(map(_is_name, v)),

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.ndimage import binary_fill_holes
 
-from promptseg.boxes import box_slices, mask_box, value_boxes
+from promptseg.boxes import box_slices, mask_box, value_box
 from promptseg.components import components
 from promptseg.inference_plan import PostProcessing
+from promptseg.labels import label_mask, members
+from promptseg.plans import Plans
 
 
 def postprocessed(mask: np.ndarray, spacing: Sequence[float], steps: PostProcessing) -> np.ndarray:
@@ -41,24 +43,37 @@ def _after_steps(part: np.ndarray, spacing: Sequence[float], steps: PostProcessi
 
 
 def postprocess(
-    segmentation: np.ndarray, spacing: Sequence[float], steps: Mapping[int, PostProcessing]
+    segmentation: np.ndarray,
+    spacing: Sequence[float],
+    plans: Plans,
+    steps: Mapping[str, PostProcessing],
 ) -> np.ndarray:
-    """A segmentation after the steps of some of its labels.
+    """A segmentation after the steps of some of its labels, in their order.
 
-    Removed voxels become background; holes are filled where no other label is.
+    Removed voxels become background, or what they are without a region: part of the next larger
+    one. Holes are filled where no other label is.
 
     Args:
         segmentation: (z, y, x) label values; is not changed.
         spacing: mm, zyx.
-        steps: by label value.
+        plans: with the labels.
+        steps: by label.
     """
     result = segmentation.copy()
-    boxes = value_boxes(segmentation, max(steps, default=0))
-    for value in steps:
-        if value in boxes:
-            here = box_slices(boxes[value])
-            mask, part = segmentation[here] == value, result[here]
-            new = _after_steps(mask, spacing, steps[value])
-            part[mask & ~new] = 0
-            part[new & (part == 0)] = value
+    for label in plans.labels:
+        box = value_box(result, plans.labels[label]) if label in steps else None
+        if box is not None:
+            part = result[box_slices(box)]
+            mask = label_mask(part, plans.labels[label])
+            new = _after_steps(mask, spacing, steps[label])
+            part[mask & ~new] = _value_without(label, plans)
+            part[new & (part == 0)] = plans.written_values[label]
     return result
+
+
+def _value_without(label: str, plans: Plans) -> int:
+    """The value of voxels that a label loses: of the smallest region around it, else 0."""
+    own = set(members(plans.labels[label]))
+    around = [name for name, values in plans.labels.items() if own < set(members(values))]
+    smallest = min(around, key=lambda name: len(members(plans.labels[name])), default=None)
+    return 0 if smallest is None else plans.written_values[smallest]

@@ -51,6 +51,7 @@ LATER = {
     "estimate",
     "orientation",
     "ignore_label",
+    "regions_class_order",
     "single_component",
     "training_images",
 }  # of which earlier plans have none

@@ -4,8 +4,10 @@ from scipy import ndimage
 
 from promptseg.inference_plan import PostProcessing
 from promptseg.postprocessing import postprocess, postprocessed
+from tests.small_plans import small_plans
 
 SPACING = (3.0, 1.0, 0.5)
+PLANS = small_plans(labels={"1": 1, "2": 2, "3": 3, "4": 4})
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def test_components_below_a_volume_are_removed(scattered, size, kept):
 
 
 def test_holes_are_filled_but_for_other_labels(scattered):
-    filled = postprocess(scattered, SPACING, {1: PostProcessing(fill_holes=True)})
+    filled = postprocess(scattered, SPACING, PLANS, {"1": PostProcessing(fill_holes=True)})
     assert (filled[2:4, 4:8, 4:10] == 1).sum() == 2 * 4 * 6 - 1
     assert filled[3, 5, 5] == 2
     changed = filled != scattered
@@ -45,7 +47,7 @@ def test_holes_are_filled_but_for_other_labels(scattered):
 
 def test_labels_without_steps_stay_and_the_input_too(scattered):
     before = scattered.copy()
-    result = postprocess(scattered, SPACING, {1: PostProcessing(min_mm3=1e9)})
+    result = postprocess(scattered, SPACING, PLANS, {"1": PostProcessing(min_mm3=1e9)})
     assert np.array_equal(scattered, before)
     assert not (result == 1).any() and np.array_equal(result == 2, before == 2)
 
@@ -54,13 +56,14 @@ def test_labels_are_processed_in_turn_as_whole_masks_would_be():
     segmentation = np.random.default_rng(7).integers(0, 5, (9, 11, 8)).astype(np.uint8)
     segmentation[segmentation == 3] = 0  # a label that is not there
     filled = PostProcessing(min_mm3=4, fill_holes=True)
-    steps = {4: PostProcessing(largest_component=True), 3: filled, 1: filled}
+    steps = {1: filled, 3: filled, 4: PostProcessing(largest_component=True)}
     expected = segmentation.copy()
     for value, of_label in steps.items():
         new = postprocessed(segmentation == value, SPACING, of_label)
         expected[(segmentation == value) & ~new] = 0
         expected[new & (expected == 0)] = value
-    np.testing.assert_array_equal(postprocess(segmentation, SPACING, steps), expected)
+    by_name = {str(value): of_label for value, of_label in steps.items()}
+    np.testing.assert_array_equal(postprocess(segmentation, SPACING, PLANS, by_name), expected)
     assert (expected != segmentation).any()
 
 

@@ -16,6 +16,7 @@ from promptseg.evaluation.inputs import label_files, names_by_value, read_labels
 from promptseg.files import replacing
 from promptseg.io.dicom import in_order, is_dicom_folder, series_in
 from promptseg.io.images import Geometry, read_image, read_segmentation
+from promptseg.labels import Values, label_mask, members
 
 if TYPE_CHECKING:
     from highdicom.seg import Segmentation, SegmentDescription
@@ -72,7 +73,7 @@ def convert_predictions_to_dicom(
 
 
 def make_dicom_seg(
-    segmentation: np.ndarray, geometry: Geometry, series: Path | str, names: Mapping[int, str]
+    segmentation: np.ndarray, geometry: Geometry, series: Path | str, names: Mapping[Values, str]
 ) -> Segmentation:
     """A DICOM SEG object of a segmentation on the grid of a DICOM series.
 
@@ -80,7 +81,7 @@ def make_dicom_seg(
         segmentation: (z, y, x) labels; 0 is background.
         geometry: spacing, origin and direction of the segmentation.
         series: folder that contains the DICOM series it was made from and nothing else.
-        names: name of each label value.
+        names: name of each label value, or region; segments of regions overlap.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -90,12 +91,17 @@ def make_dicom_seg(
     import highdicom as hd
 
     sources = _sources(segmentation, geometry, series, names)
-    values = [value for value in np.unique(segmentation).tolist() if value != 0]
+    there = _those_in(segmentation, names)
+    if all(isinstance(values, int) for values in there):
+        pixels = np.searchsorted([0, *there], segmentation).astype(np.uint16)
+    else:  # (z, y, x, segments)
+        pixels = np.stack([label_mask(segmentation, values) for values in there], axis=-1)
+        pixels = pixels.astype(np.uint8)
     return hd.seg.Segmentation(
         source_images=sources,
-        pixel_array=np.searchsorted([0, *values], segmentation).astype(np.uint16),
+        pixel_array=pixels,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[_segment(n, names[v]) for n, v in enumerate(values, start=1)],
+        segment_descriptions=[_segment(n, name) for n, name in enumerate(there.values(), 1)],
         series_instance_uid=hd.UID(),
         series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
         sop_instance_uid=hd.UID(),
@@ -109,7 +115,7 @@ def make_dicom_seg(
 
 
 def _sources(
-    segmentation: np.ndarray, geometry: Geometry, series: Path | str, names: Mapping[int, str]
+    segmentation: np.ndarray, geometry: Geometry, series: Path | str, names: Mapping[Values, str]
 ) -> list[Dataset]:
     """The images of a series in the order of slices, after checks that it fits a segmentation."""
     import pydicom
@@ -123,10 +129,17 @@ def _sources(
     values = [value for value in np.unique(segmentation).tolist() if value != 0]
     if not values:
         raise ValueError("the segmentation is empty; DICOM SEG and RTSTRUCT cannot represent that")
-    if unknown := [value for value in values if value not in names]:
+    known = {value for of_name in names for value in members(of_name)}
+    if unknown := [value for value in values if value not in known]:
         raise ValueError(f"dataset.json has no name for label value(s) {unknown}: {dict(names)}")
     [files] = series_in(series).values()
     return [pydicom.dcmread(file) for file in in_order(files)]
+
+
+def _those_in(segmentation: np.ndarray, names: Mapping[Values, str]) -> dict[Values, str]:
+    """Those of the labels and regions that occur in a segmentation."""
+    values = np.unique(segmentation)
+    return {v: name for v, name in names.items() if np.isin(members(v), values).any()}
 
 
 def _segment(number: int, name: str) -> SegmentDescription:
@@ -149,7 +162,7 @@ def _segment(number: int, name: str) -> SegmentDescription:
 
 
 def _convert_case(
-    case_id: str, paths: tuple[Path, Path, Path], names: Mapping[int, str], rtstruct: bool
+    case_id: str, paths: tuple[Path, Path, Path], names: Mapping[Values, str], rtstruct: bool
 ) -> None:
     source, series, target = paths
     if not series.is_dir():
@@ -160,7 +173,8 @@ def _convert_case(
     try:
         if rtstruct:
             sources = _sources(segmentation, geometry, series, names)
-            made = make_rtstruct(segmentation, geometry, sources, names)
+            there = _those_in(segmentation, names)
+            made = make_rtstruct(segmentation, geometry, sources, there)
         else:
             made = make_dicom_seg(segmentation, geometry, series, names)
     except ValueError as error:

@@ -11,6 +11,7 @@ from skimage.measure import find_contours
 
 import promptseg
 from promptseg.io.geometry import Geometry
+from promptseg.labels import Values, label_mask
 from promptseg.prompts.world import voxel_to_world
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def make_rtstruct(
     segmentation: np.ndarray,
     geometry: Geometry,
     sources: Sequence[Dataset],
-    names: Mapping[int, str],
+    names: Mapping[Values, str],
 ) -> FileDataset:
     """An RTSTRUCT object of a segmentation on the grid of a DICOM series.
 
@@ -40,7 +41,7 @@ def make_rtstruct(
         segmentation: (z, y, x) labels; 0 is background.
         geometry: of the segmentation and of the series.
         sources: the images of the series, in the order of the slices.
-        names: name of each label value that occurs.
+        names: name of each label value, or region, that occurs.
 
     Raises:
         ValueError: if the series is one file of several frames.
@@ -53,10 +54,9 @@ def make_rtstruct(
             f"expected an image for each of {len(segmentation)} slices, found {len(sources)}; the "
             f"contours of an RTSTRUCT refer to classic DICOM images, not to enhanced ones"
         )
-    values = [value for value in np.unique(segmentation).tolist() if value != 0]
     made = _described(sources)
     frame = made.ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID
-    numbered = list(enumerate(values, start=1))
+    numbered = list(enumerate(names, start=1))
     made.StructureSetROISequence = [
         _item(
             ROINumber=number,
@@ -70,7 +70,7 @@ def make_rtstruct(
         _item(
             ROIDisplayColor=list(_COLOURS[number % len(_COLOURS)]),
             ReferencedROINumber=number,
-            ContourSequence=list(_contours(segmentation == value, geometry, sources)),
+            ContourSequence=list(_contours(label_mask(segmentation, value), geometry, sources)),
         )
         for number, value in numbered
     ]

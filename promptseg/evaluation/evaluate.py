@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from promptseg.evaluation.report import format_table
 from promptseg.evaluation.summary import summarize, write_csv
 from promptseg.files import write_json
 from promptseg.io.images import read_segmentation
+from promptseg.labels import Values, members
 from promptseg.parallel import map_cases
 
 __all__ = ["evaluate_folders", "format_table"]
@@ -32,7 +33,7 @@ def evaluate_folders(
     ground_truth: Path | str,
     predictions: Path | str,
     *,
-    labels: dict[str, int] | None = None,
+    labels: Mapping[str, int | list[int]] | None = None,
     cases: Sequence[str] | None = None,
     processes: int = 0,
     missing_ok: bool = False,
@@ -46,9 +47,9 @@ def evaluate_folders(
         ground_truth: folder of label files.
         predictions: folder of label files; a `prompts_used.json` in it adds the box IoU of the
             prompts.
-        labels: value of each label by name, as in dataset.json, where `background` and `ignore`
-            are special; by default those of `dataset.json` in the predictions folder or beside
-            the ground truth, or else all values found.
+        labels: value of each label by name, or values of a region, as in dataset.json, where
+            `background` and `ignore` are special; by default those of `dataset.json` in the
+            predictions folder or beside the ground truth, or else all values found.
         cases: identifiers of the cases to evaluate; by default all that have ground truth.
         processes: number of worker processes; 0 evaluates in this process.
         missing_ok: whether cases without a prediction are accepted instead of being failures.
@@ -88,7 +89,7 @@ def evaluate_folders(
 
 def _evaluate_pairs(
     pairs: Sequence[tuple[Path, Path]],
-    names: dict[int, str] | None,
+    names: dict[Values, str] | None,
     ignore_label: int | None,
     prompts: dict[str, dict],
     processes: int,
@@ -110,7 +111,7 @@ def _evaluate_pairs(
 
 def _evaluate_case(
     files: tuple[Path, Path],
-    names: dict[int, str] | None,
+    names: dict[Values, str] | None,
     ignore_label: int | None,
     prompts: dict[str, dict],
 ) -> dict[str, Any]:
@@ -127,7 +128,8 @@ def _evaluate_case(
     found = sorted({int(v) for array in (reference, prediction) for v in np.unique(array)} - {0})
     if names is None:
         names = {value: str(value) for value in found}
-    elif unknown := [v for v in found if v not in names and v != ignore_label]:
+    known = {ignore_label, *(value for values in names for value in members(values))}
+    if unknown := [value for value in found if value not in known]:
         warnings.append(f"case {case!r}: values {unknown} are not labels and count as background")
     metrics = {}
     for label, counts in confusion_counts(reference, prediction, [*names], ignore_label).items():

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from promptseg.files import read_json
 from promptseg.io.images import file_ending, without_screenshots
+from promptseg.labels import IGNORE, Values, members, without_lists
 from promptseg.prompts.types import read_prompts_file
 from promptseg.words import some
 
@@ -102,7 +104,7 @@ def label_files(folder: Path, what: str) -> tuple[dict[str, Path], dict[str, str
     return {case: paths[0] for case, paths in files.items() if len(paths) == 1}, several
 
 
-def labels_of_dataset(ground_truth: Path, predictions: Path) -> dict[str, int] | None:
+def labels_of_dataset(ground_truth: Path, predictions: Path) -> dict[str, Any] | None:
     """`labels` of the dataset.json in the predictions folder or else beside the ground truth."""
     for path in (predictions / "dataset.json", ground_truth.parent / "dataset.json"):
         if path.is_file():
@@ -110,8 +112,8 @@ def labels_of_dataset(ground_truth: Path, predictions: Path) -> dict[str, int] |
     return None
 
 
-def read_labels(path: Path) -> dict[str, int]:
-    """`labels` of a dataset.json: value of each label by name, background included.
+def read_labels(path: Path) -> dict[str, Any]:
+    """`labels` of a dataset.json: value or values of each label by name, background included.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -124,21 +126,25 @@ def read_labels(path: Path) -> dict[str, int]:
     return labels
 
 
-def names_by_value(labels: dict[str, int]) -> tuple[dict[int, str], int | None]:
-    """Foreground names by value, in the order of values, and the value to ignore.
+def names_by_value(labels: Mapping[str, Any]) -> tuple[dict[Values, str], int | None]:
+    """Foreground names by value, or by the values of a region, ascending, and the value to ignore.
 
     Raises:
-        ValueError: naming the label whose value is not a whole number.
+        ValueError: naming the label whose value is neither a whole number nor a list of some.
     """
     for name, value in labels.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        of_name = value if isinstance(value, list) else [value]
+        are_numbers = [
+            isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in of_name
+        ]
+        if not of_name or not all(are_numbers):
             raise ValueError(
-                f"label {name!r}: expected one whole number, found {value!r}; labels made of "
-                f"several values (regions) cannot be evaluated"
+                f"label {name!r}: expected one whole number, or several in a list, found {value!r}"
             )
-    ignore_label = labels.get("ignore")
-    foreground = {value: name for name, value in labels.items() if value not in (0, ignore_label)}
-    return dict(sorted(foreground.items())), ignore_label
+    found = without_lists(labels)
+    ignore_label = found.pop(IGNORE, None)
+    foreground = {values: name for name, values in found.items() if values != 0}
+    return dict(sorted(foreground.items(), key=lambda item: members(item[0]))), ignore_label
 
 
 def read_prompts(predictions: Path) -> tuple[dict[str, dict], list[str]]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from promptseg.labels import Values, members
+
 
 @dataclass(frozen=True, kw_only=True)
 class Confusion:
@@ -37,9 +39,9 @@ def mask_dice(mask: np.ndarray, target: np.ndarray) -> float:
 def confusion_counts(
     reference: np.ndarray,
     prediction: np.ndarray,
-    labels: Sequence[int],
+    labels: Sequence[Values],
     ignore_label: int | None = None,
-) -> dict[int, Confusion]:
+) -> dict[Values, Confusion]:
     """Count the voxels of every label in a single pass over two segmentations.
 
     Sums up one joint histogram slice by slice, so neither memory nor time grows with the product
@@ -48,7 +50,7 @@ def confusion_counts(
     Args:
         reference: (z, y, x) integer labels of the ground truth.
         prediction: (z, y, x) integer labels.
-        labels: values to count; every other value is background.
+        labels: values or regions to count; every other value is background.
         ignore_label: value of the reference whose voxels are not counted at all.
 
     Raises:
@@ -59,7 +61,7 @@ def confusion_counts(
             f"reference and prediction must have the same shape, found {reference.shape} and "
             f"{prediction.shape} (zyx, voxels)"
         )
-    known = np.unique(np.asarray(labels, np.int64))
+    known = np.unique(np.array([v for values in labels for v in members(values)], np.int64))
     bins = len(known) + 1  # the last one is background
     joint = np.zeros(bins * bins, np.int64)
     for true_slice, predicted_slice in zip(reference, prediction, strict=True):
@@ -71,8 +73,8 @@ def confusion_counts(
     joint = joint.reshape(bins, bins)
     counts, total = {}, int(joint.sum())
     for label in labels:
-        i = int(np.searchsorted(known, label))
-        tp, n_ref, n_pred = int(joint[i, i]), int(joint[i].sum()), int(joint[:, i].sum())
+        i = np.searchsorted(known, members(label))
+        tp, n_ref, n_pred = (int(j.sum()) for j in (joint[np.ix_(i, i)], joint[i], joint[:, i]))
         tn = total - n_ref - n_pred + tp
         counts[label] = Confusion(tp=tp, fp=n_pred - tp, fn=n_ref - tp, tn=tn)
     return counts

@@ -11,7 +11,7 @@ import numpy as np
 from promptseg.boxes import box_slices, label_boxes
 from promptseg.io.images import read_image, read_segmentation
 from promptseg.io.orientation import turn_to
-from promptseg.labels import IGNORED, with_ignored
+from promptseg.labels import IGNORED, Values, label_mask, with_ignored
 from promptseg.plans import AS_STORED, Normalization
 from promptseg.preprocessing.normalize import normalize
 from promptseg.prompts.auto_prompter import AutoPrompter
@@ -105,7 +105,7 @@ class Reduction:
     """How cases are reduced: what the fit is going to ask of them.
 
     Attributes:
-        labels: label values by name.
+        labels: what each name stands for.
         normalization: of channel 0.
         fitted: strategies that will be fitted. Classes, not names: pickling them imports their
             modules in the worker.
@@ -113,7 +113,7 @@ class Reduction:
         ignore_label: value in label files of voxels whose label nobody knows.
     """
 
-    labels: dict[str, int]
+    labels: dict[str, Values]
     normalization: Normalization
     fitted: tuple[type[FittedPrompter], ...] = ()
     unfitted: tuple[type[AutoPrompter], ...] = ()
@@ -121,7 +121,10 @@ class Reduction:
 
     @classmethod
     def for_all_strategies(
-        cls, labels: dict[str, int], normalization: Normalization, ignore_label: int | None = None
+        cls,
+        labels: dict[str, Values],
+        normalization: Normalization,
+        ignore_label: int | None = None,
     ) -> Reduction:
         """For every registered strategy that is fitted, and those that planning compares."""
         fitted, unfitted = (
@@ -188,8 +191,8 @@ def reduce_case(
         group=case_id,
         view=view,
         truths={
-            name: _truth(segmentation, value, boxes[name], view)
-            for name, value in reduction.labels.items()
+            name: _truth(segmentation, values, boxes[name], view)
+            for name, values in reduction.labels.items()
             if boxes[name] is not None
         },
         described={strategy.name: strategy.describe(view) for strategy in reduction.fitted},
@@ -201,10 +204,10 @@ def reduce_case(
     )
 
 
-def _truth(segmentation: np.ndarray, value: int, box: np.ndarray, view: View) -> LabelTruth:
+def _truth(segmentation: np.ndarray, values: Values, box: np.ndarray, view: View) -> LabelTruth:
     whole_blocks = view.box_of_view(box) * view.step  # so that their means agree
-    blocks = segmentation[box_slices(whole_blocks)] == value
-    bits = np.packbits(segmentation[box_slices(box)] == value)
+    blocks = label_mask(segmentation[box_slices(whole_blocks)], values)
+    bits = np.packbits(label_mask(segmentation[box_slices(box)], values))
     return LabelTruth(box=box, bits=zlib.compress(bits, _FAST), view_mask=_in_view(blocks, view))
 
 

@@ -29,7 +29,7 @@ from promptseg.experiment_planning.integrity import (
 from promptseg.io.dataset import RawCase, RawDataset
 from promptseg.io.images import Geometry, as_labels, read_image
 from promptseg.io.orientation import orientation_of
-from promptseg.labels import with_ignored
+from promptseg.labels import Values, meanings, with_ignored
 from promptseg.parallel import Workers, map_cases
 from promptseg.preprocessing.modality import (
     ChannelStatistics,
@@ -119,7 +119,7 @@ def _examine_case(case: RawCase, dataset: RawDataset, reduction: Reduction | Non
     segmentation, label_geometry = _read_label(case, dataset, problems)
     channels: list[ChannelStatistics] = []
     histograms: dict[int, dict[int, np.ndarray]] = {}
-    labels: dict[int, LabelStatistics] = {}
+    labels: dict[Values, LabelStatistics] = {}
     first: tuple[Path, Geometry] | None = None
     fit_case = None
     count = 0
@@ -141,7 +141,7 @@ def _examine_case(case: RawCase, dataset: RawDataset, reduction: Reduction | Non
                 continue  # the case is left out, so that its statistics are not needed
             channels.append(channel_statistics(channel))
             if count == 1:
-                labels = label_statistics(segmentation, channel)
+                labels = label_statistics(segmentation, channel, dataset.labels.values())
                 if reduction:
                     fit_case = reduce_case(
                         case.case_id, channel, segmentation, geometry.spacing, reduction
@@ -188,7 +188,9 @@ def _read_label(
     array, geometry = _read(case, case.label, problems)
     if array is None:
         return None, None
-    found = check_label(case.case_id, case.label, array, dataset.meanings)
+    found = check_label(
+        case.case_id, case.label, array, meanings(dataset.labels, dataset.ignore_label)
+    )
     problems += found
     known = None if found else with_ignored(as_labels(array[0]), dataset.ignore_label)
     return known, geometry

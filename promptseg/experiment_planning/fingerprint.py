@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import cc3d
 import numpy as np
 
+from promptseg.boxes import box_slices, enclosing_box
 from promptseg.components import components
 from promptseg.files import write_json
 from promptseg.io.orientation import turn_between
-from promptseg.labels import IGNORED
+from promptseg.labels import IGNORED, Values, label_mask, members
 from promptseg.preprocessing.modality import ChannelStatistics
 
 FILE_NAME = "dataset_fingerprint.json"
@@ -44,7 +46,8 @@ class LabelStatistics:
 class CaseFingerprint:
     """One raw case: shape (voxels, zyx), spacing (mm, zyx), its channels, its labels by value.
 
-    Its `orientation` is one of `ORIENTATIONS`, or None where it is oblique.
+    The labels of regions are by all of their values. Its `orientation` is one of `ORIENTATIONS`, or
+    None where it is oblique.
     """
 
     case_id: str
@@ -52,7 +55,7 @@ class CaseFingerprint:
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
     channels: tuple[ChannelStatistics, ...]
-    labels: dict[int, LabelStatistics]
+    labels: dict[Values, LabelStatistics]
 
     def turned(self, orientation: str) -> CaseFingerprint:
         """The same case with its axes in another orientation."""
@@ -94,7 +97,7 @@ class Fingerprint:
     channel_names: tuple[str, ...]
     modalities: tuple[str, ...]
     modality_sources: tuple[str, ...]
-    labels: dict[str, int]
+    labels: dict[str, Values]
     cases: tuple[CaseFingerprint, ...]
     hu_histograms: dict[int, dict[int, tuple[int, ...]]]
     format_version: int = FORMAT_VERSION
@@ -105,7 +108,10 @@ class Fingerprint:
         return Counter(case.orientation for case in self.cases)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        content = asdict(self)
+        for case in content["cases"]:  # JSON has no keys of several numbers
+            case["labels"] = {str(values): of for values, of in case["labels"].items()}
+        return content
 
 
 def save_fingerprint(folder: Path | str, fingerprint: Fingerprint) -> Path:
@@ -115,15 +121,18 @@ def save_fingerprint(folder: Path | str, fingerprint: Fingerprint) -> Path:
     return path
 
 
-def label_statistics(segmentation: np.ndarray, image: np.ndarray) -> dict[int, LabelStatistics]:
+def label_statistics(
+    segmentation: np.ndarray, image: np.ndarray, regions: Iterable[Values] = ()
+) -> dict[Values, LabelStatistics]:
     """Size, box, centroid, mean intensity and components of every label that occurs.
 
     Args:
         segmentation: (z, y, x) labels from 0, small whole numbers, or `IGNORED`.
         image: (z, y, x) raw intensities of channel 0.
+        regions: those of several values are described, too.
     """
     found = cc3d.statistics(segmentation.clip(min=0).astype(np.uint16, copy=False))
-    result = {}
+    result: dict[Values, LabelStatistics] = {}
     for label in range(1, len(found["voxel_counts"])):
         voxels = int(found["voxel_counts"][label])
         if voxels == 0:
@@ -138,7 +147,29 @@ def label_statistics(segmentation: np.ndarray, image: np.ndarray) -> dict[int, L
             mean=float(image[box][mask].mean(dtype=np.float64)),
             largest_component=float(components(mask)[1].max() / voxels),
         )
+    for values in regions:
+        parts = [result[value] for value in members(values) if value in result]
+        if isinstance(values, tuple) and parts:
+            result[values] = _together(parts, segmentation, values)
     return result
+
+
+def _together(
+    parts: Sequence[LabelStatistics], segmentation: np.ndarray, values: Values
+) -> LabelStatistics:
+    """The statistics of a region from those of the labels that it is made of."""
+    box = enclosing_box([part.box for part in parts])
+    counts = [part.voxels for part in parts]
+    voxels = sum(counts)
+    mask = label_mask(segmentation[box_slices(box)], values)
+    centroid = np.average([part.centroid for part in parts], axis=0, weights=counts)
+    return LabelStatistics(
+        voxels=voxels,
+        box=tuple(map(tuple, box.tolist())),
+        centroid=tuple(centroid.tolist()),
+        mean=float(np.average([part.mean for part in parts], weights=counts)),
+        largest_component=float(components(mask)[1].max() / voxels),
+    )
 
 
 def hu_histogram(channel: np.ndarray, segmentation: np.ndarray) -> dict[int, np.ndarray]:

@@ -19,6 +19,7 @@ import numpy as np
 from promptseg.io.case_files import channel_numbers
 from promptseg.io.dataset import RawCase, RawDataset
 from promptseg.io.images import Geometry, is_whole
+from promptseg.labels import Values
 from promptseg.words import some
 
 _CHECK_HEADERS = "find out which is right and correct the other, or resample it onto the image grid"
@@ -222,12 +223,12 @@ def check_dataset(dataset: RawDataset) -> list[Problem]:
     return []
 
 
-def unused_labels(labels: dict[str, int], seen: Collection[int]) -> list[str]:
+def unused_labels(labels: Mapping[str, Values], seen: Collection[Values]) -> list[str]:
     """A warning for each declared label that no case has.
 
     Args:
-        labels: foreground labels, name to value.
-        seen: the values that occur in at least one usable case.
+        labels: foreground labels, name to value or values.
+        seen: what occurs in at least one usable case.
     """
     return [
         f"label {name!r} ({value}) is declared in dataset.json, but no usable case has it; "

@@ -19,6 +19,7 @@ from promptseg.experiment_planning.rules import (
 )
 from promptseg.io.dataset import RawDataset
 from promptseg.io.orientation import MOST_OBLIQUE
+from promptseg.labels import Values
 from promptseg.plans import AS_STORED, DEFAULT_TRAINER, KEEPING_SPACING, Normalization, Plans
 from promptseg.preprocessing.modality import declared_modality, looks_windowed
 from promptseg.preprocessing.normalize import ct_window, keep_windowed, percentile_clipping
@@ -109,6 +110,7 @@ def make_plans(
         finest_stride=patch.finest_stride,
         batch_size=patch.batch_size,
         labels=raw.labels,
+        regions_class_order=raw.regions_class_order,
         ignore_label=raw.ignore_label,
         single_component=single,
         training_images=_described(cases, normalizations),
@@ -136,7 +138,7 @@ def _median_shape(
 
 
 def _in_largest_component(
-    cases: Sequence[CaseFingerprint], labels: Mapping[str, int]
+    cases: Sequence[CaseFingerprint], labels: Mapping[str, Values]
 ) -> dict[str, list[float]]:
     """Of each case that has a label, the fraction of it in its largest component."""
     return {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import promptseg
+from promptseg.labels import members
 from promptseg.networks.prompt_encoder import NEW_OBJECT, NO_LABEL, NO_POINT
 from promptseg.plans import Plans
 
@@ -28,6 +29,11 @@ _OWN_VOXELS = {
     "normalization, is resized to the patch by nearest neighbours, or a patch is cut from it",
     "logits": "back to what was resized, linear, half-pixel centres",
 }
+_MASK = "logits above mask_threshold; of several labels the largest logit wins"
+_MASK_OF_REGIONS = (
+    "logits above mask_threshold; each label's value is written in turn, over those before it; a "
+    "region then has all voxels of its values"
+)
 _PROMPTS = {
     "frame": "voxels of the patch after preprocessing, z, y, x",
     "queries": "one mask each, all of the image whose encoding is given",
@@ -77,20 +83,25 @@ def describe(
         "window": plans.patch_size,  # former name, for programs that read it
         "stride": plans.stride,
         "labels": [
-            {"index": index, "name": name, "value": value}
-            for index, (name, value) in enumerate(plans.labels.items())
+            {"index": index, "name": name, "value": value, **_region(plans, name)}
+            for index, (name, value) in enumerate(plans.written_values.items())
         ],
         "prompts": _PROMPTS,
         "encoder": {"file": encoder_path.name, **_signature(encoder_path)},
         "decoder": {"file": decoder_path.name, **_signature(decoder_path)},
         "postprocessing": {
             "mask_threshold": 0.0,
-            "mask": "logits above mask_threshold; of several labels the largest logit wins",
+            "mask": _MASK_OF_REGIONS if plans.regions_class_order else _MASK,
             "predicted_iou": "also a logit; 1 / (1 + exp(-predicted_iou)) is the estimate",
             "resampling": resampling["logits"],
         },
         "auto_prompts": plans.auto_prompts,
     }
+
+
+def _region(plans: Plans, label: str) -> dict[str, Any]:
+    """All values of a label, where labels are regions."""
+    return {"values": members(plans.labels[label])} if plans.regions_class_order else {}
 
 
 def _preprocessing(plans: Plans, resampling: str) -> dict[str, Any]:

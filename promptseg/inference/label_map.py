@@ -13,7 +13,9 @@ from promptseg.components import components
 from promptseg.inference.results import Prediction, RegionProbabilities, label_result
 from promptseg.inference.sliding_window import Blend
 from promptseg.inference_plan import PostProcessing
+from promptseg.labels import Values, members
 from promptseg.networks.names import SURE
+from promptseg.plans import Plans
 from promptseg.postprocessing import postprocessed
 from promptseg.prompts.names import is_unnamed, object_number
 from promptseg.prompts.types import Prompts
@@ -185,19 +187,34 @@ class LabelMap:
     value, whatever the order in which labels are entered. Logits are compared as float16, so they
     are equal if they differ by less than about one part in 2000. Memory: the label map, and one
     float16 per voxel of the regions that were entered, however many labels there are.
+
+    Where labels are regions, which overlap, each is painted in its turn wherever its logit is above
+    0, as nnU-Net does; then objects without a name, which a person asked for.
+
+    Args:
+        raw_shape: voxels, zyx.
+        largest_value: of any label.
+        class_order: the values of regions in the order in which they are painted.
     """
 
-    def __init__(self, raw_shape: Sequence[int], largest_value: int) -> None:
+    def __init__(
+        self, raw_shape: Sequence[int], largest_value: int, class_order: Sequence[int] = ()
+    ) -> None:
         self.labels = np.zeros(tuple(raw_shape), np.uint8 if largest_value < 256 else np.int16)
         # Bits of a float16: those of positive numbers are ordered as the numbers are.
         self._best = np.zeros(tuple(raw_shape), np.int16)  # uses no memory before it is written to
         self._counts = np.zeros(largest_value + 1, np.int64)
+        self._turns = {value: number for number, value in enumerate(class_order, start=1)}
 
     def add(self, value: int, logits: Tensor, lower: np.ndarray) -> None:
         """Enter the (z, y, x) raw-grid logits of one label's region."""
         region = box_slices(np.stack([lower, np.add(lower, logits.shape)]))
         best, labels = self._best[region], self.labels[region]
-        bits = logits.clamp(0, _LARGEST).half().view(torch.int16).clamp_(min=1)
+        if value in self._turns:  # a number that is smaller than those of all logits
+            bits = torch.tensor(self._turns[value], dtype=torch.int16)
+        else:
+            bits = logits.clamp(0, _LARGEST).half().view(torch.int16)
+            bits = bits.clamp_(min=1 + len(self._turns))
         new = torch.where(logits > 0, bits, 0).numpy()  # never for NaN
         wins = (new > best) | ((new == best) & (labels > value))
         best[wins] = new[wins]
@@ -206,16 +223,18 @@ class LabelMap:
         self._counts[value] += lost.sum()
         labels[wins] = value
 
-    def voxels(self, value: int) -> int:
-        """Number of voxels that have a label so far."""
-        return int(self._counts[value])
+    def voxels(self, values: Values) -> int:
+        """Number of voxels that have a label so far, or any value of a region."""
+        known = [value for value in members(values) if value < len(self._counts)]
+        return int(self._counts[known].sum())
 
 
 class Collector:
     """Puts together the prediction of an image.
 
     Args:
-        values: of each label in the segmentation.
+        plans: of the model, with its labels.
+        names: of the labels and objects that may be entered.
         raw_shape: of the image, voxels, zyx.
         keep_probabilities: whether the prediction includes probabilities.
 
@@ -224,18 +243,24 @@ class Collector:
     """
 
     def __init__(
-        self, values: Mapping[str, int], raw_shape: Sequence[int], keep_probabilities: bool
+        self,
+        plans: Plans,
+        names: Sequence[str],
+        raw_shape: Sequence[int],
+        keep_probabilities: bool,
     ) -> None:
         self.probabilities = RegionProbabilities() if keep_probabilities else None
-        self._values = values
+        self._written = values_of(plans.written_values, names)
+        self._values = {**self._written, **plans.labels}
         self._shape = raw_shape
-        self._label_map = LabelMap(raw_shape, max(values.values()))
+        largest = max(self._written.values())
+        self._label_map = LabelMap(raw_shape, largest, plans.regions_class_order)
         self._ratings: dict[str, dict[int, tuple[float | None, float | None]]] = {}
 
     def enter(self, label: str, slabs: Iterable[tuple[Tensor, np.ndarray]]) -> None:
         """Add (z, y, x) logits of a label on the raw grid, each with its first voxel, zyx."""
         for logits, lower in slabs:
-            self._label_map.add(self._values[label], logits, lower)
+            self._label_map.add(self._written[label], logits, lower)
             if self.probabilities is not None:
                 self.probabilities.add(label, logits, lower)
 

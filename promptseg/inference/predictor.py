@@ -240,7 +240,7 @@ class Predictor:
         """`predict` for prompts that have been checked; see there."""
         image = self._current_image()
         self.check_prompts(prompts)
-        values = values_of(self.plans.labels, labels)
+        values = values_of(self.plans.written_values, labels)
         if unknown := sorted((set(prompts) | set(labels)) - set(values)):
             known = ", ".join(self.plans.labels)
             raise ValueError(f"unknown label(s) {', '.join(unknown)}; the model knows {known}")
@@ -268,7 +268,7 @@ class Predictor:
         single = set(self.plans.single_component)
         whole = [label for label, p in turned.items() if is_whole_object(p, image.raw_shape)]
         steps = {label: one for label in whole if label in single}
-        prediction = postprocessed_prediction(prediction, values, image.spacing, steps)
+        prediction = postprocessed_prediction(prediction, self.plans, image.spacing, steps)
         return prediction.turned(image.turn.back, image.raw_shape).of_unlike(image.unlike)
 
     def check_prompts(self, prompts: Mapping[str, Prompts]) -> None:
@@ -338,8 +338,7 @@ class Predictor:
         asked = [(label, query) for label, of_label in queries.items() for query in of_label]
         names, asked = zip(*asked, strict=True) if asked else ((), ())
         starts = patches_of_queries(asked, image.shape, patch_size, self.step_size)
-        values = values_of(self.plans.labels, list(wanted))
-        collector = Collector(values, image.raw_shape, self.keep_probabilities)
+        collector = Collector(self.plans, list(wanted), image.raw_shape, self.keep_probabilities)
         for answer in blended_answers(
             image.decoder, asked, starts, self._weights, n_perturbations=self.n_perturbations
         ):

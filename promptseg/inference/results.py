@@ -12,12 +12,14 @@ import numpy as np
 from acvl_utils.cropping_and_padding.bounding_boxes import insert_crop_into_image
 from torch import Tensor
 
-from promptseg.boxes import box_slices, is_nearly_whole, to_bbox, value_boxes
+from promptseg.boxes import box_slices, is_nearly_whole, label_boxes, to_bbox
 from promptseg.files import replacing
 from promptseg.inference.prompting import NAME
 from promptseg.inference_plan import PostProcessing
 from promptseg.io.npz import read_npz
 from promptseg.io.orientation import Turn
+from promptseg.labels import label_mask
+from promptseg.plans import Plans
 from promptseg.postprocessing import postprocess
 from promptseg.prompts.types import Prompts
 
@@ -135,7 +137,7 @@ def label_result(
 
 def postprocessed_prediction(
     prediction: Prediction,
-    values: Mapping[str, int],
+    plans: Plans,
     spacing: Sequence[float],
     steps: Mapping[str, PostProcessing],
 ) -> Prediction:
@@ -143,18 +145,18 @@ def postprocessed_prediction(
 
     Args:
         prediction: its probabilities stay as they are.
-        values: of the labels, by name.
+        plans: with the labels.
         spacing: of the image, mm, zyx.
         steps: by label name.
     """
     if not steps:
         return prediction
-    by_value = {values[label]: of_label for label, of_label in steps.items()}
-    segmentation = postprocess(prediction.segmentation, spacing, by_value)
-    results, boxes = dict(prediction.labels), value_boxes(segmentation, max(by_value))
-    for label in steps:
-        box = boxes.get(values[label])
-        voxels = 0 if box is None else int((segmentation[box_slices(box)] == values[label]).sum())
+    segmentation = postprocess(prediction.segmentation, spacing, plans, steps)
+    results, boxes = dict(prediction.labels), label_boxes(segmentation, plans.labels)
+    for label in results.keys() & plans.labels.keys():  # what a region loses others may lose
+        box, voxels = boxes[label], 0
+        if box is not None:
+            voxels = int(label_mask(segmentation[box_slices(box)], plans.labels[label]).sum())
         flags = results[label].flags
         if not voxels and "empty" not in flags:
             flags = (*flags, "empty")

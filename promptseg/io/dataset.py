@@ -11,7 +11,7 @@ from typing import Any
 from promptseg.files import is_file_name, read_json
 from promptseg.io.case_files import RawCase, cases_in_folder, training_cases, unused_images
 from promptseg.io.images import VOLUME_ENDINGS
-from promptseg.labels import IGNORE
+from promptseg.labels import IGNORE, Values, problem_of_class_order, without_lists
 from promptseg.words import some
 
 __all__ = [
@@ -32,7 +32,9 @@ class RawDataset:
         folder: the dataset's folder.
         name: its name, `Dataset004_Hippocampus`.
         channel_names: as in dataset.json, in channel order.
-        labels: foreground labels by name, ordered by value (1, 2, ...); background is 0.
+        labels: foreground labels by name, ordered by value (1, 2, ...); background is 0. With
+            regions, names of one or several values, in the order of dataset.json.
+        regions_class_order: the value that is written for each region; empty without regions.
         ignore_label: value of voxels whose label nobody knows; None where there is none.
         file_ending: `.nii.gz`, as in dataset.json.
         cases: training cases, sorted by case identifier.
@@ -43,18 +45,13 @@ class RawDataset:
     folder: Path
     name: str
     channel_names: tuple[str, ...]
-    labels: dict[str, int]
+    labels: dict[str, Values]
     file_ending: str
     cases: tuple[RawCase, ...]
     content: dict[str, Any]
     unused: tuple[Path, ...] = ()
+    regions_class_order: tuple[int, ...] = ()
     ignore_label: int | None = None
-
-    @property
-    def meanings(self) -> dict[int, str]:
-        """The name of every value that label files may have, background and ignored voxels too."""
-        names = {0: "background", **{value: name for name, value in self.labels.items()}}
-        return names if self.ignore_label is None else {**names, self.ignore_label: IGNORE}
 
 
 def read_raw_dataset(folder: Path | str) -> RawDataset:
@@ -82,15 +79,19 @@ def read_raw_dataset(folder: Path | str) -> RawDataset:
         folders = folder / "imagesTr", folder / "labelsTr"
         cases = training_cases(*folders, ending)
         unused = unused_images(folders, cases)
-    labels = dict(content["labels"])
+    labels = without_lists(content["labels"])
     ignore_label = labels.pop(IGNORE, None)
     labels.pop("background")
+    has_regions = any(isinstance(values, tuple) for values in labels.values())
+    if not has_regions:
+        labels = dict(sorted(labels.items(), key=lambda item: item[1]))
     channel_names = content["channel_names"]
     return RawDataset(
         folder=folder,
         name=folder.resolve().name,
         channel_names=tuple(channel_names[str(i)] for i in range(len(channel_names))),
-        labels=dict(sorted(labels.items(), key=lambda item: item[1])),
+        labels=labels,
+        regions_class_order=tuple(content["regions_class_order"]) if has_regions else (),
         file_ending=ending,
         cases=tuple(sorted(cases, key=lambda case: case.case_id)),
         content=content,
@@ -119,12 +120,13 @@ def problems_of_content(content: Any) -> list[str]:
     """Every problem of a dataset.json, in words; empty if it is sound.
 
     Source:
-        nnU-Net v2, its pages on the dataset format and the ignore label. Differs: region-based
-        labels are refused; `numTraining` may be missing.
+        nnU-Net v2, its pages on the dataset format, region-based training and the ignore label.
+        Differs: the value written for a region must be one of its own; `numTraining` may be
+        missing.
     """
     if not isinstance(content, dict):
         return [f"expected an object {{...}}, found {type(content).__name__}"]
-    problems = _problems_of_channel_names(content) + _problems_of_labels(content.get("labels"))
+    problems = _problems_of_channel_names(content) + _problems_of_labels(content)
     ending = content.get("file_ending")
     if ending not in VOLUME_ENDINGS:
         expected = ", ".join(VOLUME_ENDINGS)
@@ -215,7 +217,8 @@ def _problems_of_channel_names(content: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _problems_of_labels(labels: Any) -> list[str]:
+def _problems_of_labels(content: dict[str, Any]) -> list[str]:
+    labels = content.get("labels")
     if not isinstance(labels, dict) or not labels:
         return [f'labels: expected {{"background": 0, "name": 1, ...}}, found {labels!r}']
     if all(isinstance(value, str) for value in labels.values()):
@@ -228,31 +231,46 @@ def _problems_of_labels(labels: Any) -> list[str]:
         ]
     problems, values = [], []
     for name, value in labels.items():
-        if isinstance(value, list):
-            problems.append(
-                f"labels: {name!r} is a region of several values, {value}; region-based labels "
-                f"are not supported; give every label one value of its own"
-            )
-        elif not _is_int(value):
-            problems.append(f"labels: expected a whole number for {name!r}, found {value!r}")
+        of_name = value if isinstance(value, list) and name != IGNORE else [value]
+        if not of_name or not all(map(_is_int, of_name)):
+            expected = "whole numbers" if isinstance(value, list) else "a whole number"
+            problems.append(f"labels: expected {expected} for {name!r}, found {value!r}")
         else:
-            values.append(value)
-    if labels.get("background") != 0:
+            values.append(tuple(sorted(set(of_name))))
+    if labels.get("background") not in (0, [0]):
         problems.append(
             f'labels: expected "background": 0, found {labels.get("background", "no background")}'
         )
     if not problems and not labels.keys() - {"background", IGNORE}:
         problems.append("labels: expected at least one label besides background")
-    if not problems and labels.get(IGNORE, max(values)) != max(values):
-        problems.append(
-            f"labels: `{IGNORE}` must be the highest value, {max(values)}, as in nnU-Net; found "
+    return problems or _problems_of_values(content, values)
+
+
+def _problems_of_values(content: dict[str, Any], values: list[tuple[int, ...]]) -> list[str]:
+    """Problems of labels that are well-formed.
+
+    Args:
+        content: of dataset.json.
+        values: what each of its labels stands for, ascending.
+    """
+    labels = content["labels"]
+    stored = sorted({value for of_name in values for value in of_name})
+    if labels.get(IGNORE, stored[-1]) != stored[-1]:
+        return [
+            f"labels: `{IGNORE}` must be the highest value, {stored[-1]}, as in nnU-Net; found "
             f"{labels[IGNORE]}"
-        )
-    if not problems and sorted(values) != list(range(len(values))):
-        problems.append(
-            f"labels: expected the values 0 to {len(values) - 1}, each once, found {sorted(values)}"
-        )
-    return problems
+        ]
+    if stored != list(range(len(stored))) or len(set(values)) < len(values):
+        found = sorted(values)
+        if all(len(of_name) == 1 for of_name in values):
+            found, stored = [value for (value,) in found], values
+        return [f"labels: expected the values 0 to {len(stored) - 1}, each once, found {found}"]
+    reserved = {0, labels.get(IGNORE)}
+    if any(len(of_name) > 1 and reserved & set(of_name) for of_name in values):
+        return ["labels: background and ignored voxels can be part of no region"]
+    regions = without_lists({n: v for n, v in labels.items() if n not in ("background", IGNORE)})
+    problem = problem_of_class_order(regions, content.get("regions_class_order"))
+    return [] if problem is None else [f"regions_class_order: {problem}"]
 
 
 def _is_int(value: Any) -> bool:

@@ -16,8 +16,9 @@ class Encoding:
     Attributes:
         patch_size: voxels, zyx.
         features: (b, c, z', y', x'), the finest map.
-        names: (b, 1 + labels, z', y', x') log-probabilities of background and of every
-            label; None for a network that treats a label's name like any other prompt.
+        names: (b, 1 + classes, z', y', x') log-probabilities of background and of every
+            label or, with regions, stored value; None for a network that treats a label's name like
+            any other prompt.
         projected: (b, c', z', y', x'), the features as the prompt head takes them; None as above.
         values: (b, channels, z, y, x) of the image, standardized; None as above.
         compared: (b, c' + channels, z', y', x'), the features that voxels are compared by, and the

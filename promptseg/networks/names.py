@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -30,16 +31,39 @@ class NameHead(nn.Module):
 
     Args:
         channels: of the finest map.
-        label_count: number of labels.
+        classes_of_labels: for each label its classes: one, or those of a region.
     """
 
-    def __init__(self, channels: int, label_count: int) -> None:
+    def __init__(self, channels: int, classes_of_labels: Sequence[tuple[int, ...]]) -> None:
         super().__init__()
-        self.classes = nn.Conv3d(channels, 1 + label_count, 1)
+        self.classes_of_labels = classes_of_labels
+        self.classes = nn.Conv3d(channels, 1 + max(map(max, classes_of_labels)), 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(b, c, z', y', x') to (b, 1 + labels, z', y', x') log-probabilities, background first."""
+        """(b, c, z', y', x') to (b, 1 + classes, z', y', x') log-probabilities, background first.
+
+        They are of the classes, which exclude each other; `of_labels` has those of the labels.
+        """
         return self.classes(features).float().log_softmax(dim=1)
+
+    def of_labels(self, names: Tensor) -> Tensor:
+        """Log-probabilities of classes, as above, to those of labels, (b, labels, z', y', x')."""
+        return of_labels(names, self.classes_of_labels, torch.logsumexp)
+
+
+def of_labels(
+    maps: Tensor, classes: Sequence[tuple[int, ...]], together: Callable[..., Tensor]
+) -> Tensor:
+    """(b, 1 + classes, ...) to (b, labels, ...): what the classes of each label are together.
+
+    Args:
+        maps: of the classes, background first.
+        classes: of each label.
+        together: `torch.sum`, or `torch.logsumexp` of logarithms.
+    """
+    if all(of_label == (number,) for number, of_label in enumerate(classes, 1)):
+        return maps[:, 1:]
+    return torch.stack([together(maps[:, list(of_one)], dim=1) for of_one in classes], dim=1)
 
 
 class NameMatch(nn.Module):

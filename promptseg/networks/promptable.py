@@ -44,7 +44,7 @@ class PromptableNetwork(nn.Module):
     a mask to correct stays.
     """
 
-    def __init__(self, image_encoder: ImageEncoder, label_count: int) -> None:
+    def __init__(self, image_encoder: ImageEncoder, classes: tuple[tuple[int, ...], ...]) -> None:
         super().__init__()
         strides, spacing = image_encoder.strides, image_encoder.spacing
         channels = [*image_encoder.feature_channels, image_encoder.channels]
@@ -54,7 +54,7 @@ class PromptableNetwork(nn.Module):
         self.pyramid = FeaturePyramid(
             channels[-1], channels[:-1], [kernel_size(s, spacing) for s in strides[:-1]]
         )
-        self.name_head = NameHead(channels[0], label_count)
+        self.name_head = NameHead(channels[0], classes)
         self.name_match = NameMatch()
         # where the finest map is of voxels, the head needs half of that: its end is on voxels
         self.level = 1 if max(self.stride) == 1 and len(strides) > 1 else 0
@@ -62,7 +62,7 @@ class PromptableNetwork(nn.Module):
         width = channels[self.level]
         image_channels = image_encoder.channels_in
         self.prompt_head = PromptHead(
-            width, label_count, self.prompt_stride, spacing, image_channels
+            width, len(classes), self.prompt_stride, spacing, image_channels
         )
         self.likeness = Likeness(image_channels)
         self.pooled_image = AveragePool(self.prompt_stride)
@@ -153,14 +153,14 @@ class PromptableNetwork(nn.Module):
             (n, z', y', x') logits, (n, labels) weights of the labels, and (n,) whether there is a
             mask to correct.
         """
-        labels = prompts.labels.clamp(min=0)
-        opinions = log_odds_of_log(encoding.names[prompts.image_index, labels + 1])
-        meant = F.one_hot(labels, encoding.names.shape[1] - 1).to(opinions)
+        names, labels = self.name_head.of_labels(encoding.names), prompts.labels.clamp(min=0)
+        opinions = log_odds_of_log(names[prompts.image_index, labels])
+        meant = F.one_hot(labels, names.shape[1]).to(opinions)
         if not whole and bool(prompts.label_given.all()):
             return opinions, meant, prompts.has_previous
         unnamed = slice(None) if whole else ~prompts.label_given
         some = prompts[unnamed]
-        probabilities = encoding.names[some.image_index, 1:].exp()
+        probabilities = names[some.image_index].exp()
         first = self.meant_labels(encoding, some) * (some.labels != NEW_OBJECT)[:, None]
         seemed, certain, grid = decided(first), probabilities.detach(), self._named(encoding)
         weights = decided(after_clicks(first, agreeing(certain, some, grid)))
@@ -203,8 +203,8 @@ class PromptableNetwork(nn.Module):
             clicks = torch.cat([torch.maximum(clicks[:, :1], drawn), clicks[:, 1:]], dim=1)
         clicks = clicks * ~has_previous[:, None, None, None, None]
         kinds = torch.stack([has_box, is_mask], dim=1)
-        probabilities = encoding.names[prompts.image_index, 1:].detach().exp()
-        return self.name_match(probabilities, there, kinds, clicks)
+        names = self.name_head.of_labels(encoding.names.detach())[prompts.image_index]
+        return self.name_match(names.exp(), there, kinds, clicks)
 
     def _changed(
         self,
@@ -283,4 +283,4 @@ def build_network(plans: Plans, encoder: str) -> nn.Module:
         finest_stride=plans.finest_stride,
         spacing=plans.spacing,
     )
-    return PromptableNetwork(image_encoder, len(plans.labels))
+    return PromptableNetwork(image_encoder, plans.classes)

@@ -12,6 +12,7 @@ from promptseg.evaluation.metrics import confusion_counts, mask_dice
 from promptseg.evaluation.summary import mean_of_defined
 from promptseg.inference_plan import PostProcessing
 from promptseg.io.images import read_segmentation
+from promptseg.labels import Values, label_mask
 from promptseg.parallel import map_cases
 from promptseg.plans import Plans
 from promptseg.postprocessing import postprocess, postprocessed
@@ -38,11 +39,8 @@ def choose_postprocessing(
         The steps of the labels that have any, what was measured for every label, and the mean Dice
         with these steps.
     """
-    labels, ignore_label = plans.labels, plans.ignore_label
-    options = {label: _options(rows, value) for label, value in labels.items()}
-    measured = _over_cases(
-        _dice_of_options, rows, labels, options, ignore_label, processes=processes
-    )
+    options = {label: _options(rows, values) for label, values in plans.labels.items()}
+    measured = _over_cases(_dice_of_options, rows, plans, options, processes=processes)
     steps, choices = {}, {}
     for label, tried in options.items():
         dice = np.array([of_case[label] for of_case in measured])
@@ -54,9 +52,7 @@ def choose_postprocessing(
         }
         if chosen:
             steps[label] = tried[chosen]
-    by_value = {labels[label]: of_label for label, of_label in steps.items()}
-    values = list(labels.values())
-    after = _over_cases(_dice_after, rows, values, by_value, ignore_label, processes=processes)
+    after = _over_cases(_dice_after, rows, plans, steps, processes=processes)
     return steps, choices, mean_of_defined([mean_of_defined(dice) for dice in np.transpose(after)])
 
 
@@ -84,9 +80,9 @@ def cross_validated_choice(dice: np.ndarray, parts: int = PARTS) -> tuple[int, f
     return int(dice.mean(axis=0).argmax()), float(held_out.mean())
 
 
-def _options(rows: Sequence[Mapping[str, Any]], value: int) -> list[PostProcessing]:
+def _options(rows: Sequence[Mapping[str, Any]], values: Values) -> list[PostProcessing]:
     """What is tried for a label; the first does nothing."""
-    volumes = [row["metrics"][str(value)]["volume_ml_reference"] for row in rows]
+    volumes = [row["metrics"][str(values)]["volume_ml_reference"] for row in rows]
     there = [1000 * ml for ml in volumes if ml]
     sizes = [round(float(np.median(there)) * s, 3) for s in SIZES] if there else []
     kept = [{}, {"largest_component": True}, *({"min_mm3": size} for size in sizes if size > 0)]
@@ -109,19 +105,16 @@ def _over_cases(
 
 
 def _dice_of_options(
-    files: tuple[str, str, str],
-    labels: Mapping[str, int],
-    options: Mapping[str, Sequence[PostProcessing]],
-    ignore_label: int | None,
+    files: tuple[str, str, str], plans: Plans, options: Mapping[str, Sequence[PostProcessing]]
 ) -> dict[str, list[float]]:
     """For each label the Dice with each of its options; runs in a worker process."""
     prediction, geometry = read_segmentation(Path(files[1]))
     reference, _ = read_segmentation(Path(files[2]))
     found = {}
-    for label, value in labels.items():
-        mask, target = prediction == value, reference == value
-        others = (prediction != value) & (prediction != 0)
-        not_counted = others if ignore_label is None else others | (reference == ignore_label)
+    ignored = reference == plans.ignore_label  # nowhere for None
+    for label, values in plans.labels.items():
+        mask, target = label_mask(prediction, values), label_mask(reference, values)
+        not_counted = (~mask & (prediction != 0)) | ignored
         dice = []
         for steps in options[label]:
             new = postprocessed(mask, geometry.spacing, steps) & ~not_counted
@@ -131,14 +124,11 @@ def _dice_of_options(
 
 
 def _dice_after(
-    files: tuple[str, str, str],
-    values: Sequence[int],
-    steps: Mapping[int, PostProcessing],
-    ignore_label: int | None,
+    files: tuple[str, str, str], plans: Plans, steps: Mapping[str, PostProcessing]
 ) -> list[float]:
-    """The Dice of each label value after post-processing, NaN where both masks are empty."""
+    """The Dice of each label after post-processing, NaN where both masks are empty."""
     prediction, geometry = read_segmentation(Path(files[1]))
     reference, _ = read_segmentation(Path(files[2]))
-    new = postprocess(prediction, geometry.spacing, steps)
-    counts = confusion_counts(reference, new, values, ignore_label)
+    new = postprocess(prediction, geometry.spacing, plans, steps)
+    counts = confusion_counts(reference, new, list(plans.labels.values()), plans.ignore_label)
     return [of_label.dice for of_label in counts.values()]

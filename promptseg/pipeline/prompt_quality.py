@@ -19,6 +19,7 @@ from promptseg.inference.predictor import Predictor
 from promptseg.inference.session import Session
 from promptseg.io.dataset import RawCase
 from promptseg.io.images import read_segmentation
+from promptseg.labels import label_mask
 from promptseg.prompts.simulated import error_click
 from promptseg.tables import aligned
 from promptseg.words import some
@@ -79,12 +80,12 @@ def measure_prompts(
         predictor.set_prepared(prepared)
         segmentation, _ = read_segmentation(ground_truth[case.case_id])
         labels = predictor.plans.labels
-        there = [name for name, value in labels.items() if (segmentation == value).any()]
+        there = [name for name, v in labels.items() if label_mask(segmentation, v).any()]
         most = max(1, MOST_OBJECTS // len(chosen))
         for label in _in_turn(there, most, number):
             if time.monotonic() - began > MOST_SECONDS:
                 break
-            target = segmentation == labels[label]
+            target = label_mask(segmentation, labels[label])
             ignored = segmentation == predictor.plans.ignore_label  # nowhere for None
             measure_object(
                 predictor, label, target, geometry.spacing, max(REPORTED), measured, ignored

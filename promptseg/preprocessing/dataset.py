@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ import blosc2
 import msgpack
 import numpy as np
 
+from promptseg.boxes import enclosing_box
 from promptseg.files import WRITING, move_into_place, read_json, replacing
+from promptseg.labels import Values, members
 
 # Patches are read by decompressing the blocks they meet: blocks of 64 KiB (uint8) fit the
 # processor's cache and few voxels of them lie outside a patch.
@@ -69,6 +71,25 @@ class PreprocessedDataset:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; {_MADE_BY}")
         return _read_properties(path, path.stat().st_mtime_ns)
+
+    def labels(
+        self, case_id: str, labels: Mapping[str, Values]
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """Of each label that a case has the (2, 3) `box`, and (k, 3) of its voxels as `locations`.
+
+        Args:
+            case_id: case identifier.
+            labels: what each name stands for.
+        """
+        present, found = self.properties(case_id)["labels"], {}
+        for name, values in labels.items():
+            parts = [present[value] for value in members(values) if value in present]
+            if parts:
+                found[name] = {
+                    "box": enclosing_box([part["box"] for part in parts]),
+                    "locations": np.concatenate([part["locations"] for part in parts]),
+                }
+        return found
 
 
 def case_files(folder: Path, case_id: str) -> tuple[Path, Path, Path]:

@@ -16,7 +16,7 @@ from promptseg.boxes import box_slices, value_boxes
 from promptseg.files import WRITING, read_json
 from promptseg.io.images import Geometry, read_image, read_segmentation
 from promptseg.io.orientation import turn_to
-from promptseg.labels import IGNORED, with_ignored
+from promptseg.labels import IGNORED, Values, meanings, stored_values, with_ignored
 from promptseg.parallel import Workers, map_cases
 from promptseg.plans import Plans
 from promptseg.preprocessing.dataset import (
@@ -205,25 +205,26 @@ def _read_label(path: Path, of_image: Geometry, plans: Plans) -> np.ndarray:
             f"{path}: the label has shape {geometry.shape}, its image {of_image.shape} (zyx, "
             f"voxels); bring both to one grid"
         )
-    unknown = set(np.unique(segmentation).tolist()) - {0} - set(plans.declared_labels.values())
+    known = meanings(plans.labels, plans.ignore_label)
+    unknown = set(np.unique(segmentation).tolist()) - set(known)
     if unknown:
         raise ValueError(
             f"{path}: holds the values {sorted(unknown)}, which are not among the labels of "
-            f"dataset.json: {plans.declared_labels}"
+            f"dataset.json: {known}"
         )
     return with_ignored(segmentation, plans.ignore_label)
 
 
 def _label_statistics(
-    segmentation: np.ndarray, labels: dict[str, int], case_id: str
+    segmentation: np.ndarray, labels: dict[str, Values], case_id: str
 ) -> dict[int, dict[str, Any]]:
-    """Voxel count, half-open box and a random sample of voxels (zyx) of each label that occurs.
+    """Voxel count, half-open box and a random sample of voxels (zyx) of each value that occurs.
 
     The sample is drawn by a generator seeded with the case identifier: it never changes.
     """
     rng = np.random.default_rng(zlib.crc32(case_id.encode()))
     statistics = {}
-    for value, box in value_boxes(segmentation, max(labels.values(), default=0)).items():
+    for value, box in value_boxes(segmentation, max(stored_values(labels), default=0)).items():
         inside = np.flatnonzero(segmentation[box_slices(box)] == value)
         sample = np.sort(rng.choice(inside, min(len(inside), MAX_LOCATIONS), replace=False))
         locations = np.stack(np.unravel_index(sample, box[1] - box[0]), axis=1) + box[0]

@@ -10,6 +10,7 @@ from scipy.ndimage import find_objects, label
 
 from promptseg.boxes import value_boxes
 from promptseg.io.images import FILE_ENDINGS, Geometry, read_segmentation
+from promptseg.labels import Values, label_mask, members, stored_values
 from promptseg.prompts.given import CasePrompts, GivenPrompts, check_same_grid
 from promptseg.prompts.names import label_of_value, values_in_words
 from promptseg.prompts.types import VOXEL
@@ -25,12 +26,13 @@ _STEPS = sorted(  # to the 26 neighbours, through faces first
 
 
 def read_scribbles(
-    path: Path, labels: Mapping[str, int], case_id: str, background_value: int | None = None
+    path: Path, labels: Mapping[str, Values], case_id: str, background_value: int | None = None
 ) -> CasePrompts:
     """Read a label map in which a person has painted scribbles.
 
     Each connected component of a value is a scribble. The scribbles of a label are background for
-    all other labels of the map, and so are those of `background_value`.
+    all other labels of the map, and so are those of `background_value`. Those of a value are of
+    every region that it is part of.
 
     Args:
         path: the label map, on the image's grid (this is checked by `GivenPrompts.on`).
@@ -46,7 +48,7 @@ def read_scribbles(
     """
     where = f"{path}: case {case_id!r}"
     array, grid = read_segmentation(path)
-    empty = max(labels.values(), default=0) + 1 if background_value == 0 else 0
+    empty = max(stored_values(labels), default=0) + 1 if background_value == 0 else 0
     counts = dict(zip(*map(np.ndarray.tolist, np.unique(array, return_counts=True)), strict=True))
     counts.pop(empty, None)
     background_count = counts.pop(background_value, 0)
@@ -64,17 +66,18 @@ def read_scribbles(
             f"{'background only' if background_count else f'the value {empty} only'}, expected "
             f"some of {values_in_words(labels)}"
         )
-    painted = [*names, *([background_value] if background_count else [])]
+    painted = [*filter(None, counts), *([background_value] if background_count else [])]
     lines = {value: _components(array, value, where) for value in painted}
     background = lines.pop(background_value, ())
     given = {}
-    for value, name in names.items():
-        others = sum((lines[other] for other in lines if other != value), background)
+    for name, values in names.items():
+        own = sum((lines[value] for value in members(values) if value in lines), ())
+        others = sum((lines[other] for other in lines if other not in members(values)), background)
         given[name] = (
             GivenPrompts(
                 frame=VOXEL,
-                scribbles=lines[value] + others,
-                scribble_labels=np.repeat([1, 0], [len(lines[value]), len(others)]),
+                scribbles=own + others,
+                scribble_labels=np.repeat([1, 0], [len(own), len(others)]),
                 where=f"{where}, label {name!r}",
                 grid=grid,
             ),
@@ -119,7 +122,7 @@ def cases_with_masks(folder: Path, cases: Sequence[str]) -> set[str]:
 
 
 def read_masks(
-    path: Path, labels: Mapping[str, int], of_image: Geometry, case_id: str
+    path: Path, labels: Mapping[str, Values], of_image: Geometry, case_id: str
 ) -> dict[str, np.ndarray]:
     """The (z, y, x) bool mask to correct of each label that occurs in a label map.
 
@@ -139,18 +142,22 @@ def read_masks(
     if array.min() < 0:
         raise ValueError(f"{where}: expected values of labels, found {array.min()}")
     names = _names(value_boxes(array), labels, where)
-    return {name: array == value for value, name in names.items()}
+    return {name: label_mask(array, values) for name, values in names.items()}
 
 
-def _names(values: Mapping[int, object], labels: Mapping[str, int], where: str) -> dict[int, str]:
-    """The name of each value, the background left out."""
+def _names(
+    values: Mapping[int, object], labels: Mapping[str, Values], where: str
+) -> dict[str, Values]:
+    """What each label or object that occurs stands for; the background is left out."""
     names = {value: label_of_value(value, labels) for value in sorted(values) if value != 0}
     if unknown := [str(value) for value, name in names.items() if name is None]:
         raise ValueError(
             f"{where}: unknown label(s) {', '.join(unknown)}, by value; the model knows "
             f"{values_in_words(labels)}, and greater values are unnamed objects"
         )
-    return names
+    there = {name: v for name, v in labels.items() if not names.keys().isdisjoint(members(v))}
+    objects = {name: value for value, name in names.items() if name not in labels}
+    return {**there, **objects}
 
 
 def _components(array: np.ndarray, value: int, where: str) -> tuple[np.ndarray, ...]:

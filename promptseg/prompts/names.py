@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Mapping
 
+from promptseg.labels import Values, members
+
 _UNNAMED = re.compile(r"object(\Z|[ _\-\d])", re.IGNORECASE)
 _NUMBERED = re.compile(r"object[ _\-]*(\d*)", re.IGNORECASE)
 
@@ -24,17 +26,17 @@ def object_number(label: str) -> int | None:
     return int(match[1] or 1) if match else None
 
 
-def label_of_value(value: int, labels: Mapping[str, int]) -> str | None:
+def label_of_value(value: int, labels: Mapping[str, Values]) -> str | None:
     """The name of a value in a label map: a label's, or `object N` for the Nth after the last.
 
     None for the background, and for a value between the labels' that none of them has.
     """
-    names = {value: name for name, value in labels.items()}
+    names = {value: name for name, values in labels.items() for value in members(values)}
     last = max(names, default=0)
     return f"object {value - last}" if value > last else names.get(value)
 
 
-def values_in_words(labels: Mapping[str, int]) -> str:
-    """The labels for a message: `1 (liver), 2 (spleen)`."""
-    ordered = sorted((value, name) for name, value in labels.items())
-    return ", ".join(f"{value} ({name})" for value, name in ordered)
+def values_in_words(labels: Mapping[str, Values]) -> str:
+    """The labels for a message: `1 (liver), 2 (spleen), 1 or 2 (abdomen)`."""
+    ordered = sorted((members(values), name) for name, values in labels.items())
+    return ", ".join(f"{' or '.join(map(str, values))} ({name})" for values, name in ordered)

@@ -9,6 +9,7 @@ from pathlib import Path
 from promptseg.io.challenge_npz import read_npz_prompts
 from promptseg.io.images import NPZ, VOLUME_ENDINGS
 from promptseg.io.pictures import FLAT_ENDINGS
+from promptseg.labels import Values, meanings
 from promptseg.prompts.given import CasePrompts, added, case_from_json
 from promptseg.prompts.label_maps import read_scribbles
 from promptseg.prompts.names import label_of_value, values_in_words
@@ -31,7 +32,7 @@ _ACCEPTED = (
 def read_case_prompts(
     path: Path | str,
     cases: Sequence[str],
-    labels: Mapping[str, int],
+    labels: Mapping[str, Values],
     *,
     background_value: int | None = None,
     images: Collection[Path] = (),
@@ -58,7 +59,7 @@ def read_case_prompts(
             if the background value is a label's.
     """
     path = Path(path)
-    if background_value in (values := {value: name for name, value in labels.items()}):
+    if background_value in (values := meanings(labels, None)) and background_value:
         raise ValueError(
             f"the background value of scribbles is {background_value}, which is the label "
             f"{values[background_value]!r}; expected a value that no label has"
@@ -97,7 +98,7 @@ def _warn(path: Path, given: Mapping[str, CasePrompts], others: Sequence[str]) -
 
 
 def _read_json(
-    path: Path, cases: Sequence[str], labels: Mapping[str, int]
+    path: Path, cases: Sequence[str], labels: Mapping[str, Values]
 ) -> tuple[dict[str, CasePrompts], list[str]]:
     """Prompts by case from one file, and the cases in it that are not among `cases`."""
     frame, entries = read_prompts_json(path, cases[0] if len(cases) == 1 else None)
@@ -172,7 +173,7 @@ def _case_of(path: Path, cases: Container[str]) -> tuple[str | None, str]:
 def _read_case(
     case_id: str,
     files: Sequence[tuple[Path, str]],
-    labels: Mapping[str, int],
+    labels: Mapping[str, Values],
     background_value: int | None,
 ) -> CasePrompts:
     """One case's prompts from its files, each with the rest of its name; raises nothing."""
@@ -198,7 +199,7 @@ def _read_case(
 def _read_drawn(
     case_id: str,
     files: Sequence[tuple[Path, str]],
-    labels: Mapping[str, int],
+    labels: Mapping[str, Values],
     background_value: int | None,
 ) -> CasePrompts:
     """The prompts of all files that a person has drawn for a case; they add up."""
@@ -221,7 +222,7 @@ def _broken(case_id: str, error: Exception) -> CasePrompts:
     return CasePrompts(labels={}, problems=(named,))
 
 
-def _read_case_npz(path: Path, where: str, labels: Mapping[str, int]) -> CasePrompts:
+def _read_case_npz(path: Path, where: str, labels: Mapping[str, Values]) -> CasePrompts:
     """Boxes and clicks of a challenge file; its label values are those of `label_of_value`."""
     by_value = read_npz_prompts(path)
     if not by_value:

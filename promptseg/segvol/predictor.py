@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from promptseg.inference.decoder import OPEN_VOXELS
-from promptseg.inference.label_map import Collector, raw_slabs, values_of
+from promptseg.inference.label_map import Collector, raw_slabs
 from promptseg.inference.predictor import Predictor
 from promptseg.inference.queries import FlatBox, flat_axis
 from promptseg.inference.results import Prediction
@@ -88,7 +88,7 @@ class SegVolPredictor(Predictor):
     def _segment(
         self, wanted: Mapping[str, Prompts], queries: Mapping[str, list[Query]]
     ) -> Prediction:
-        image, values = self._current_image(), values_of(self.plans.labels, list(wanted))
+        image = self._current_image()
         decoder: SegVolDecoder = image.decoder
         learned, corner = self._learned_labels(), decoder.image.foreground[0]
         names, asked, reasons = [], [], {}
@@ -105,7 +105,7 @@ class SegVolPredictor(Predictor):
                 reasons[label] = reason
 
         looks = decoder.first_looks(asked, self.n_perturbations)
-        collector = Collector(values, image.raw_shape, self.keep_probabilities)
+        collector = Collector(self.plans, list(wanted), image.raw_shape, self.keep_probabilities)
         ious = [look.predicted_iou for look in looks]
         for index, region, blend, iou in self._second_looks(decoder, looks):
             shape, ious[index] = region[1] - region[0], iou

@@ -59,7 +59,7 @@ def step_cost(
     Raises:
         ValueError: for an unknown encoder, or a size that it does not have.
     """
-    labels = {str(number): number for number in range(1, len(plans.labels) + 1)}
+    labels = {str(number): values for number, values in enumerate(plans.labels.values(), 1)}
     # what the count does not depend on
     others = {"median_shape": plans.patch_size, "auto_prompts": {}, "reasons": {}, "estimate": {}}
     nameless = replace(plans, dataset_name="any", plans_name="any", labels=labels, **others)

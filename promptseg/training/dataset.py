@@ -121,10 +121,10 @@ class TrainingSteps(Dataset):
         self.images = range(plans.batch_size) if images is None else images
         self.margin = augmentation_margin(plans.patch_size, plans.spacing) * self.settings.augment
         self.transform = make_augmentation(plans.patch_size, plans.spacing)
-        self.cases_with: dict[int, list[str]] = defaultdict(list)
+        self.cases_with: dict[str, list[str]] = defaultdict(list)
         for case_id in self.case_ids if settings.rare_label_fraction > 0 else ():
-            for value in self.dataset.properties(case_id)["labels"]:
-                self.cases_with[value].append(case_id)
+            for name in self.dataset.labels(case_id, plans.labels):
+                self.cases_with[name].append(case_id)
 
     def __getitem__(self, step: int) -> Batch:
         samples, queries, targets = [], [], []
@@ -154,8 +154,8 @@ class TrainingSteps(Dataset):
         each = self.settings.objects_per_step / self.plans.batch_size
         return max(round((image + 1) * each) - round(image * each), 1)
 
-    def _sample(self, number: int, rng: np.random.Generator) -> tuple[Sample, int | None]:
-        """A patch, and the label value that it was placed on; None where it was on none.
+    def _sample(self, number: int, rng: np.random.Generator) -> tuple[Sample, str | None]:
+        """A patch, and the label that it was placed on; None where it was on none.
 
         Where labels of voxels are not known, every patch is placed on one whose label is.
         """
@@ -167,7 +167,7 @@ class TrainingSteps(Dataset):
         properties = self.dataset.properties(case_id)
         locations = properties["annotated"]
         if scheduled is not None:
-            locations = properties["labels"][scheduled]["locations"]
+            locations = self.dataset.labels(case_id, self.plans.labels)[scheduled]["locations"]
         start = draw_patch_start(properties["shape"], self.plans.patch_size, locations, rng)
         return zoom_in(
             self.dataset, case_id, self.plans, self.auto_boxes, start, self.margin
@@ -185,20 +185,20 @@ class TrainingSteps(Dataset):
 
     def _scheduled(
         self, case_id: str, number: int, rng: np.random.Generator
-    ) -> tuple[str, int | None]:
-        """The case to take and the value of the scheduled label.
+    ) -> tuple[str, str | None]:
+        """The case to take and the scheduled label.
 
         A case that lacks the label is sometimes replaced by one that has it, so that a label of
         few cases is seen. Otherwise the label is replaced by any that the case has, or None.
         """
-        values = list(self.plans.labels.values())
-        value = values[number % len(values)]
-        present = list(self.dataset.properties(case_id)["labels"])
-        if value in present:
-            return case_id, value
-        holders = self.cases_with[value]
+        names = list(self.plans.labels)
+        name = names[number % len(names)]
+        present = list(self.dataset.labels(case_id, self.plans.labels))
+        if name in present:
+            return case_id, name
+        holders = self.cases_with[name]
         if holders and rng.random() < self.settings.rare_label_fraction:
-            return holders[rng.integers(len(holders))], value
+            return holders[rng.integers(len(holders))], name
         return case_id, present[rng.integers(len(present))] if present else None
 
     def _augmented(self, sample: Sample, rng: np.random.Generator) -> Sample:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss, FocalLoss
 from torch import Tensor, nn
 
-from promptseg.labels import IGNORED
+from promptseg.labels import IGNORED, Values, classes_of, members, stored_values
+from promptseg.networks.names import of_labels
 from promptseg.networks.prompt_encoder import NO_POINT, PromptBatch
 from promptseg.training.distributed import sum_of_all
 
@@ -67,24 +68,28 @@ def without_ignored(logits: Tensor, ignored: Tensor | None) -> Tensor:
 class NameLoss(nn.Module):
     """`dice_weight * Dice + focal_weight * focal` of all labels against each other.
 
+    The focal loss is of the stored values, which exclude each other; the Dice is of the labels.
+    Where these are regions, the probability of one is the sum of its values'.
+
     Args:
-        values: of the labels, by name.
+        labels: what each name stands for.
         dice_weight, focal_weight, focal_gamma: as in `PromptLoss`.
     """
 
     def __init__(
         self,
-        values: Mapping[str, int],
+        labels: Mapping[str, Values],
         dice_weight: float,
         focal_weight: float,
         focal_gamma: float,
     ) -> None:
         super().__init__()
         self.weights, self.gamma = (dice_weight, focal_weight), focal_gamma
-        index = torch.zeros(max(values.values()) + 1, dtype=torch.long)
-        for number, value in enumerate(values.values(), 1):
-            index[value] = number
+        stored = stored_values(labels)
+        index = torch.zeros(stored[-1] + 1, dtype=torch.long)
+        index[list(stored)] = torch.arange(1, len(stored) + 1)
         self.register_buffer("index", index)
+        self.classes = classes_of(labels)
 
     def forward(self, names: Tensor, segmentation: Tensor) -> Tensor:
         """The loss of the images of all processes together.
@@ -93,8 +98,8 @@ class NameLoss(nn.Module):
         it is; the focal loss is a mean over voxels. Voxels that are `IGNORED` count in neither.
 
         Args:
-            names: (b, 1 + labels, z', y', x') log-probabilities. Where their map is coarser than
-                voxels, each element should have the fractions of the labels in it.
+            names: (b, 1 + values, z', y', x') log-probabilities. Where their map is coarser than
+                voxels, each element should have the fractions of the values in it.
             segmentation: (b, z, y, x) label values, or `IGNORED`.
         """
         inside = segmentation.long().clamp(0, len(self.index) - 1)
@@ -106,7 +111,9 @@ class NameLoss(nn.Module):
         if self.gamma:
             hard = hard * (1 - probabilities) ** self.gamma
         known = truth.sum(dim=1, keepdim=True)  # fraction of an element that is not ignored
-        probabilities, truth = probabilities[:, 1:], truth[:, 1:]
+        probabilities, truth = (
+            of_labels(maps, self.classes, torch.sum) for maps in (probabilities, truth)
+        )
         parts = (probabilities * truth, probabilities * known, truth)
         sums = [part.sum((0, 2, 3, 4)) for part in parts]
         sums = sum_of_all(torch.cat([*sums, torch.stack([hard.sum(), known.sum()])]))
@@ -174,23 +181,29 @@ def click_loss(logits: Tensor, prompts: PromptBatch) -> Tensor:
     return wrong / count.clamp(min=1)
 
 
-def match_loss(weights: Tensor, targets: Tensor, segmentation: Tensor, labels: Tensor) -> Tensor:
+def match_loss(
+    weights: Tensor, targets: Tensor, segmentation: Tensor, labels: Mapping[str, Values]
+) -> Tensor:
     """Mean cross-entropy of what queries without a name mean: their label, or none.
+
+    Of several regions that are one in the patch, any may be meant.
 
     Args:
         weights: (n, labels), see `PromptableNetwork.meant_labels`.
         targets: (n, z, y, x) bool; one that is all of a label in its patch means that label.
         segmentation: (n, z, y, x) label values of each query's image.
-        labels: (labels,) values.
+        labels: what each name stands for.
     """
     chances = torch.cat([1 - weights.sum(dim=1, keepdim=True), weights], dim=1).float()
-    meant = torch.zeros(len(targets), dtype=torch.long, device=targets.device)
-    for query, (target, values) in enumerate(zip(targets, segmentation, strict=True)):
-        inside = values[target].unique()
-        if len(inside) == 1 and (values == inside).sum() == target.sum():
-            for number in (labels == inside).nonzero()[:, 0]:  # none for the background
-                meant[query] = 1 + number
-    return F.nll_loss(chances.clamp(min=1e-4).log(), meant)
+    meant = torch.zeros_like(chances)
+    for query, (target, stored) in enumerate(zip(targets, segmentation, strict=True)):
+        inside, size = set(stored[target].unique().tolist()), target.sum()
+        for number, values in enumerate(labels.values(), 1):
+            of_label = stored.new_tensor(members(values))
+            if inside and inside <= set(members(values)):
+                meant[query, number] = torch.isin(stored, of_label).sum() == size
+    meant[:, 0] = meant.sum(dim=1) == 0
+    return -(chances * meant).sum(dim=1).clamp(min=1e-4).log().mean()
 
 
 @torch.no_grad()

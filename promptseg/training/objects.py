@@ -9,7 +9,7 @@ from skimage.segmentation import slic
 
 from promptseg.boxes import box_slices, mask_box
 from promptseg.components import components
-from promptseg.labels import IGNORED
+from promptseg.labels import IGNORED, Values, label_mask
 
 FEWEST_VOXELS = 20  # of an object
 BLOCK = (16, 64)  # voxels of the side of a block that is divided into supervoxels
@@ -18,7 +18,7 @@ BLOCK = (16, 64)  # voxels of the side of a block that is divided into supervoxe
 def unnamed_object(
     image: np.ndarray,
     segmentation: np.ndarray,
-    values: Mapping[str, int],
+    labels: Mapping[str, Values],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, bool]:
     """Draw an object that has no name, or is prompted without it.
@@ -26,22 +26,25 @@ def unnamed_object(
     Args:
         image: (c, z, y, x).
         segmentation: (z, y, x) label values, or `IGNORED`, of which objects have nothing.
-        values: of the labels in it, by name.
+        labels: those in it.
         rng: source of randomness.
 
     Returns:
         (z, y, x) bool, empty if nothing was found; and whether it is a whole label.
     """
-    if not values:
+    if not labels:
         return supervoxel(image, rng) & (segmentation != IGNORED), False
-    chosen = rng.permutation(list(values.values()))
-    mask, kind = segmentation == chosen[0], rng.random()
+    values = list(labels.values())
+    chosen = [values[number] for number in rng.permutation(len(values))]
+    mask, kind = label_mask(segmentation, chosen[0]), rng.random()
     if kind < 0.3:
         return mask, True
     if kind < 0.4:
         part = component(mask, rng)
     elif kind < 0.5 and len(chosen) > 1:
-        part = mask | (segmentation == chosen[1])
+        part = mask | (other := label_mask(segmentation, chosen[1]))
+        if part.sum() in (mask.sum(), other.sum()):  # a region and a part of it
+            return part, True
     elif kind < 0.6:
         part = cut(mask, rng)
     else:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from promptseg.boxes import clip_box, mirror_box
+from promptseg.labels import Values
 from promptseg.plans import Plans
 from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.preprocessing.patch import cut_patch
@@ -101,15 +102,11 @@ def mirrored(sample: Sample, axes: Sequence[int]) -> Sample:
 
 
 def whole_label_boxes(
-    dataset: PreprocessedDataset, case_id: str, labels: Mapping[str, int]
+    dataset: PreprocessedDataset, case_id: str, labels: Mapping[str, Values]
 ) -> dict[str, np.ndarray]:
     """The tight box of each label that a preprocessed case has, in preprocessed voxels."""
-    present = dataset.properties(case_id)["labels"]
-    return {
-        name: np.asarray(present[value]["box"], float)
-        for name, value in labels.items()
-        if value in present
-    }
+    present = dataset.labels(case_id, labels)
+    return {name: of_label["box"].astype(float) for name, of_label in present.items()}
 
 
 def preprocessed_boxes(

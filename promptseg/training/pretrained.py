@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from promptseg.io.torch_files import load_safely
+from promptseg.labels import meanings
 from promptseg.networks.pretrained_report import PretrainedReport
 from promptseg.plans import Plans
 from promptseg.presets import find_preset, preset_of
@@ -92,11 +93,11 @@ def _load_own(
         if name not in given:
             missing[name] = "not in the file"
         elif name in LABEL_TABLES and given[name].shape[1:] == tensor.shape[1:]:
-            labels = list(plans.labels), list(theirs.labels)
-            values[name] = _by_label(tensor, given[name], *labels, LABEL_TABLES[name])
-            for label in plans.labels.keys() - theirs.labels.keys():
+            here, there = _rows(name, plans), _rows(name, theirs)
+            values[name] = _by_label(tensor, given[name], here, there, LABEL_TABLES[name])
+            for label in set(here) - set(there):
                 missing[f"{name} of {label}"] = "no such label in the file"
-            for label in theirs.labels.keys() - plans.labels.keys():
+            for label in set(there) - set(here):
                 left_out[f"{name} of {label}"] = "no such label here"
         elif given[name].shape != tensor.shape:
             why = f"{tuple(given[name].shape)} in the file, {tuple(tensor.shape)} here"
@@ -110,6 +111,13 @@ def _load_own(
     if any(name.startswith(ENCODER) for name in values):
         network.load_state_dict({**own, **values})
     return report
+
+
+def _rows(table: str, plans: Plans) -> list[str]:
+    """What the rows of one of `LABEL_TABLES` are of: labels, or the classes that make them."""
+    if not table.startswith("name_head."):
+        return list(plans.labels)
+    return [name for value, name in meanings(plans.labels, None).items() if value]
 
 
 def _by_label(

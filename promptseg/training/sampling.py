@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from promptseg.boxes import label_boxes, mask_box
-from promptseg.labels import IGNORED
+from promptseg.labels import IGNORED, Values, label_mask
 from promptseg.networks.prompt_encoder import NEW_OBJECT, NO_LABEL, Query
 from promptseg.prompts.drawn import flat_region
 from promptseg.prompts.simulated import (
@@ -54,10 +54,10 @@ def draw_patch_start(
 def training_queries(
     sample: Sample,
     image: int,
-    labels: Mapping[str, int],
+    labels: Mapping[str, Values],
     settings: TrainingSettings,
     rng: np.random.Generator,
-    scheduled: int | None = None,
+    scheduled: str | None = None,
     count: int = 1,
 ) -> list[tuple[Query, np.ndarray]]:
     """Queries for some objects in a patch, with the masks they ask for.
@@ -70,10 +70,10 @@ def training_queries(
     Args:
         sample: patch with its boxes.
         image: index of the patch in the batch.
-        labels: values by name.
+        labels: what each name stands for.
         settings: fractions and chances.
         rng: source of randomness.
-        scheduled: value of the label that the patch was placed on; None for none.
+        scheduled: label that the patch was placed on; None for none.
         count: number of objects.
 
     Returns:
@@ -81,7 +81,7 @@ def training_queries(
     """
     boxes = label_boxes(sample.segmentation, labels)
     present = {name: labels[name] for name in labels if boxes[name] is not None}
-    order = sorted(present, key=lambda name: (labels[name] != scheduled, rng.random()))
+    order = sorted(present, key=lambda name: (name != scheduled, rng.random()))
     absent = [name for name in labels if name not in present]
     queries = []
     for number in range(count):
@@ -101,7 +101,7 @@ def training_queries(
             queries.append((Query(image=image, label=list(labels).index(name)), mask))
             continue
         name = order[number % len(order)]
-        mask, index = sample.segmentation == labels[name], list(labels).index(name)
+        mask, index = label_mask(sample.segmentation, labels[name]), list(labels).index(name)
         boxes_of = sample.whole_boxes[name], sample.auto_boxes.get(name)
         kind = _drawn(NAMED, rng)
         query = prompted_query(kind, mask, *boxes_of, image, index, settings, rng)

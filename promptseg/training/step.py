@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from promptseg.boxes import mask_box
+from promptseg.labels import Values
 from promptseg.networks.encoding import Encoding
 from promptseg.networks.prompt_encoder import NO_LABEL, PromptBatch, Query, batch_queries
 from promptseg.prompts.simulated import jitter_box
@@ -46,7 +47,7 @@ class Learner:
         network: network with its initial weights; is moved to the device.
         settings: settings of the run.
         options: device, and whether to compile the encoder.
-        labels: values by name.
+        labels: what each name stands for.
         teacher: networks whose answers are learned beside the labels; is moved to the device.
 
     Attributes:
@@ -60,7 +61,7 @@ class Learner:
         network: nn.Module,
         settings: TrainingSettings,
         options: RunOptions,
-        labels: Mapping[str, int],
+        labels: Mapping[str, Values],
         teacher: Teacher | None = None,
     ) -> None:
         if settings.freeze == "encoder":
@@ -72,7 +73,7 @@ class Learner:
         weights, gamma = (settings.dice_weight, settings.focal_weight), settings.focal_gamma
         self.loss = PromptLoss(*weights, settings.iou_weight, gamma)
         self.name_loss = NameLoss(labels, *weights, gamma)
-        self.values = torch.tensor(list(labels.values()))
+        self.labels = labels
         self.optimizer = make_optimizer(network, settings)
         precision = choose_precision(settings.precision, options.device)
         self.mixed_precision = MixedPrecision(precision, options.device)
@@ -159,8 +160,8 @@ class Learner:
             if count:
                 images = batch.prompts.image_index[some]
                 weights = self.network.meant_labels(encoding, prompts[some])
-                values = self.values.to(images.device)
-                loss = match_loss(weights, batch.targets[some], batch.segmentation[images], values)
+                stored = batch.segmentation[images]
+                loss = match_loss(weights, batch.targets[some], stored, self.labels)
             total = total + weight * mean_of_all(loss, count)
         return total
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from promptseg.boxes import label_boxes
+from promptseg.labels import label_mask
 from promptseg.networks.encoding import Encoding
 from promptseg.networks.prompt_encoder import NO_LABEL, Query
 from promptseg.networks.promptable import PromptableNetwork, decode_in_parts
@@ -62,13 +63,13 @@ def validation_patches(
     for number, case_id in enumerate(sorted(case_ids)[:most]):
         rng = np.random.default_rng([seed, 2, number])
         properties = dataset.properties(case_id)
-        present = [label["locations"] for label in properties["labels"].values()]
+        present = [of["locations"] for of in dataset.labels(case_id, plans.labels).values()]
         locations = present[number % len(present)] if present else properties["annotated"]
         start = draw_patch_start(properties["shape"], plans.patch_size, locations, rng)
         sample = zoom_in(dataset, case_id, plans, auto_boxes, start)
         queries, targets, ways, missed = [], [], [], 0
         boxes = label_boxes(sample.segmentation, plans.labels)
-        for index, (name, value) in enumerate(plans.labels.items()):
+        for index, (name, values) in enumerate(plans.labels.items()):
             if boxes[name] is None:
                 continue
             whole = sample.whole_boxes[name]
@@ -82,7 +83,7 @@ def validation_patches(
             for way, box in boxes_by_way.items():
                 asked = NO_LABEL if way == "object" else index
                 queries.append(Query(label=asked, box=box))
-                targets.append(sample.segmentation == value)
+                targets.append(label_mask(sample.segmentation, values))
                 ways.append(way)
         if queries:
             batch = make_batch([sample], queries, targets)

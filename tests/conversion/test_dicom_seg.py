@@ -155,3 +155,16 @@ def test_a_missing_library_says_what_to_install(folders, monkeypatch):
     monkeypatch.setitem(sys.modules, "highdicom", None)
     with pytest.raises(ImportError, match=r"pip install promptseg\[dicom\]"):
         convert_predictions_to_dicom(*folders)
+
+
+def test_segments_of_regions_overlap(folders):
+    preds, out, dicom = folders
+    regions = {"background": 0, "organ": [1, 5], "lesion": 5, "absent": [2, 3]}
+    write_json(preds / "dataset.json", {"labels": regions})
+    (preds / "b.nii.gz").unlink()
+    assert convert_predictions_to_dicom(preds, out, dicom).done == ("a",)
+    masks, dataset = read_back(out / "a.dcm")
+    stored = segmentation(1, 5)
+    assert list(masks) == ["organ", "lesion"] and dataset.SegmentationType == "BINARY"
+    np.testing.assert_array_equal(masks["organ"], stored > 0)
+    np.testing.assert_array_equal(masks["lesion"], stored == 5)

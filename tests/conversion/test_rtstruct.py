@@ -117,3 +117,16 @@ def test_a_file_of_several_frames_is_told_and_does_not_stop_the_others(folders):
     result = convert_predictions_to_dicom(predictions, output, dicom, rtstruct=True)
     assert result.done == ("a", "b")
     assert "expected an image for each of 3 slices, found 1" in result.failed["c"]
+
+
+def test_structures_of_regions_overlap(folders):
+    preds, out, dicom = folders
+    write_json(preds / "dataset.json", {"labels": {"organ": [1, 5], "lesion": 5, "absent": 2}})
+    convert_predictions_to_dicom(preds, out, dicom, rtstruct=True, overwrite=True)
+    assert structure_names(out / "a.dcm") == ["organ", "lesion"]
+    geometry = read_image(dicom / "a")[1]
+    stored, _ = read_segmentation(preds / "a.nii.gz")
+    layers, _ = read_dicom_mask(out / "a.dcm", ["organ", "lesion"], geometry)
+    masks = dict(layers)
+    np.testing.assert_array_equal(masks["organ"], stored > 0)
+    np.testing.assert_array_equal(masks["lesion"], stored == 5)

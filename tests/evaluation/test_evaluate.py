@@ -181,7 +181,7 @@ def test_voxels_with_the_ignore_label_count_nowhere(folders):
     assert summary["metric_per_case"][1]["metrics"]["1"]["TN"] == 120 - 24 - 2
 
 
-@pytest.mark.parametrize("value", ["1", 1.5, None, True, [1, 2]])
+@pytest.mark.parametrize("value", ["1", 1.5, None, True, [], [1, "2"]])
 def test_a_label_that_is_no_whole_number_is_refused_by_name(folders, value):
     with pytest.raises(ValueError, match="label 'organ': expected one whole number"):
         evaluate_folders(*folders, labels={"organ": value})
@@ -303,3 +303,16 @@ def test_table_shows_labels_means_counts_and_the_worst_cases(folders):
     assert lines[6].startswith("no Dice: 1 times")
     assert lines[7] == "worst:  b lesion 0.000;  a organ 0.667;  b organ 1.000"
     assert len({len(line) for line in lines[:6]}) == 1
+
+
+def test_regions_are_measured_as_the_union_of_their_values(folders):
+    # Organ 1 of 24 voxels, lesion 2 of 2; predicted are 12 of the organ in a, all of it in b.
+    labels = {"background": 0, "both": [1, 2], "lesion": 2}
+    write_json(folders[0].parent / "dataset.json", {"labels": labels})
+    summary = evaluate_folders(*folders)
+    assert summary["labels"] == {"(1, 2)": "both", "2": "lesion"}  # as nnU-Net has the keys
+    a, b = (row["metrics"]["(1, 2)"] for row in summary["metric_per_case"])
+    assert (a["TP"], a["FN"], b["TP"], b["FN"], b["FP"]) == (12, 12, 24, 2, 0)
+    assert b["Dice"] == pytest.approx(2 * 24 / (24 + 26)) and summary["warnings"] == []
+    ignoring = evaluate_folders(*folders, labels={"both": [1, 3], "ignore": 2})
+    assert ignoring["metric_per_case"][1]["metrics"]["(1, 3)"]["Dice"] == 1.0

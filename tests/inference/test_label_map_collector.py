@@ -8,8 +8,9 @@ import torch
 
 from promptseg.inference.label_map import Collector
 from promptseg.prompts.types import make_prompts
+from tests.small_plans import small_plans
 
-SHAPE, VALUES = (3, 4, 6), {"liver": 1, "lesion": 5}
+SHAPE, PLANS = (3, 4, 6), small_plans(labels={"liver": 1, "lesion": 5})
 
 
 def filled(logit: float, shape=(2, 2, 3), first=(0, 1, 2)):
@@ -22,7 +23,7 @@ def wanted(*labels: str):
 
 
 def test_the_larger_logit_wins_and_voxels_are_those_of_the_result():
-    collector = Collector(VALUES, SHAPE, keep_probabilities=False)
+    collector = Collector(PLANS, ["liver", "lesion"], SHAPE, keep_probabilities=False)
     collector.enter("lesion", [filled(1.0), filled(-3.0, first=(1, 0, 0))])
     collector.enter("liver", [filled(2.0, (1, 2, 3))])
     prediction = collector.prediction(wanted("liver", "lesion"))
@@ -34,7 +35,7 @@ def test_the_larger_logit_wins_and_voxels_are_those_of_the_result():
 
 
 def test_the_worst_object_counts_with_what_was_told_of_it_last():
-    collector = Collector(VALUES, SHAPE, keep_probabilities=True)
+    collector = Collector(PLANS, ["liver", "lesion"], SHAPE, keep_probabilities=True)
     for number, iou, prompt_consistency in ((0, 0.1, 0.2), (1, 0.8, None), (0, 0.9, 0.75)):
         collector.rate("liver", number, iou, prompt_consistency)
     collector.rate("lesion", 2, None, 0.5)
@@ -47,7 +48,7 @@ def test_the_worst_object_counts_with_what_was_told_of_it_last():
 
 
 def test_probabilities_are_kept_of_all_that_was_entered():
-    collector = Collector(VALUES, SHAPE, keep_probabilities=True)
+    collector = Collector(PLANS, ["liver", "lesion"], SHAPE, keep_probabilities=True)
     collector.enter("liver", [filled(-1.0)])
     prediction = collector.prediction(wanted("liver"))
     lower, region = prediction.probabilities.region("liver")

@@ -7,9 +7,13 @@ import pytest
 
 from promptseg.files import read_json, write_json
 from promptseg.io.dataset import RawCase, case_groups, problems_of_content, read_raw_dataset
+from promptseg.labels import meanings
 from tests.real_data import raw_folder
 from tests.synthetic import write_raw_dataset
 
+REGIONS = {
+    "labels": {"background": 0, "whole": [1, 2, 3], "core": [3, 2], "enhancing": [3], "ignore": 4}
+}
 SOUND = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "file_ending": ".mha"}
 
 
@@ -53,7 +57,25 @@ def test_the_ignore_label_is_the_value_of_no_label(dataset):
     edit_json(dataset, labels={"ignore": 3, "b": 2, "background": 0, "a": 1})
     read = read_raw_dataset(dataset)
     assert read.labels == {"a": 1, "b": 2} and read.ignore_label == 3
-    assert read.meanings == {0: "background", 1: "a", 2: "b", 3: "ignore"}
+    assert meanings(read.labels, 3) == {0: "background", 1: "a", 2: "b", 3: "ignore"}
+
+
+def test_regions_are_read_in_the_order_of_the_file(dataset):
+    # as nnU-Net's page on region-based training has them, in which a list may have one value
+    edit_json(dataset, **REGIONS, regions_class_order=[1, 2, 3])
+    read = read_raw_dataset(dataset)
+    assert list(read.labels.items()) == [("whole", (1, 2, 3)), ("core", (2, 3)), ("enhancing", 3)]
+    assert read.regions_class_order == (1, 2, 3) and read.ignore_label == 4
+    assert meanings(read.labels, 4) == {
+        0: "background",
+        1: "whole",
+        2: "whole and core",
+        3: "whole and core and enhancing",
+        4: "ignore",
+    }
+    edit_json(dataset, labels={"background": [0], "b": [2], "a": [1]})  # lists, but no regions
+    read = read_raw_dataset(dataset)
+    assert list(read.labels.items()) == [("a", 1), ("b", 2)] and read.regions_class_order == ()
 
 
 def test_labels_are_ordered_by_value_and_channels_by_number(dataset):
@@ -129,7 +151,26 @@ def test_cases_listed_in_dataset_json_are_taken_from_there(dataset, tmp_path, mo
         ({"labels": {"background": 0, "a": 1, "b": 1}}, r"0 to 2, each once, found \[0, 1, 1\]"),
         ({"labels": {"background": 0, "a": 1, "b": 3}}, r"0 to 2, each once, found \[0, 1, 3\]"),
         ({"labels": {"background": 0, "a": -1}}, r"0 to 1, each once, found \[-1, 0\]"),
-        ({"labels": {"background": 0, "a": [1, 2]}}, "region-based labels are not supported"),
+        (
+            {"labels": {"background": 0, "a": [1, 2]}},
+            r"regions_class_order: expected .* order \('a' \[1, 2\]\), found None",
+        ),
+        ({**REGIONS, "regions_class_order": [1, 2]}, r"regions_class_order: .*, found \[1, 2\]"),
+        ({**REGIONS, "regions_class_order": [3, 2, 1]}, "regions_class_order: expected one of"),
+        ({**REGIONS, "regions_class_order": [2, 2, 3]}, "regions_class_order: .* all different"),
+        ({**REGIONS, "regions_class_order": 3}, "regions_class_order: .*, found 3"),
+        ({"labels": {"background": 0, "a": []}}, r"expected whole numbers for 'a', found \[\]"),
+        ({"labels": {"background": 0, "a": [1, "2"]}}, r"whole numbers for 'a', found \[1, '2'\]"),
+        ({"labels": {"background": 0, "a": [1, 3]}}, "expected the values 0 to 2, each once"),
+        (
+            {"labels": {"background": 0, "a": [1, 2], "b": [2, 1]}},
+            r"0 to 2, each once, found \[\(0,\), \(1, 2\), \(1, 2\)\]",
+        ),
+        (
+            {"labels": {"background": 0, "a": [1, 2], "ignore": 2}},
+            "ignored voxels can be part of no region",
+        ),
+        ({"labels": {"background": 0, "a": [0, 1]}}, "background .* can be part of no region"),
         (
             {"labels": {"background": "0", "a": "1"}},
             'the values are texts, .* write them as numbers, "background": 0',
@@ -182,13 +223,13 @@ def test_all_problems_of_a_dataset_json_are_listed_at_once(dataset):
     edit_json(
         dataset,
         channel_names={"0": ""},
-        labels={"a": [1], "ignore": 3.5},
+        labels={"a": [], "ignore": 3.5},
         file_ending="x",
         numTraining="y",
     )
     with pytest.raises(ValueError, match=r"has 6 problem\(s\)") as info:
         read_raw_dataset(dataset)
-    for word in ("channel 0", "region", "ignore", "background", "file_ending", "numTraining"):
+    for word in ("channel 0", "ignore", "background", "file_ending", "numTraining"):
         assert word in str(info.value)
 
 

@@ -522,7 +522,7 @@ def test_answers_have_the_patches_resolution_without_features_too():
     encoder = Plain(
         channels_in=1, patch_size=PATCH_SIZE, stride=stride, size="tiny", finest_stride=stride
     )
-    logits, _ = PromptableNetwork(encoder, 1)(
+    logits, _ = PromptableNetwork(encoder, ((1,),))(
         torch.rand(1, 1, *PATCH_SIZE), batch_queries([Query(label=0), Query(box=BOX)])
     )
     assert logits.shape == (2, *PATCH_SIZE)

@@ -211,3 +211,22 @@ def test_a_case_has_one_mask_or_none(tmp_path):
     save(tmp_path, painted(), ending=".nrrd")
     with pytest.raises(ValueError, match="case 'case': found case.nii.gz, case.nrrd; keep one"):
         mask_file(tmp_path, "case")
+
+
+def test_scribbles_and_masks_of_a_value_are_of_all_its_regions(tmp_path):
+    array = np.zeros(SHAPE, np.uint8)
+    array[2, 3, 1:9], array[1:5, 6, 3], array[4, 2, 4:9] = 1, 3, 4
+    path, regions = save(tmp_path, array), {"whole": (1, 2, 3), "core": (2, 3), "hot": 3}
+    masks = read_masks(path, regions, PLAIN, "case")
+    assert list(masks) == ["whole", "core", "hot", "object 1"]
+    expected = {"whole": [1, 3], "core": [3], "hot": [3], "object 1": [4]}
+    scribbles = read_scribbles(path, regions, "case").on(PLAIN)
+    assert list(scribbles) == list(expected)
+    for name, values in expected.items():
+        own, prompts = np.isin(array, values), scribbles[name]
+        np.testing.assert_array_equal(masks[name], own)
+        lines = zip(prompts.scribbles, prompts.scribble_labels, strict=True)
+        found = {kind: set() for kind in (0, 1)}
+        for line, kind in lines:
+            found[int(kind)] |= voxels_of([line])
+        assert found[1] == where(own) and found[0] == where(~own & (array > 0))

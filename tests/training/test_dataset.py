@@ -148,14 +148,15 @@ def test_the_label_that_a_patch_is_drawn_for_is_asked_for(planned_case, augment)
     scheduled = []
     steps._scheduled = lambda case_id, number, rng: (
         case_id,
-        scheduled.append([1, 2][number % 2]) or scheduled[-1],
+        scheduled.append(list(plans.labels)[number % 2]) or scheduled[-1],
     )
     for step in range(8):
         batch = steps[step]
         for image, wanted in enumerate(scheduled[-2:]):
-            if (batch.segmentation[image] == wanted).any():
+            value = plans.labels[wanted]
+            if (batch.segmentation[image] == value).any():
                 labels = batch.prompts.labels[batch.prompts.image_index == image]
-                assert set(labels.tolist()) == {wanted - 1}
+                assert set(labels.tolist()) == {value - 1}
 
 
 def test_training_mirrors_along_the_axes_that_it_was_told(planned_case):
@@ -205,9 +206,10 @@ def test_labels_have_their_turns_in_patches_of_cases_that_have_them(steps_with):
     def drawn(share):
         steps = steps_with(cases, rare_label_fraction=share)
         samples = [steps._sample(n, np.random.default_rng(n)) for n in range(600)]
-        for sample, value in samples:
-            assert value is None or f"label_{value}" in sample.whole_boxes
-        return {v: sum(value == v for _, value in samples) / 600 for v in (1, 2, 3, 4, None)}
+        for sample, name in samples:
+            assert name is None or name in sample.whole_boxes
+        names = {1: "label_1", 2: "label_2", 3: "label_3", 4: "label_4", None: None}
+        return {v: sum(found == of for _, found in samples) / 600 for v, of in names.items()}
 
     # case_1 has the turns of labels 2 and 4 too, which fall to either of its own
     shares = drawn(0.0)
@@ -225,8 +227,8 @@ def test_a_rare_label_is_looked_for_where_it_is(steps_with):
     # labels 2 to 4 have three of four turns; of label 2's, case_3 has a sixth, and a quarter of
     # the others gives way; a turn of 3 or 4 in case_3 is one of its two labels'
     expected = 0.25 * (1 / 6 + 5 / 6 / 4) + 0.5 / 6 / 2
-    assert scheduled.count(2) / 600 == pytest.approx(expected, abs=0.05)
-    assert scheduled.count(1) / 600 == pytest.approx(1 - expected, abs=0.05)
+    assert scheduled.count("label_2") / 600 == pytest.approx(expected, abs=0.05)
+    assert scheduled.count("label_1") / 600 == pytest.approx(1 - expected, abs=0.05)
 
 
 FAILING = """

@@ -162,7 +162,7 @@ def test_the_scheduled_label_comes_first_and_others_after_it():
     rng = np.random.default_rng(5)
     chosen, seen = TrainingSettings(unnamed_fraction=0.0), set()
     for _ in range(200):
-        queries = training_queries(sample, 2, labels, chosen, rng, scheduled=5, count=3)
+        queries = training_queries(sample, 2, labels, chosen, rng, scheduled="5", count=3)
         assert len(queries) == 3 and all(query.image == 2 for query, _ in queries)
         first, mask = queries[0]
         assert first.label == 4 and (mask == (sample.segmentation == 5)).all()
@@ -179,7 +179,7 @@ def test_absent_labels_are_asked_for_by_name_alone():
     rng, absent = np.random.default_rng(6), 0
     chosen = TrainingSettings(unnamed_fraction=0.0)
     for _ in range(200):
-        for query, target in training_queries(sample, 0, labels, chosen, rng, 1, 3):
+        for query, target in training_queries(sample, 0, labels, chosen, rng, "1", 3):
             if query.label >= 5:
                 assert query.is_name and not target.any()
                 absent += 1

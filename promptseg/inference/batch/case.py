@@ -133,8 +133,8 @@ class CaseSteps:
             for label, of_label in (self.options.postprocessing or {}).items()
             if label in read.labels and not read.is_prompted_by_person(label)
         }
-        values, spacing = predictor.plans.labels, read.geometry.spacing
-        return postprocessed_prediction(prediction, values, spacing, steps), read.geometry
+        plans, geometry = predictor.plans, read.geometry
+        return postprocessed_prediction(prediction, plans, geometry.spacing, steps), geometry
 
     def write(self, case: RawCase, segmented: tuple[Prediction, Geometry]) -> dict[str, Any]:
         """Write all files of a case, each atomically; returns its report entry."""

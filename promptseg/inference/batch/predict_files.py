@@ -30,6 +30,7 @@ from promptseg.inference.predictor import Predictor
 from promptseg.inference.results import Prediction, probabilities_file
 from promptseg.io.dataset import RawCase, cases_in_folder
 from promptseg.io.images import is_windowed
+from promptseg.labels import Values
 from promptseg.parallel import connect
 from promptseg.plans import Normalization, Plans
 from promptseg.preprocessing.normalize import windows_in_words
@@ -199,7 +200,7 @@ def _find_cases(
 def _prompts_for_all(
     cases: Sequence[RawCase],
     options: PredictionOptions,
-    labels: Mapping[str, int],
+    labels: Mapping[str, Values],
     masked: Collection[str],
 ) -> dict[str, CasePrompts]:
     """`read_case_prompts`; a case without any prompts gets a problem that says what to do."""
