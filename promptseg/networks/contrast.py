@@ -42,8 +42,8 @@ def values_at_prompts(values: Tensor, prompts: PromptBatch, grid: Grid) -> tuple
     weights, count = inside[:, None], inside.sum(1, keepdim=True)
     means = torch.cat(
         [
-            torch.einsum("nck,ntk->ntc", clicked, kinds) / kinds.sum(2).clamp(min=1)[..., None],
-            torch.einsum("ncv,ntv->ntc", flat, weights) / count.clamp(min=1e-3)[..., None],
+            kinds @ clicked.transpose(1, 2) / kinds.sum(2).clamp(min=1)[..., None],
+            weights @ flat.transpose(1, 2) / count.clamp(min=1e-3)[..., None],
         ],
         dim=1,
     )
