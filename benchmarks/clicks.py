@@ -31,6 +31,7 @@ import promptseg
 from promptseg.folders import find_dataset_folder
 from promptseg.io.dataset import read_raw_dataset
 from promptseg.io.images import read_image, read_segmentation
+from promptseg.labels import label_mask
 from promptseg.pipeline.prompt_quality import STARTS, Measured, measure_object, rank_correlation
 from promptseg.tables import aligned
 from promptseg.training.checkpoint import load_checkpoint
@@ -60,13 +61,14 @@ def main() -> None:
         image, geometry = read_image(case.images)
         segmentation, _ = read_segmentation(case.label)
         predictor.set_image(image, geometry.spacing, geometry.direction)
-        for label, value in raw.labels.items():
-            target = segmentation == value
+        ignored = segmentation == raw.ignore_label  # nowhere for None
+        for label, values in raw.labels.items():
+            target = label_mask(segmentation, values)
             if not target.any() or (args.labels and label not in args.labels + args.unseen):
                 continue
             starts = [s for s in STARTS if label not in args.unseen or "name" not in s]
             into = {start: measured[start] for start in starts}
-            measure_object(predictor, label, target, geometry.spacing, args.clicks, into)
+            measure_object(predictor, label, target, geometry.spacing, args.clicks, into, ignored)
     print(f"{args.model.name}, {raw.name}, fold {args.fold}: {len(cases)} validation cases")
     print("\n".join(report({k: m for k, m in measured.items() if m.dice}, args.clicks)))
 

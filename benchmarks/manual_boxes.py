@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from promptseg.boxes import mask_box
+from promptseg.boxes import label_boxes
 from promptseg.evaluation.inputs import label_files
 from promptseg.io.images import read_segmentation
 from promptseg.prompts.simulated import jitter_box
@@ -30,7 +30,7 @@ def write_manual_boxes(
     cases, rng = {}, np.random.default_rng(seed)
     for case_id, file in label_files(ground_truth, "ground truth")[0].items():
         segmentation, _ = read_segmentation(file)
-        tight = {name: mask_box(segmentation == value) for name, value in labels.items()}
+        tight = label_boxes(segmentation, labels)
         cases[case_id] = {
             name: make_prompts(
                 boxes=jitter_box(box, segmentation.shape, rng),

@@ -17,8 +17,9 @@ import torch
 
 from promptseg.commands import export
 from promptseg.export.check import check
+from promptseg.export.description import describe
 from promptseg.export.export_model import FILES, export_model
-from promptseg.export.graphs import write_encoder
+from promptseg.export.graphs import prompt_tensors, write_decoder, write_encoder
 from promptseg.files import read_json
 from promptseg.networks.encoders import ENCODERS
 from promptseg.networks.prompt_encoder import Query, batch_queries
@@ -30,6 +31,7 @@ from tests.shallow import shallow_networks
 from tests.small_plans import small_plans
 
 PATCH_SIZE = (8, 12, 16)
+BOX = [[1, 2, 3], [6, 9, 12]]
 EXAMPLE = [  # the queries of the documentation's example
     Query(label=0, points=[[4, 6, 8], [1, 2, 3]], point_labels=[1, 0]),
     Query(box=[[1, 2.5, 3], [5, 9.5, 12]]),
@@ -128,6 +130,29 @@ def test_every_other_encoder_gives_its_maps(name, tmp_path):
     assert list(expected) == ["features", "names", "projected", "values", "compared"]
     for part, of_network in zip(found, expected.values(), strict=True):
         assert_near(part, of_network.numpy())
+
+
+def test_regions_are_answered_and_described(tmp_path):
+    regions = {"whole": (1, 2, 3), "core": (2, 3), "enhancing": 3}
+    plans = small_plans(labels=regions, regions_class_order=(1, 2, 3))
+    torch.manual_seed(2)
+    network = build_network(plans, "mobilenet").eval()
+    files = tmp_path / "encoder.onnx", tmp_path / "decoder.onnx"
+    write_decoder(network, plans, write_encoder(network, plans, files[0]), files[1])
+    encoder, decoder = map(onnxruntime.InferenceSession, files)
+    images = np.random.default_rng(4).uniform(0, 255, (1, 1, *PATCH_SIZE)).astype(np.float32)
+    queries = batch_queries([Query(label=index) for index in range(3)] + [Query(label=1, box=BOX)])
+    given = [*encoder.run(None, {"image": images})]
+    given += [tensor.numpy() for tensor in prompt_tensors(network, queries, PATCH_SIZE)]
+    names = [entry.name for entry in decoder.get_inputs()]
+    found, _ = decoder.run(None, dict(zip(names, given, strict=True)))
+    with torch.inference_mode():
+        encoding = network.encode(torch.from_numpy(images))
+        expected, _ = network.decode(encoding, queries, whole=True)
+    assert_near(found, expected.numpy())
+    about = describe(plans, *files, {})
+    assert about["labels"][1] == {"index": 1, "name": "core", "value": 2, "values": (2, 3)}
+    assert "written in turn" in about["postprocessing"]["mask"]
 
 
 @pytest.mark.parametrize("name", ["vit", "segvol"], scope="module")
