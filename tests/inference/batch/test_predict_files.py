@@ -122,8 +122,8 @@ SHAPE_OF_5D = struct.pack("<8h", 5, *SMALL[::-1], 2, 2, 1, 1)  # a NIfTI header'
 SEVEN_BAD = {
     "truncated": r"images/truncated_0000.nii.gz is damaged or cut short \(.*\); copy it again",
     "empty": "images/empty_0000.nii.gz cannot be read as an image: it has 0 bytes; copy it again",
-    "text": "images/text_0000.nii.gz cannot be read as an image: its content is not of the "
-    "format that its ending says.*; copy or convert it again",
+    "text": "images/text_0000.nii.gz cannot be read as an image: it does not begin as "
+    "NIfTI does, or is damaged; copy or convert it again",
     "channels": r"found channels_0000.nii.gz, channels_0001.nii.gz, but the model takes "
     r"1 channel\(s\); if the number",
     "nan": "images/nan_0000.nii.gz: 495 of 495 voxels are NaN or infinite; expected numbers: "
