@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -101,12 +101,13 @@ class Counted:
     Attributes:
         peak_bytes: see `peak_bytes`.
         flops: see `count_flops`.
+        live_bytes: of the tensors that are there at its end.
         written_bytes: of the results of all operations.
-        notes: what had been counted whenever the call noted it, with the memory of the time in
-            place of the peak.
+        notes: what had been counted whenever the call noted it.
     """
 
     peak_bytes: int = 0
+    live_bytes: int = 0
     flops: int = 0
     written_bytes: int = 0
     notes: tuple[Counted, ...] = ()
@@ -124,13 +125,17 @@ def counted(
     notes = []
     with _LiveTensors() as live, FlopCounterMode(display=False) as count:
 
-        def counted_so_far(memory: int) -> dict[str, int]:
-            flops = count.get_total_flops()
-            return {"peak_bytes": memory, "flops": flops, "written_bytes": live.written}
+        def counted_so_far() -> Counted:
+            return Counted(
+                peak_bytes=live.peak,
+                live_bytes=live.live,
+                flops=count.get_total_flops(),
+                written_bytes=live.written,
+            )
 
         live.hold(held)
-        call(lambda: notes.append(Counted(**counted_so_far(live.live))))
-        return Counted(**counted_so_far(live.peak), notes=tuple(notes))
+        call(lambda: notes.append(counted_so_far()))
+        return replace(counted_so_far(), notes=tuple(notes))
 
 
 def peak_bytes(

@@ -84,9 +84,11 @@ def _counted(plans_text: str, encoder: str, settings: TrainingSettings, precisio
     more, steps = settings.rounds - few, 1 + others
     flops = answered.flops + 3 * more * (second.flops - first.flops)
     written = answered.written_bytes + 3 * more * (second.written_bytes - first.written_bytes)
-    kept = answered.peak_bytes + more * (second.peak_bytes - first.peak_bytes)
+    # the peak may also be the optimizer's step, when all this is gone
+    until_gradients = answered.notes[-1].peak_bytes
+    kept = until_gradients + more * (second.live_bytes - first.live_bytes)
     return StepCost(
-        bytes=max(kept, learned.peak_bytes),
+        bytes=max(kept, answered.peak_bytes, learned.peak_bytes),
         flops=(flops + others * learned.flops) / steps,
         written_bytes=(written + others * learned.written_bytes) / steps,
     )
@@ -148,11 +150,12 @@ class Step:
         loss = sum(losses) / len(losses)
         if self.has_names:
             loss = loss + self.name_loss(encoding.names, self.segmentation)
-        self._optimize(loss)
+        self._optimize(loss, note)
 
-    def _optimize(self, loss: torch.Tensor) -> None:
+    def _optimize(self, loss: torch.Tensor, note: Callable[[], None] = lambda: None) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        note()
         self.optimizer.step()
 
 
