@@ -23,7 +23,7 @@ _SAME_PLACE = 1e-3  # mm
 _FAR_APART, _MOST_MM = 4.0, 25.0
 _TAGS = (
     *("ImageType", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient"),
-    *("PixelSpacing", "SliceThickness", "SOPClassUID", "Rows"),
+    *("PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "SOPClassUID", "Rows"),
     *("PhotometricInterpretation", "SamplesPerPixel", "BitsAllocated"),
 )
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
@@ -94,17 +94,17 @@ def read_slices(folder: Path, files: Sequence[str]) -> sitk.Image:
     Raises:
         ValueError, RuntimeError: as `read_dicom_series`.
     """
-    check_slices(folder, files)
+    headers = _headers(files)
+    _check_series(folder, files, headers)
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(in_order(files))
+    reader.SetFileNames(_ordered(files, headers))
     image = reader.Execute()
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:  # of an enhanced file
         image = image[..., 0]
         _check_grid(folder, files[0], image)
     elif len(files) == 1:  # ITK does not always take its thickness
         names = ("SpacingBetweenSlices", "SliceThickness")
-        header = header_of(files[0], *names)
-        thickness = max(_number(files[0], header, name) for name in names)
+        thickness = max(_number(files[0], headers[0], name) for name in names)
         image.SetSpacing((*image.GetSpacing()[:2], thickness if thickness > 0 else 1.0))
     return image
 
@@ -127,9 +127,16 @@ def in_order(files: Sequence[str]) -> list[str]:
     Raises:
         ValueError: naming an image that does not tell where it lies.
     """
+    return _ordered(files, _headers(files))
+
+
+def _headers(files: Sequence[str]) -> list[Dataset]:
+    return [header_of(file, *_TAGS) for file in files]
+
+
+def _ordered(files: Sequence[str], headers: Sequence[Dataset]) -> list[str]:
     if len(files) < 2:
         return list(files)
-    headers = [header_of(file, *_TAGS) for file in files]
     axes = _axes(files[0], headers[0])
     positions = [_position(*of_one) for of_one in zip(files, headers, strict=True)]
     along = np.array(positions) @ np.cross(axes[:3], axes[3:])
@@ -148,7 +155,10 @@ def check_slices(folder: Path, files: Sequence[str]) -> None:
 
     ITK stacks whatever it is given, with the distance of the first two images, or of 1 mm.
     """
-    headers = [header_of(file, *_TAGS) for file in files]
+    _check_series(folder, files, _headers(files))
+
+
+def _check_series(folder: Path, files: Sequence[str], headers: Sequence[Dataset]) -> None:
     for file, header in zip(files, headers, strict=True):
         _check_pixels(file, header)
     if any("LOCALIZER" in str(header.get("ImageType")) for header in headers):

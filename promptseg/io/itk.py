@@ -32,6 +32,8 @@ _COMPRESSED = re.compile(rb"^(?:CompressedData\s*=\s*True|encoding:\s*gz)", re.I
 _LINE_SKIP = re.compile(rb"^line ?skip:\s*(\d+)", re.I | re.M)
 _WHERE = re.compile(r"^ITK ERROR: \w+\(\w+\): ")  # class and address
 
+_Header = tuple[bytes, list[str], int]  # as `_header` returns it
+
 _quiet = threading.Lock()
 _quiet_reads = 0  # of all threads: ITK has one switch for the whole process
 _shown_before = True
@@ -66,8 +68,9 @@ def read_itk(path: Path | str, *, channels_last: bool = False) -> sitk.Image:
     """
     path = Path(path)
     name = path.name.lower()
-    if name.endswith(_WITH_TEXT):
-        _check_header(path)
+    header = _header(path) if name.endswith(_WITH_TEXT) else None
+    if header is not None:
+        _check_header(path, header)
     if name.endswith(GIPL_ENDINGS):
         _check_gipl(path)
     with _quiet_itk(), _itk_errors_name(path):
@@ -77,8 +80,8 @@ def read_itk(path: Path | str, *, channels_last: bool = False) -> sitk.Image:
             image = read_slices(path, [str(path)])
         else:
             image = sitk.ReadImage(str(path))
-    if name.endswith(_WITH_TEXT):
-        _check_compressed_voxels(path)
+    if header is not None:
+        _check_compressed_voxels(path, header)
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
         image = image[..., 0]  # one point in time, as of enhanced DICOM
     check_volume(path, image.GetSize(), channels_last=channels_last)
@@ -87,9 +90,9 @@ def read_itk(path: Path | str, *, channels_last: bool = False) -> sitk.Image:
     return image
 
 
-def _check_header(path: Path) -> None:
+def _check_header(path: Path, found: _Header) -> None:
     """Raise if a header has a number of axes that ITK does not read, or voxels not beside it."""
-    header, names, _ = _header(path)
+    header, names, _ = found
     if (axes := _DIMENSIONS.search(header)) and not 2 <= int(axes[1]) <= _MOST_AXES:
         raise ValueError(f"{path}: expected three dimensions, found {int(axes[1])}")
     for name in names:
@@ -102,7 +105,7 @@ def _check_header(path: Path) -> None:
             raise ValueError(f"{path}: its header takes the voxels from {name!r}, which is missing")
 
 
-def _header(path: Path) -> tuple[bytes, list[str], int]:
+def _header(path: Path) -> _Header:
     """A header of MetaImage or NRRD, the files that it names, and the bytes before its voxels."""
     with open(path, "rb") as file:
         start = file.read(_CHUNK)
@@ -119,9 +122,9 @@ def _header(path: Path) -> tuple[bytes, list[str], int]:
     return header, [raw.strip().strip(b'"').decode("utf-8", "replace") for raw in names], length
 
 
-def _check_compressed_voxels(path: Path) -> None:
+def _check_compressed_voxels(path: Path, found: _Header) -> None:
     """Raise if compressed voxels are damaged; ITK invents those that are missing silently."""
-    header, names, length = _header(path)
+    header, names, length = found
     if not _COMPRESSED.search(header):
         return
     lines = _LINE_SKIP.search(header)
