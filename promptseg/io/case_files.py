@@ -132,7 +132,7 @@ def _images_in(folder: Path, endings: tuple[str, ...]) -> tuple[list[tuple[str, 
     """Images of a folder with the names that carry case and channel; names of all else."""
     images, others = [], []
     paths = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    kept = without_screenshots(paths)
+    kept = set(without_screenshots(paths))
     for path in paths:
         ending = file_ending(path) if path in kept else None
         if path.is_file() and ending in endings:

@@ -58,8 +58,7 @@ def file_ending(path: Path | str) -> str | None:
 
 def without_screenshots(paths: Sequence[Path]) -> list[Path]:
     """Paths without PNG and BMP files, unless these are the only files that are images."""
-    flat = {path for path in paths if file_ending(path) in FLAT_ENDINGS}
-    others = [path for path in paths if path not in flat]
+    others = [path for path in paths if file_ending(path) not in FLAT_ENDINGS]
     return others if any(map(file_ending, others)) else list(paths)
 
 

@@ -15,6 +15,7 @@ import tifffile
 
 from promptseg.files import read_json, replacing, write_json
 from promptseg.io.geometry import Geometry, check_volume
+from promptseg.io.nifti import damaged
 
 TIFF_ENDINGS = (".tif", ".tiff")
 FLAT_ENDINGS = (".png", ".bmp")
@@ -83,7 +84,7 @@ def _errors_name(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{path} is damaged or cut short ({error}); copy it again") from error
+        raise damaged(path, error) from error
 
 
 def _read_tiff(path: Path) -> tuple[np.ndarray, str]:
