@@ -21,7 +21,7 @@ from promptseg.networks.names import NameHead
 from promptseg.plans import Plans
 from promptseg.postprocessing import postprocess
 from promptseg.prompts.types import make_prompts
-from promptseg.training.losses import NameLoss, match_loss
+from promptseg.training.losses import NameLoss, labels_meant, match_loss
 from tests.small_plans import small_plans
 
 LABELS = {"whole": (1, 2, 3), "core": (2, 3), "enhancing": 3}
@@ -106,7 +106,7 @@ def test_of_regions_that_are_one_in_a_patch_either_may_be_meant():
     segmentation[:, 0, 0, :2], segmentation[0, 0, 1] = 2, 1  # in the others whole and core are one
     targets = torch.stack([segmentation[0] == 2, segmentation[1] == 2, segmentation[2] == 0])
     weights = torch.tensor([[0.5, 0.125, 0.25], [0.5, 0.125, 0.25], [0.5, 0.125, 0.25]])
-    loss = match_loss(weights, targets, segmentation, LABELS)
+    loss = match_loss(weights, labels_meant(targets, segmentation, LABELS))
     chances = [0.125, 0.5 + 0.125, 1 - 0.875]  # the core; either; no label
     assert float(loss) == pytest.approx(-np.log(chances).mean())
 

@@ -181,28 +181,35 @@ def click_loss(logits: Tensor, prompts: PromptBatch) -> Tensor:
     return wrong / count.clamp(min=1)
 
 
-def match_loss(
-    weights: Tensor, targets: Tensor, segmentation: Tensor, labels: Mapping[str, Values]
-) -> Tensor:
-    """Mean cross-entropy of what queries without a name mean: their label, or none.
+def labels_meant(targets: Tensor, segmentation: Tensor, labels: Mapping[str, Values]) -> Tensor:
+    """(n, 1 + labels) bool: the labels that masks are all of in their patch; first, none of them.
 
-    Of several regions that are one in the patch, any may be meant.
+    Several regions may be one in the patch.
 
     Args:
-        weights: (n, labels), see `PromptableNetwork.meant_labels`.
-        targets: (n, z, y, x) bool; one that is all of a label in its patch means that label.
-        segmentation: (n, z, y, x) label values of each query's image.
+        targets: (n, z, y, x) bool.
+        segmentation: (n, z, y, x) label values of each mask's image.
         labels: what each name stands for.
     """
-    chances = torch.cat([1 - weights.sum(dim=1, keepdim=True), weights], dim=1).float()
-    meant = torch.zeros_like(chances)
+    meant = torch.zeros(len(targets), 1 + len(labels), dtype=torch.bool, device=targets.device)
     for query, (target, stored) in enumerate(zip(targets, segmentation, strict=True)):
         inside, size = set(stored[target].unique().tolist()), target.sum()
         for number, values in enumerate(labels.values(), 1):
             of_label = stored.new_tensor(members(values))
             if inside and inside <= set(members(values)):
                 meant[query, number] = torch.isin(stored, of_label).sum() == size
-    meant[:, 0] = meant.sum(dim=1) == 0
+    meant[:, 0] = ~meant.any(dim=1)
+    return meant
+
+
+def match_loss(weights: Tensor, meant: Tensor) -> Tensor:
+    """Mean cross-entropy of what queries without a name mean: any of their labels, or none.
+
+    Args:
+        weights: (n, labels), see `PromptableNetwork.meant_labels`.
+        meant: (n, 1 + labels) of `labels_meant`.
+    """
+    chances = torch.cat([1 - weights.sum(dim=1, keepdim=True), weights], dim=1).float()
     return -(chances * meant).sum(dim=1).clamp(min=1e-4).log().mean()
 
 

@@ -28,6 +28,7 @@ from promptseg.training.losses import (
     PromptLoss,
     about_objects,
     click_loss,
+    labels_meant,
     match_loss,
     without_ignored,
 )
@@ -148,6 +149,8 @@ class Learner:
         And what a box about each object means, however the object was prompted: few queries come
         without a name, and without one this decides the whole mask.
         """
+        stored = batch.segmentation[batch.prompts.image_index]
+        meant = labels_meant(batch.targets, stored, self.labels)
         unnamed = batch.prompts.labels == NO_LABEL
         rated = [(*boxes_about_objects(batch), 1.0)]
         if last is batch.prompts:
@@ -158,10 +161,8 @@ class Learner:
         for prompts, some, weight in rated:
             loss, count = 0.0 * self.network.name_match.no_label, int(some.sum())
             if count:
-                images = batch.prompts.image_index[some]
                 weights = self.network.meant_labels(encoding, prompts[some])
-                stored = batch.segmentation[images]
-                loss = match_loss(weights, batch.targets[some], stored, self.labels)
+                loss = match_loss(weights, meant[some])
             total = total + weight * mean_of_all(loss, count)
         return total
 
