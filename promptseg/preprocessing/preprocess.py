@@ -225,11 +225,10 @@ def _label_statistics(
     rng = np.random.default_rng(zlib.crc32(case_id.encode()))
     statistics = {}
     for value, box in value_boxes(segmentation, max(stored_values(labels), default=0)).items():
-        inside = np.flatnonzero(segmentation[box_slices(box)] == value)
-        sample = np.sort(rng.choice(inside, min(len(inside), MAX_LOCATIONS), replace=False))
-        locations = np.stack(np.unravel_index(sample, box[1] - box[0]), axis=1) + box[0]
+        inside = segmentation[box_slices(box)] == value
+        locations = _sample(inside, rng) + box[0]
         statistics[value] = {
-            "voxels": len(inside),
+            "voxels": int(inside.sum()),
             "box": box.tolist(),
             "locations": locations.tolist(),
         }
@@ -244,9 +243,14 @@ def _annotated(segmentation: np.ndarray, case_id: str) -> dict[str, list[list[in
     if not (segmentation == IGNORED).any():
         return {}
     rng = np.random.default_rng([zlib.crc32(case_id.encode()), 1])
-    known = np.flatnonzero(segmentation != IGNORED)
-    sample = np.sort(rng.choice(known, min(len(known), MAX_LOCATIONS), replace=False))
-    return {"annotated": np.stack(np.unravel_index(sample, segmentation.shape), axis=1).tolist()}
+    return {"annotated": _sample(segmentation != IGNORED, rng).tolist()}
+
+
+def _sample(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(k, 3) random voxels of a (z, y, x) bool mask, at most `MAX_LOCATIONS`, in their order."""
+    inside = np.flatnonzero(mask)
+    sample = np.sort(rng.choice(inside, min(len(inside), MAX_LOCATIONS), replace=False))
+    return np.stack(np.unravel_index(sample, mask.shape), axis=1)
 
 
 def _settings(case: RawCase, plans: Plans) -> dict[str, Any]:
