@@ -19,9 +19,14 @@ def members(values: Values) -> tuple[int, ...]:
     return (values,) if isinstance(values, int) else values
 
 
+def all_members(of_names: Iterable[Values]) -> tuple[int, ...]:
+    """The values that any of several names stands for, ascending."""
+    return tuple(sorted({value for values in of_names for value in members(values)}))
+
+
 def stored_values(labels: Mapping[str, Values]) -> tuple[int, ...]:
     """All foreground values of label files, ascending: the classes of a network."""
-    return tuple(sorted({value for values in labels.values() for value in members(values)}))
+    return all_members(labels.values())
 
 
 def classes_of(labels: Mapping[str, Values]) -> tuple[tuple[int, ...], ...]:

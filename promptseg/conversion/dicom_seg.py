@@ -16,7 +16,7 @@ from promptseg.evaluation.inputs import label_files, names_by_value, read_labels
 from promptseg.files import replacing
 from promptseg.io.dicom import in_order, is_dicom_folder, series_in
 from promptseg.io.images import Geometry, read_image, read_segmentation
-from promptseg.labels import Values, label_mask, members
+from promptseg.labels import Values, all_members, label_mask, members
 
 if TYPE_CHECKING:
     from highdicom.seg import Segmentation, SegmentDescription
@@ -129,7 +129,7 @@ def _sources(
     values = [value for value in np.unique(segmentation).tolist() if value != 0]
     if not values:
         raise ValueError("the segmentation is empty; DICOM SEG and RTSTRUCT cannot represent that")
-    known = {value for of_name in names for value in members(of_name)}
+    known = all_members(names)
     if unknown := [value for value in values if value not in known]:
         raise ValueError(f"dataset.json has no name for label value(s) {unknown}: {dict(names)}")
     [files] = series_in(series).values()

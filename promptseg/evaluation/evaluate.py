@@ -22,7 +22,7 @@ from promptseg.evaluation.report import format_table
 from promptseg.evaluation.summary import summarize, write_csv
 from promptseg.files import write_json
 from promptseg.io.images import read_segmentation
-from promptseg.labels import Values, members
+from promptseg.labels import Values, all_members
 from promptseg.parallel import map_cases
 
 __all__ = ["evaluate_folders", "format_table"]
@@ -128,7 +128,7 @@ def _evaluate_case(
     found = sorted({int(v) for array in (reference, prediction) for v in np.unique(array)} - {0})
     if names is None:
         names = {value: str(value) for value in found}
-    known = {ignore_label, *(value for values in names for value in members(values))}
+    known = {ignore_label, *all_members(names)}
     if unknown := [value for value in found if value not in known]:
         warnings.append(f"case {case!r}: values {unknown} are not labels and count as background")
     metrics = {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from promptseg.labels import Values, members
+from promptseg.labels import Values, all_members, members
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def confusion_counts(
             f"reference and prediction must have the same shape, found {reference.shape} and "
             f"{prediction.shape} (zyx, voxels)"
         )
-    known = np.unique(np.array([v for values in labels for v in members(values)], np.int64))
+    known = np.array(all_members(labels), np.int64)
     bins = len(known) + 1  # the last one is background
     joint = np.zeros(bins * bins, np.int64)
     for true_slice, predicted_slice in zip(reference, prediction, strict=True):
