@@ -9,13 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from promptseg.conversion.predictions import refuse_existing
-from promptseg.conversion.result import Conversion, convert_cases
+from promptseg.conversion.result import Conversion, convert_images, image_file
 from promptseg.files import replacing
 from promptseg.io.images import read_image, write_image
 from promptseg.tables import aligned
 
-_ENDING = ".nii.gz"
 _FOLDERS = {"anat": "MRI", "pet": "PET", "ct": "CT"}  # of volumes, and how these were made
 _FILE = re.compile(
     r"(?P<case>sub-(?P<sub>[a-zA-Z0-9]+)(?:_ses-(?P<ses>[a-zA-Z0-9]+))?(?:_[a-z]+-[a-zA-Z0-9]+)*"
@@ -96,12 +94,9 @@ def convert_bids(
             f"{source}: none of {len(found)} file(s) can be converted, for the reasons above; see "
             f"--modality"
         )
-    notes = (f"{len(chosen)} of {len(found)} files are volumes to convert",)
-    if dry_run:
-        return Conversion(output=output, done=(), notes=notes)
-    refuse_existing({case: _target(case, output) for case in chosen}, overwrite)
-    done, failed = convert_cases(_convert, chosen, output, processes=processes)
-    return Conversion(output=output, done=tuple(done), failed=failed, notes=notes)
+    note = f"{len(chosen)} of {len(found)} files are volumes to convert"
+    how = {"dry_run": dry_run, "overwrite": overwrite, "processes": processes}
+    return convert_images(_convert, chosen, output, note, **how)
 
 
 def find_scans(source: Path, modality: str | None = None) -> list[Scan]:
@@ -153,16 +148,12 @@ def _table(found: Sequence[Scan]) -> list[str]:
     return aligned([_COLUMNS, *rows], left=range(len(_COLUMNS)))
 
 
-def _target(case_id: str, output: Path) -> Path:
-    return output / f"{case_id}_0000{_ENDING}"
-
-
 def _convert(case_id: str, scan: Scan, output: Path) -> None:
     image, geometry = read_image(scan.path)
     if len(image) != 1:
         raise ValueError(f"{scan.path}: expected one channel, found {len(image)}")
-    target = _target(case_id, output)
-    if not scan.path.name.endswith(_ENDING):
+    target = image_file(case_id, output)
+    if not scan.path.name.endswith(".nii.gz"):
         write_image(target, image[0], geometry, like=scan.path)
         return
     with replacing(target) as temporary:

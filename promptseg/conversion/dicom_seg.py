@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import promptseg
-from promptseg.conversion.predictions import refuse_existing
-from promptseg.conversion.result import Conversion, convert_cases
+from promptseg.conversion.result import Conversion, convert_cases, refuse_existing
 from promptseg.conversion.rtstruct import make_rtstruct
 from promptseg.evaluation.inputs import label_files, names_by_value, read_labels
 from promptseg.files import replacing

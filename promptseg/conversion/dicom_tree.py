@@ -18,8 +18,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from promptseg.conversion.predictions import refuse_existing
-from promptseg.conversion.result import Conversion, convert_cases
+from promptseg.conversion.result import Conversion, convert_images, image_file
 from promptseg.files import replacing
 from promptseg.io.dicom import (
     MODALITIES,
@@ -34,7 +33,6 @@ from promptseg.tables import aligned
 
 MOST_BYTES = 2**36  # into which a zip file may unpack
 MIN_SLICES = 10
-_ENDING = ".nii.gz"
 _TAGS = (
     *("SeriesInstanceUID", "PatientID", "PatientName", "StudyDate", "SeriesNumber"),
     *("SeriesDescription", "Modality", "NumberOfFrames", "PixelSpacing", "SliceThickness"),
@@ -119,14 +117,12 @@ def convert_dicom_tree(
                 f"{source}: none of {len(found)} series can be converted, for the reasons above; "
                 f"see --min-slices and --modality"
             )
-        notes = (f"{len(chosen)} of {len(found)} series are volumes to convert",)
-        if dry_run:
-            return Conversion(output=output, done=(), notes=notes)
-        targets = {name: output / f"{name}_0000{_ENDING}" for name in chosen}
-        refuse_existing(targets, overwrite)
-        done, failed = convert_cases(_convert_series, chosen, output, processes=processes)
-    _write_csv(output / "series.csv", [chosen[name] for name in done], names)
-    return Conversion(output=output, done=tuple(done), failed=failed, notes=notes)
+        note = f"{len(chosen)} of {len(found)} series are volumes to convert"
+        how = {"dry_run": dry_run, "overwrite": overwrite, "processes": processes}
+        result = convert_images(_convert_series, chosen, output, note, **how)
+    if not dry_run:
+        _write_csv(output / "series.csv", [chosen[name] for name in result.done], names)
+    return result
 
 
 def find_series(folder: Path) -> list[Series]:
@@ -222,7 +218,7 @@ def _convert_series(case_id: str, series: Series, output: Path) -> None:
     except RuntimeError as error:  # of ITK, in several lines
         cause = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"{series.files[0].parent}: series {series.uid}: {cause}") from error
-    with replacing(output / f"{case_id}_0000{_ENDING}") as temporary:
+    with replacing(image_file(case_id, output)) as temporary:
         sitk.WriteImage(image, str(temporary), useCompression=True)
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from promptseg.conversion.result import Conversion, convert_cases
+from promptseg.conversion.result import Conversion, convert_cases, refuse_existing
 from promptseg.evaluation.inputs import label_files
 from promptseg.io.challenge_npz import write_npz_labels
 from promptseg.io.images import NPZ, read_segmentation
-from promptseg.words import some
 
 
 def convert_predictions_to_npz(
@@ -35,16 +34,6 @@ def convert_predictions_to_npz(
     cases = {case_id: (files[case_id], targets[case_id]) for case_id in files}
     done, failed = convert_cases(_convert_case, cases, processes=processes)
     return Conversion(output=Path(output), done=tuple(done), failed={**failed, **several})
-
-
-def refuse_existing(targets: dict[str, Path], overwrite: bool) -> None:
-    """Raise FileExistsError if a target already exists and is not to be overwritten."""
-    there = [path.name for path in targets.values() if path.exists()]
-    if there and not overwrite:
-        folder = next(iter(targets.values())).parent
-        raise FileExistsError(
-            f"{folder} already contains {some(there)}; choose another folder, or give --overwrite"
-        )
 
 
 def _convert_case(case_id: str, paths: tuple[Path, Path]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from promptseg.parallel import map_cases
+from promptseg.words import some
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,3 +79,48 @@ def convert_cases(
 
 def _call(item: tuple[str, Any], function: Callable[..., Any], *arguments: Any) -> Any:
     return function(item[0], item[1], *arguments)
+
+
+def refuse_existing(targets: dict[str, Path], overwrite: bool) -> None:
+    """Raise FileExistsError if a target already exists and is not to be overwritten."""
+    there = [path.name for path in targets.values() if path.exists()]
+    if there and not overwrite:
+        folder = next(iter(targets.values())).parent
+        raise FileExistsError(
+            f"{folder} already contains {some(there)}; choose another folder, or give --overwrite"
+        )
+
+
+def image_file(case_id: str, output: Path) -> Path:
+    """The file of an image of one channel, as raw datasets name it."""
+    return output / f"{case_id}_0000.nii.gz"
+
+
+def convert_images(
+    function: Callable[..., Any],
+    chosen: Mapping[str, Any],
+    output: Path,
+    note: str,
+    *,
+    dry_run: bool,
+    overwrite: bool,
+    processes: int,
+) -> Conversion:
+    """Write the `image_file` of every image that was chosen, unless this is a dry run.
+
+    Args:
+        function: called as `function(case_id, image, output)`, see `convert_cases`.
+        chosen: images by case identifier.
+        output: folder to write to.
+        note: how many of those that were found these are.
+        dry_run, overwrite, processes: as the commands have them.
+
+    Raises:
+        FileExistsError: if a file already exists and `overwrite` is not set.
+        ValueError: listing all problems, if no image could be converted.
+    """
+    if dry_run:
+        return Conversion(output=output, done=(), notes=(note,))
+    refuse_existing({case_id: image_file(case_id, output) for case_id in chosen}, overwrite)
+    done, failed = convert_cases(function, chosen, output, processes=processes)
+    return Conversion(output=output, done=tuple(done), failed=failed, notes=(note,))
