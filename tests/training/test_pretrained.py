@@ -166,6 +166,7 @@ def test_what_another_patch_or_channel_count_changes_is_listed(tmp_path, caplog)
     with caplog.at_level(logging.INFO):
         report = load_pretrained(built(plans), plans, tmp_path / "checkpoint_best.pth")
     changed = {"image_encoder.positions", "image_encoder.stem.blocks.0.0.convolution.weight"}
+    changed |= {"prompt_head.maps.weight", "prompt_head.on_voxels.0.weight"}  # see the image
     assert set(report.left_out) == set(report.missing) == changed
     why = report.left_out["image_encoder.positions"]
     assert why == "(1, 192, 4, 3, 4) in the file, (1, 192, 4, 4, 4) here"

@@ -412,8 +412,8 @@ def test_training_that_comes_apart_says_so_also_in_the_log(planned, tmp_path, mo
     folders = folders_for(planned, tmp_path)
     compute_loss = Learner.compute_loss
 
-    def apart(learner, batch):
-        loss = compute_loss(learner, batch)
+    def apart(learner, batch, **flags):
+        loss = compute_loss(learner, batch, **flags)
         apart.steps += 1
         return loss * (float("nan") if apart.steps > 2 else 1)
 
