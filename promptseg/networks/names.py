@@ -87,7 +87,7 @@ class NameMatch(nn.Module):
         """Weights of the labels for n queries.
 
         Args:
-            names: (n, labels, z', y', x') probabilities.
+            names: (n or 1, labels, z', y', x') probabilities.
             there: (n, z', y', x') fractions inside the box, or else the mask before.
             kinds: (n, 2) 0 or 1, whether it is a box, or a mask.
             clicks: (n, 2, z', y', x') maps of foreground and background clicks; zeros where
@@ -98,8 +98,8 @@ class NameMatch(nn.Module):
         """
         flat, inside, weights = names.flatten(2), there.flatten(1), clicks.flatten(2)
         total, size, clicked = flat.sum(2), inside.sum(1, keepdim=True), weights.sum(2)
-        within = torch.einsum("nlv,nv->nl", flat, inside)
-        at_clicks = torch.einsum("nlv,ncv->nlc", flat, weights) / clicked.clamp(min=1e-3)[:, None]
+        within = (flat @ inside[..., None])[..., 0]
+        at_clicks = flat @ weights.transpose(1, 2) / clicked.clamp(min=1e-3)[:, None]
         overlaps = [within / (total + 1), within / (size + 1), 2 * within / (total + size + 1)]
         overlaps.append(same_extent(names, there))
         flags = torch.cat([kinds.float(), (clicked > 0.01).float()], dim=1)
@@ -174,7 +174,7 @@ def same_extent(names: Tensor, there: Tensor) -> Tensor:
     A ring and what it encloses lie alike in the box of the ring, but only one extends as far.
 
     Args:
-        names: (n, labels, z', y', x') probabilities.
+        names: (n or 1, labels, z', y', x') probabilities.
         there: (n, z', y', x') fractions inside the box or mask.
 
     Returns:

@@ -203,8 +203,8 @@ class PromptableNetwork(nn.Module):
             clicks = torch.cat([torch.maximum(clicks[:, :1], drawn), clicks[:, 1:]], dim=1)
         clicks = clicks * ~has_previous[:, None, None, None, None]
         kinds = torch.stack([has_box, is_mask], dim=1)
-        names = self.name_head.of_labels(encoding.names.detach())[prompts.image_index]
-        return self.name_match(names.exp(), there, kinds, clicks)
+        names = self.name_head.of_labels(encoding.names.detach()).exp()
+        return self.name_match(of_queries(names, prompts), there, kinds, clicks)
 
     def _changed(
         self,
