@@ -18,7 +18,7 @@ from promptseg.networks.names import SURE
 from promptseg.plans import Plans
 from promptseg.postprocessing import postprocessed
 from promptseg.prompts.names import is_unnamed, object_number
-from promptseg.prompts.types import Prompts
+from promptseg.prompts.types import Prompts, make_prompts
 
 MOST_OBJECTS = 9999  # without a name in one image
 SLAB = 2**20  # raw voxels that are interpolated at once: 4 MB
@@ -143,6 +143,38 @@ def values_of(labels: Mapping[str, int], names: Sequence[str]) -> dict[str, int]
     for name in unnamed:
         values.setdefault(name, max(values.values()) + 1)
     return values
+
+
+def wanted_prompts(
+    prompts: Mapping[str, Prompts], labels: Sequence[str], plans: Plans, shape: Sequence[int]
+) -> dict[str, Prompts]:
+    """The prompts of each label and object to segment; empty ones where only its name is known.
+
+    Args:
+        prompts: by label or object.
+        labels: those to segment.
+        plans: of the model.
+        shape: of the image's file, voxels, zyx.
+
+    Raises:
+        ValueError: naming labels that the model does not know, prompts for what is not to be
+            segmented, and objects without a name that no prompt places.
+    """
+    values = values_of(plans.written_values, labels)
+    if unknown := sorted((set(prompts) | set(labels)) - set(values)):
+        known = ", ".join(plans.labels)
+        raise ValueError(f"unknown label(s) {', '.join(unknown)}; the model knows {known}")
+    if unused := sorted(set(prompts) - set(labels)):
+        raise ValueError(f"prompts for {', '.join(unused)}, which is not among `labels`")
+    nothing = make_prompts(shape=shape, source="label name")
+    wanted = {label: prompts.get(label, nothing) for label in labels}
+    unnamed = {name: p for name, p in wanted.items() if name not in plans.labels}
+    if nowhere := [n for n, p in unnamed.items() if p.is_empty or p.says_only_where_not]:
+        raise ValueError(
+            f"{', '.join(nowhere)}: an object without a name needs a prompt that says where it "
+            f"is; give a box, a point, a scribble, a lasso or a mask"
+        )
+    return wanted
 
 
 def connected_change(

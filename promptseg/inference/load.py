@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,6 +17,12 @@ import numpy as np
 
 from promptseg.files import read_json, write_json
 from promptseg.inference.options import check_step_size
+from promptseg.inference.predicted_dice import (
+    DiceEstimator,
+    DiceSample,
+    are_enough,
+    read_samples,
+)
 from promptseg.inference.predictor import Predictor
 from promptseg.networks.device import choose_device
 from promptseg.networks.locator import Locator
@@ -31,6 +38,7 @@ log = logging.getLogger(__name__)
 ModelFolders = Path | str | Sequence[Path | str]  # a folder or zip file, or several: an ensemble
 PROMPT_QUALITY = "prompt_strategies.json"  # in each fold's folder
 LOCATOR_FILE = "locator.npz"  # likewise
+DICE_SAMPLES = "dice_samples.json"  # likewise
 MOST_BYTES = 2**36  # into which a zip file may unpack
 _OF_A_MODEL = (".json", ".npz", ".pth")
 _ENCRYPTED = 1  # bit of a zip member's flags
@@ -87,6 +95,7 @@ def load_predictor(
                     f"need the same"
                 )
         locator = read_locator(opened[0], folds, plans)
+        estimator = read_dice_estimator(opened, folds)
     mirrored = set.intersection(*(set(settings.mirror_axes) for _, _, settings in loaded))
     log.info("predicting on %s", device)
     preset = preset_of(plans)
@@ -101,7 +110,36 @@ def load_predictor(
         keep_probabilities=keep_probabilities,
         measured_dice=measured,
         locator=locator,
+        dice_estimator=estimator,
     )
+
+
+def read_dice_estimator(
+    folders: Sequence[Path], folds: Sequence[str] | None
+) -> DiceEstimator | None:
+    """What predicts the Dice of a model's masks, from the validation of all folds in use.
+
+    None where they were not validated, or on too few cases to learn from.
+
+    Raises:
+        ValueError: naming a file that is damaged.
+    """
+    samples: list[DiceSample] = []
+    for file in _files_of_folds(folders, folds, DICE_SAMPLES):
+        first = 1 + max((sample.group for sample in samples), default=-1)
+        samples += [replace(s, group=first + s.group) for s in read_samples(file)]
+    return DiceEstimator(samples) if are_enough(samples) else None
+
+
+def _files_of_folds(
+    folders: Sequence[Path], folds: Sequence[str] | None, name: str
+) -> Iterator[Path]:
+    """The files of a name in the folders of some folds, or of all."""
+    wanted = None if folds is None else {f"fold_{fold}" for fold in folds}
+    for folder in folders:
+        for file in sorted(folder.glob(f"fold_*/{name}")):
+            if wanted is None or file.parent.name in wanted:
+                yield file
 
 
 def read_locator(folder: Path, folds: Sequence[str] | None, plans: Plans) -> Locator | None:
@@ -267,19 +305,15 @@ def read_prompt_quality(
 
     The strategies are in the order of their seconds, the fastest first.
     """
-    wanted = None if folds is None else {f"fold_{fold}" for fold in folds}
     found: dict[str, dict[str, list[float]]] = {}
     seconds: dict[str, list[float]] = {}
-    for folder in folders:
-        for file in sorted(folder.glob(f"fold_*/{PROMPT_QUALITY}")):
-            if wanted is not None and file.parent.name not in wanted:
-                continue
-            dice, spent = _prompt_quality(file)
-            for strategy, value in spent.items():
-                seconds.setdefault(strategy, []).append(value)
-            for label, of_label in dice.items():
-                for strategy, value in of_label.items():
-                    found.setdefault(label, {}).setdefault(strategy, []).append(value)
+    for file in _files_of_folds(folders, folds, PROMPT_QUALITY):
+        dice, spent = _prompt_quality(file)
+        for strategy, value in spent.items():
+            seconds.setdefault(strategy, []).append(value)
+        for label, of_label in dice.items():
+            for strategy, value in of_label.items():
+                found.setdefault(label, {}).setdefault(strategy, []).append(value)
     fastest_first = sorted(seconds, key=lambda strategy: np.mean(seconds[strategy]))
     return {
         label: {name: float(np.mean(of_label[name])) for name in fastest_first if name in of_label}

@@ -16,8 +16,10 @@ from promptseg.inference.decoder import (
     blended_answers,
     with_channels,
 )
-from promptseg.inference.label_map import Collector, raw_slabs, values_of
+from promptseg.inference.evidence import with_predicted_dice
+from promptseg.inference.label_map import Collector, raw_slabs, wanted_prompts
 from promptseg.inference.options import check_step_size
+from promptseg.inference.predicted_dice import DiceEstimator
 from promptseg.inference.prompting import Proposer, prompts_by_label
 from promptseg.inference.queries import as_queries, flips, is_whole_object, patches_of_queries
 from promptseg.inference.results import LabelResult, Prediction, postprocessed_prediction
@@ -34,7 +36,7 @@ from promptseg.preprocessing.lazy import LazyImage
 from promptseg.preprocessing.modality import other_modalities
 from promptseg.preprocessing.normalize import check_windowed, undo_window
 from promptseg.preprocessing.training_images import differences
-from promptseg.prompts.types import Prompts, make_prompts
+from promptseg.prompts.types import Prompts
 
 __all__ = ["LabelResult", "Prediction", "Predictor", "PreparedImage"]
 
@@ -54,6 +56,7 @@ class Predictor:
 
     Attributes:
         decoder_class: what decodes queries about a preprocessed image.
+        keep_evidence: whether results have what a `DiceEstimator` learns from.
     """
 
     decoder_class = ImageDecoder
@@ -71,6 +74,7 @@ class Predictor:
         keep_probabilities: bool = False,
         measured_dice: Mapping[str, Mapping[str, float]] | None = None,
         locator: Locator | None = None,
+        dice_estimator: DiceEstimator | None = None,
     ) -> None:
         """Use networks that are in memory; `load_predictor` loads them from a model folder.
 
@@ -90,6 +94,7 @@ class Predictor:
                 (`PromptConsistency`); each costs another decoding, not another encoding.
             keep_probabilities: return them with each prediction.
             measured_dice, locator: see `Proposer`.
+            dice_estimator: predicts the Dice of masks that no person prompted.
 
         Raises:
             ValueError: for a step size outside (0, 1].
@@ -108,6 +113,7 @@ class Predictor:
         self.n_perturbations = n_perturbations
         self.keep_probabilities = keep_probabilities
         self.proposer = Proposer(plans, measured_dice or {}, locator)
+        self.dice_estimator, self.keep_evidence = dice_estimator, False
         self._weights = gaussian_weights(plans.patch_size)
         self._image: PreparedImage | None = None
 
@@ -240,20 +246,7 @@ class Predictor:
         """`predict` for prompts that have been checked; see there."""
         image = self._current_image()
         self.check_prompts(prompts)
-        values = values_of(self.plans.written_values, labels)
-        if unknown := sorted((set(prompts) | set(labels)) - set(values)):
-            known = ", ".join(self.plans.labels)
-            raise ValueError(f"unknown label(s) {', '.join(unknown)}; the model knows {known}")
-        if unused := sorted(set(prompts) - set(labels)):
-            raise ValueError(f"prompts for {', '.join(unused)}, which is not among `labels`")
-        nothing = make_prompts(shape=image.file_shape, source="label name")
-        wanted = {label: prompts.get(label, nothing) for label in labels}
-        unnamed = {name: p for name, p in wanted.items() if name not in self.plans.labels}
-        if nowhere := [n for n, p in unnamed.items() if p.is_empty or p.says_only_where_not]:
-            raise ValueError(
-                f"{', '.join(nowhere)}: an object without a name needs a prompt that says where it "
-                f"is; give a box, a point, a scribble, a lasso or a mask"
-            )
+        wanted = wanted_prompts(prompts, labels, self.plans, image.file_shape)
         if auto_prompt:
             unprompted = [label for label, p in wanted.items() if p.is_empty]
             wanted.update(self.proposer.propose(image, unprompted, auto_prompt))
@@ -269,6 +262,9 @@ class Predictor:
         whole = [label for label, p in turned.items() if is_whole_object(p, image.raw_shape)]
         steps = {label: one for label in whole if label in single}
         prediction = postprocessed_prediction(prediction, self.plans, image.spacing, steps)
+        prediction = with_predicted_dice(
+            prediction, image, self.plans.labels, self.dice_estimator, self.keep_evidence
+        )
         return prediction.turned(image.turn.back, image.raw_shape).of_unlike(image.unlike)
 
     def check_prompts(self, prompts: Mapping[str, Prompts]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from promptseg.boxes import box_slices, is_nearly_whole, label_boxes, to_bbox
 from promptseg.files import replacing
+from promptseg.inference.predicted_dice import PredictedDice
 from promptseg.inference.prompting import NAME
 from promptseg.inference_plan import PostProcessing
 from promptseg.io.npz import read_npz
@@ -24,6 +25,8 @@ from promptseg.postprocessing import postprocess
 from promptseg.prompts.types import Prompts
 
 LOW_QUALITY = 0.5  # predicted IoU below which a label is flagged
+LOW_DICE = 2 * LOW_QUALITY / (1 + LOW_QUALITY)  # the Dice of that IoU
+LOW_PREDICTED_DICE = "low_predicted_dice"
 NOT_LIKE_TRAINING = "not_like_training"  # flag of every label of such an image
 LOW_CONSISTENCY = 0.7  # prompt consistency below which it is
 MOST_BYTES = 2**36  # into which a file of probabilities may unpack
@@ -42,6 +45,9 @@ class LabelResult:
             one found in the whole volume.
         voxels: number that the label has in the segmentation.
         flags: codes for what a person should review.
+        predicted_dice: the Dice to expect, learned in validation; None where nothing was learned,
+            for an empty mask, and where a person prompted.
+        evidence: what it is predicted from; None where nobody needs it.
     """
 
     prompts: Prompts
@@ -49,15 +55,37 @@ class LabelResult:
     prompt_consistency: float | None
     voxels: int
     flags: tuple[str, ...]
+    predicted_dice: PredictedDice | None = None
+    evidence: Mapping[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
+        told: dict[str, Any] = {}
+        if self.predicted_dice is not None:
+            dice = self.predicted_dice
+            told["predicted_dice"] = dice.value
+            told["predicted_dice_interval"] = [dice.low, dice.high]
+        if self.evidence is not None:
+            told["evidence"] = dict(self.evidence)
         return {
             **self.prompts.to_json(),
             "predicted_iou": self.predicted_iou,
             "prompt_consistency": self.prompt_consistency,
+            **told,
             "voxels": self.voxels,
             "flags": list(self.flags),
         }
+
+    def rated(
+        self, dice: PredictedDice | None, evidence: Mapping[str, float] | None
+    ) -> LabelResult:
+        """The result with a predicted Dice, and flagged where that is low."""
+        low = dice is not None and dice.value < LOW_DICE
+        return replace(
+            self,
+            predicted_dice=dice,
+            evidence=evidence,
+            flags=(*self.flags, LOW_PREDICTED_DICE) if low else self.flags,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

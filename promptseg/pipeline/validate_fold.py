@@ -6,21 +6,25 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from promptseg.evaluation.evaluate import evaluate_folders
 from promptseg.evaluation.inputs import label_files
 from promptseg.files import read_json, write_json
 from promptseg.inference.batch.predict_files import predict_cases
 from promptseg.inference.load import (
+    DICE_SAMPLES,
     PROMPT_QUALITY,
     load_predictor,
     read_prompt_quality,
     write_prompt_quality,
 )
+from promptseg.inference.options import PredictionOptions
+from promptseg.inference.predicted_dice import write_samples
 from promptseg.inference.predictor import Predictor
 from promptseg.inference.prompting import HYBRID, NAME, OWN, PLANS, Proposer
 from promptseg.io.dataset import RawCase
+from promptseg.pipeline.dice_samples import dice_samples
 from promptseg.pipeline.prompt_quality import measure_prompts
 from promptseg.pipeline.strategy_quality import measure_strategies
 from promptseg.preprocessing.dataset import PreprocessedDataset
@@ -28,6 +32,8 @@ from promptseg.presets import preset_of
 from promptseg.prompts.given import CasePrompts, GivenPrompts, case_from_json
 from promptseg.prompts.types import VOXEL
 from promptseg.training.fold import Fold
+
+Measured = TypeVar("Measured")
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +70,8 @@ def validate_fold(model_folder: Path, fold: Fold, *, device: str | None = None) 
             predictor.proposer = Proposer(fold.plans, best, predictor.proposer.locator)
             predictor.proposer.log_choice(PLANS)
     prompts = chosen_prompts(predictor, cases, held_out)
+    predictor.dice_estimator, predictor.keep_evidence = None, preset_of(fold.plans) is None
+    predictor.n_perturbations = PredictionOptions().n_perturbations  # as a user's will be
     report = predict_cases(predictor, cases, folder, from_file=prompts)
     if report["failed"] == len(cases):  # no file to evaluate
         errors = [f"case {case_id}: {e['error']}" for case_id, e in report["cases"].items()]
@@ -78,6 +86,9 @@ def validate_fold(model_folder: Path, fold: Fold, *, device: str | None = None) 
     if prompts_measured is not None:
         summary["prompts"] = prompts_measured
         write_json(folder / "summary.json", summary)
+        samples = _measured(dice_samples, predictor, cases, ground_truth, report, summary)
+        if samples is not None:
+            write_samples(folder.parent / DICE_SAMPLES, samples)
     log.info("mean validation Dice %.4f", summary["foreground_mean"]["Dice"])
     if report["failed"] or summary["failures"]:
         raise _failed(report["failed"], folder, summary["failures"])
@@ -85,8 +96,8 @@ def validate_fold(model_folder: Path, fold: Fold, *, device: str | None = None) 
 
 
 def _measured(
-    measure: Callable[..., dict[str, Any]], predictor: Predictor, *arguments: Any
-) -> dict[str, Any] | None:
+    measure: Callable[..., Measured], predictor: Predictor, *arguments: Any
+) -> Measured | None:
     """What `measure` returns; None, with a warning, where it fails.
 
     It is told beside the results of a training, which is finished and stays so.
@@ -139,7 +150,8 @@ def is_validated(fold_folder: Path) -> bool:
 def remove_validation(fold_folder: Path) -> None:
     """Remove what was measured with other weights; first the summary, which marks it complete."""
     (fold_folder / "validation" / "summary.json").unlink(missing_ok=True)
-    (fold_folder / PROMPT_QUALITY).unlink(missing_ok=True)
+    for name in (PROMPT_QUALITY, DICE_SAMPLES):
+        (fold_folder / name).unlink(missing_ok=True)
     shutil.rmtree(fold_folder / "validation", ignore_errors=True)
 
 

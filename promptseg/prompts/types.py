@@ -66,6 +66,11 @@ class Prompts:
     reason: str = "ok"
 
     @property
+    def is_of_person(self) -> bool:
+        """Whether a person gave any of them, here or in a file."""
+        return not self.is_empty and not {"user", "file"}.isdisjoint(self.source.split(", "))
+
+    @property
     def is_empty(self) -> bool:
         drawn = (self.boxes, self.points, self.scribbles, self.lassos)
         return self.mask is None and not any(map(len, drawn))

@@ -142,11 +142,11 @@ def write_review_list(path: Path, report: Mapping[str, Any]) -> None:
 def review_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per case, worst first.
 
-    The quality of a case is that of its worst label; that of a label is its predicted IoU or its
-    prompt consistency, whichever is lower. A label with a reason code comes before every label
-    without, and a case that does not look like the training images before the others. Cases that
-    failed come first of all; those of which nothing is known (kept from an
-    earlier run without a report, or without labels to segment) are left out.
+    The quality of a case is that of its worst label; that of a label is its predicted Dice, where
+    there is one, else its predicted IoU or its prompt consistency, whichever is lower. A label with
+    a reason code comes before every label without, and a case that does not look like the training
+    images before the others. Cases that failed come first of all; those of which nothing is known
+    (kept from an earlier run without a report, or without labels to segment) are left out.
 
     Args:
         report: of `predict_files`.
@@ -171,6 +171,8 @@ def review_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _quality(result: Mapping[str, Any]) -> float:
-    """The lower of the two estimates; 0 when nothing was decoded."""
+    """The predicted Dice, or else the lower of two estimates; 0 when nothing was decoded."""
+    if "predicted_dice" in result:
+        return result["predicted_dice"]
     known = [result[name] for name in _QUALITIES if result[name] is not None]
     return min(known, default=0.0)

@@ -1,0 +1,135 @@
+"""What a mask tells without its ground truth: how large it is, where, of what form, how clear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from scipy.ndimage import binary_dilation, binary_erosion
+
+from promptseg.boxes import box_slices, clip_box, label_boxes, widen_box
+from promptseg.components import components
+from promptseg.inference.decoder import PreparedImage
+from promptseg.inference.predicted_dice import DiceEstimator
+from promptseg.inference.results import Prediction
+from promptseg.labels import Values, label_mask
+from promptseg.preprocessing.lazy import LazyImage
+from promptseg.preprocessing.normalize import rescale_part
+
+SHELL = 2  # voxels on either side of the surface that are compared
+MOST_VOXELS = 2**21  # of a mask and its surroundings that are looked at; larger ones are thinned
+
+
+def with_predicted_dice(
+    prediction: Prediction,
+    image: PreparedImage,
+    labels: Mapping[str, Values],
+    estimator: DiceEstimator | None,
+    keep_evidence: bool,
+) -> Prediction:
+    """A prediction with the Dice to expect of each mask that no person prompted.
+
+    Args:
+        prediction: on the raw grid of the image.
+        image: what was segmented.
+        labels: of the plans.
+        estimator: None predicts no Dice.
+        keep_evidence: whether the results have what it is predicted from.
+    """
+    if estimator is None and not keep_evidence:
+        return prediction
+    results = prediction.labels
+    wanted = {
+        label: values
+        for label, values in labels.items()
+        if label in results and not results[label].prompts.is_of_person
+    }
+    rated = {}
+    seen = evidence_by_label(prediction.segmentation, wanted, image.decoder.image, image.spacing)
+    for label, evidence in seen.items():
+        result = results[label]
+        evidence["unlike"] = float(len(image.unlike))
+        for name in ("predicted_iou", "prompt_consistency"):
+            if (value := getattr(result, name)) is not None:
+                evidence[name] = value
+        dice = estimator and estimator.predict(label, evidence)
+        rated[label] = result.rated(dice, evidence if keep_evidence else None)
+    return replace(prediction, labels={**results, **rated})
+
+
+def evidence_by_label(
+    segmentation: np.ndarray,
+    labels: Mapping[str, Values],
+    image: LazyImage,
+    spacing: Sequence[float],
+) -> dict[str, dict[str, float]]:
+    """`mask_evidence` of every label that a segmentation has.
+
+    Args:
+        segmentation: (z, y, x) label values on the raw grid of the image.
+        labels: those to look at.
+        image: with its raw intensities.
+        spacing: mm, zyx.
+    """
+    found = {}
+    for label, box in label_boxes(segmentation, labels).items():
+        if box is None:
+            continue
+        around = clip_box(widen_box(box, SHELL + 1), segmentation.shape)
+        sizes, wanted = np.diff(around, axis=0)[0], MOST_VOXELS
+        step = max(1, int(np.ceil((sizes.prod() / wanted) ** (1 / 3))))
+        part = tuple(slice(s.start, s.stop, step) for s in box_slices(around))
+        mask = label_mask(segmentation[part], labels[label])
+        if not mask.any():
+            continue
+        values = [
+            rescale_part(channel[part], *scale)
+            for channel, scale in zip(image.raw, image.scales, strict=True)
+        ]
+        size = np.array(segmentation.shape)
+        seen = mask_evidence(mask, np.stack(values), step * np.array(spacing))
+        centre = (around[0] + step * np.argwhere(mask).mean(axis=0) + 0.5) / size
+        seen |= dict(zip(("place_z", "place_y", "place_x"), centre.tolist(), strict=True))
+        seen["faces_at_border"] = float(((box[0] == 0) | (box[1] == size)).sum())
+        found[label] = seen
+    return found
+
+
+def mask_evidence(
+    mask: np.ndarray, values: np.ndarray, spacing: Sequence[float]
+) -> dict[str, float]:
+    """Size, form and contrast of one mask.
+
+    Args:
+        mask: (z, y, x) bool with a voxel or more, and about it some that are not in it.
+        values: (c, z, y, x) normalized intensities there, in [0, 255].
+        spacing: mm, zyx.
+
+    Returns:
+        `log_mm3`; `largest`, the fraction of the largest 26-connected component; `surface`, voxels
+        next to the outside over voxels to the power of 2/3; and for each channel the `mean` and
+        `deviation` inside and the `step` in mean intensity across the surface.
+    """
+    voxels = int(mask.sum())
+    core, outer = _eroded(mask, 1), binary_dilation(mask, iterations=SHELL) & ~mask
+    inner = mask & ~_eroded(mask, SHELL)
+    found = {
+        "log_mm3": float(np.log10(voxels * np.prod(spacing))),
+        "largest": float(components(mask)[1].max() / voxels),
+        "surface": float((voxels - core.sum()) / voxels ** (2 / 3)),
+    }
+    for number, channel in enumerate(values):
+        inside, outside = channel[mask], channel[outer]
+        step = channel[inner].mean() - outside.mean() if inner.any() and outside.size else 0.0
+        found |= {
+            f"mean_{number}": float(inside.mean()),
+            f"deviation_{number}": float(inside.std()),
+            f"step_{number}": float(step),
+        }
+    return found
+
+
+def _eroded(mask: np.ndarray, iterations: int) -> np.ndarray:
+    """A mask without its outermost voxels; what lies beyond the array counts as inside."""
+    return binary_erosion(mask, iterations=iterations, border_value=1)
