@@ -38,7 +38,8 @@ def perturbed_prompts(query: Query, shape: Sequence[int], count: int, seed: int 
     for _ in range(count):
         noise = rng.uniform(-POINT_JITTER, POINT_JITTER, points.shape)
         box = None if query.box is None else jitter_box(query.box, tuple(shape), rng)
-        perturbed.append(replace(query, box=box, points=np.clip(points + noise, 0, last)))
+        moved = {"box": box, "points": np.clip(points + noise, 0, last)}
+        perturbed.append(replace(query, **moved, limit=None))
     return perturbed
 
 

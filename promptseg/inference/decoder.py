@@ -17,6 +17,7 @@ from promptseg.inference.sliding_window import Blend, groups_of_at_most, open_vo
 from promptseg.io.orientation import Turn
 from promptseg.networks.prompt_encoder import Query, batch_queries
 from promptseg.networks.promptable import PromptableNetwork, decode_in_parts
+from promptseg.networks.regions import within_limits
 from promptseg.preprocessing.lazy import LazyImage
 from promptseg.preprocessing.patch import cut_patch
 from promptseg.progress_bar import progress_bar
@@ -110,7 +111,7 @@ class ImageDecoder:
                 logits_sum = logits_sum + logits.flip([axis + 1 for axis in flip])
                 iou_sum = iou_sum + iou.sigmoid()
         count = len(self.networks) * len(self.flips)
-        return logits_sum / count, iou_sum / count
+        return within_limits(logits_sum / count, queries), iou_sum / count
 
     def _encodings_of(self, key: Any) -> dict[tuple, Any]:
         """The encodings of a patch, to be added to; a new patch may displace the oldest."""

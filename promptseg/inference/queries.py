@@ -18,6 +18,7 @@ from promptseg.prompts.drawn import flat_region, is_flat, lasso_region, scribble
 from promptseg.prompts.types import Prompts
 
 GIVEN = 4.0  # logit of a mask that a person gives, and minus that outside it
+HASTE = 0.05  # of the side of a box that a person drew, by which its faces may be off
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,12 +55,13 @@ def as_queries(
         label: its index in the plans, `NO_LABEL` or `NEW_OBJECT`.
         raw_shape, shape: of the raw and the preprocessed image, voxels, zyx.
     """
-    scaled = prompts.scaled(raw_shape, shape)
+    scaled, scale = prompts.scaled(raw_shape, shape), np.divide(shape, raw_shape)
     boxes, drawn = [], []
     for raw, box in zip(prompts.boxes, scaled.boxes, strict=True):
         axis = flat_axis(raw, raw_shape)
         if axis is None:
-            boxes.append(box)
+            limit = limit_of(raw) * scale if prompts.is_of_person else None
+            boxes.append({"box": box, "limit": limit})
         else:
             drawn.append(FlatBox(box=box, axis=axis))
 
@@ -82,7 +84,17 @@ def as_queries(
         drawn=tuple(drawn),
         previous=previous,
     )
-    return [replace(query, box=box) for box in boxes] or [query]
+    return [replace(query, **of_box) for of_box in boxes] or [query]
+
+
+def limit_of(box: np.ndarray) -> np.ndarray:
+    """The (2, 3) box beyond which nothing of an object lies that a person drew a box about.
+
+    People draw boxes in haste, but rarely cut a slice off: some voxels of a long side are left to
+    them, and none across few thick slices.
+    """
+    margin = np.floor(HASTE * (box[1] - box[0]))
+    return np.stack([box[0] - margin, box[1] + margin])
 
 
 def is_whole_object(prompts: Prompts, raw_shape: Sequence[int]) -> bool:
@@ -246,6 +258,7 @@ def in_patch(query: Query, start: np.ndarray, patch_size: np.ndarray) -> Query:
         point_labels=np.asarray(query.point_labels)[inside],
         region=_region_in_patch(getattr(query, "drawn", ()), start, tuple(patch_size.tolist())),
         previous=previous,
+        limit=None if query.limit is None else query.limit - start,
     )
 
 

@@ -98,8 +98,9 @@ class Session:
 
         Args:
             box: (2, 3) half-open; one voxel thick along an axis it is drawn on that slice. Any
-                other limits the mask: far beyond it nothing is left. Another one replaces it, and
-                the answer is then found anew from all prompts.
+                other limits the mask: beyond it by more than a twentieth of its side, in whole
+                voxels, nothing is left, unless a foreground click is there. Another one replaces
+                it, and the answer is then found anew from all prompts.
 
         Raises:
             ValueError: for a box that is empty or lies outside the image.

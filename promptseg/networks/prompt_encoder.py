@@ -33,6 +33,8 @@ class Query:
         region: (z, y, x) of 1 inside, -1 outside and 0 elsewhere, of 2D boxes and lassos, which
             concern the slice that they are drawn on; None without any.
         previous: (z, y, x) logits of a mask to correct; None without one.
+        limit: (2, 3) half-open, beyond which nothing of the object lies, as a person's box says;
+            it is for what is done with answers, see `within_limits`, and unknown to networks.
     """
 
     image: int = 0
@@ -42,6 +44,7 @@ class Query:
     point_labels: np.ndarray | Sequence = ()
     region: np.ndarray | None = None
     previous: np.ndarray | None = None
+    limit: np.ndarray | None = None
 
     @property
     def is_name(self) -> bool:

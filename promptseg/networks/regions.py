@@ -11,7 +11,7 @@ from torch import Tensor
 
 from promptseg.networks.grid import Grid, resized
 from promptseg.networks.names import SURE
-from promptseg.networks.prompt_encoder import LOOSE, PromptBatch, box_maps
+from promptseg.networks.prompt_encoder import LOOSE, PromptBatch, Query, box_maps
 
 REACH = 8  # elements about a box or a mask; what lies further away changes nothing
 CLICK_REACH = 20  # the same about a click in a mask to correct
@@ -81,6 +81,30 @@ def allowed(prompts: PromptBatch, grid: Grid) -> Tensor:
         lower = torch.minimum(boxes[:, 0], low)
         boxes = torch.stack([lower, torch.maximum(boxes[:, 1], high)], dim=1)
     return box_maps(boxes, grid) > 0
+
+
+def within_limits(logits: Tensor, queries: Sequence[Query]) -> Tensor:
+    """Answers without what lies beyond the limits of their queries, in place.
+
+    Foreground clicks beyond a limit say that it was drawn too small, and lift it.
+
+    Args:
+        logits: (n, z, y, x).
+        queries: n, in their voxels.
+    """
+    for answer, query in zip(logits, queries, strict=True):
+        if query.limit is None:
+            continue
+        kinds, points = np.asarray(query.point_labels), np.asarray(query.points).reshape(-1, 3)
+        lower, upper = np.rint(query.limit).astype(int)
+        beyond = (points < lower) | (points >= upper)
+        if (beyond.any(axis=1) & (kinds == 1)).any():
+            continue
+        for axis, (first, last) in enumerate(zip(lower.clip(0), upper.clip(0), strict=True)):
+            across = answer.movedim(axis, 0)
+            across[:first] = -SURE
+            across[last:] = -SURE
+    return logits
 
 
 def elsewhere(prompts: PromptBatch, opinion: Tensor, whole: Grid) -> Tensor:

@@ -154,11 +154,14 @@ class SegVolPredictor(Predictor):
 
 
 def _solid(queries: Sequence[Query]) -> list[Query]:
-    """Queries with thin boxes, which automatic prompts can have, as boxes like any other."""
+    """Queries with thin boxes, which automatic prompts can have, as boxes like any other.
+
+    SegVol's masks may leave the box that a person drew.
+    """
     drawn = getattr(queries[0], "drawn", ())
     boxes = [query.box for query in queries if query.box is not None]
     boxes += [item.box for item in drawn if isinstance(item, FlatBox)]
-    return [replace(queries[0], box=box, drawn=()) for box in boxes] or list(queries)
+    return [replace(queries[0], box=box, drawn=(), limit=None) for box in boxes] or list(queries)
 
 
 def _moved(query: Query, offset: np.ndarray) -> Query:

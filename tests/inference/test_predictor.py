@@ -13,6 +13,7 @@ from promptseg.inference.options import PredictionOptions
 from promptseg.inference.predictor import Predictor
 from promptseg.networks.promptable import build_network
 from promptseg.preprocessing.patch import cut_patch
+from promptseg.prompts.types import make_prompts
 from promptseg.training.checkpoint import load_checkpoint, save_checkpoint
 from promptseg.training.settings import TrainingSettings
 from tests.inference.fakes import LEVELS, LevelNetwork
@@ -584,3 +585,21 @@ def test_a_model_folder_gives_all_its_folds_and_their_mean(tmp_path):
     save_fold(tmp_path, "2", small_plans(spacing=(2.0, 1.0, 1.0)))
     with pytest.raises(ValueError, match=r"fold_2.* was trained with other plans than .*fold_0"):
         load_predictor(tmp_path)
+
+
+@pytest.mark.parametrize("spacing", [SPACING, (5.0, 1.0, 1.5)])  # the second is resampled
+def test_a_box_that_a_person_drew_holds_and_an_automatic_one_need_not(spacing):
+    image, labels = blocks(LARGE)  # the liver: 1 to 10, 2 to 28, 1 to 12
+    model = predictor(LevelNetwork(inside_box=False))
+    model.set_image(image, spacing)
+    box = [[1, 2, 1], [8, 22, 12]]
+    found = model.predict(boxes={"liver": box}).segmentation == 1
+    held = np.zeros(LARGE, bool)
+    held[1:8, 1:23, 1:12] = True  # one voxel of a side of 20 is left to haste, and none of 7
+    sure = (
+        ndimage.binary_erosion(labels == 1, border_value=1) if spacing != SPACING else labels == 1
+    )
+    assert (found[sure & held]).all() and not found[~held].any()
+    proposed = make_prompts(boxes=[box], shape=LARGE, source="atlas")
+    found = model.predict_prompts({"liver": proposed}, labels=["liver"]).segmentation == 1
+    assert found[sure & held].all() and (found & ~held & sure).any()

@@ -92,14 +92,14 @@ def test_a_mask_of_a_degraded_image_gets_a_low_dice_and_a_flag(monkeypatch):
     told = result.to_json()
     assert told["predicted_dice"] == result.predicted_dice.value and "evidence" not in told
 
-    rng = np.random.default_rng(0)
-    noise = rng.normal(0, 60, image.shape).astype(np.float32)
-    model.set_image((image + noise).clip(0, 255), SPACING)
+    inverted, _ = degraded(image, truth, INVERTED, np.random.default_rng(0))
+    model.set_image(inverted, SPACING)
     bad = model.predict(labels=["liver"])
     assert mask_dice(bad.segmentation == 1, truth == 1) < LOW_DICE
     assert bad.labels["liver"].predicted_dice.value < LOW_DICE
     assert LOW_PREDICTED_DICE in bad.labels["liver"].flags
 
+    model.set_image(image, SPACING)
     of_person = model.predict(boxes={"liver": [[5, 8, 10], [14, 24, 30]]})
     assert of_person.labels["liver"].predicted_dice is None
     proposed = make_prompts(boxes=[[5, 8, 10], [14, 24, 30]], shape=truth.shape, source="atlas")
