@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from promptseg.boxes import box_slices, label_boxes
+from promptseg.components import largest_component_boxes
 from promptseg.io.images import read_image, read_segmentation
 from promptseg.io.orientation import turn_to
 from promptseg.labels import IGNORED, Values, label_mask, with_ignored
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from promptseg.io.dataset import RawCase
 
 _FAST = 1  # of zlib's levels
+CRUMB = 0.03  # of the voxels of a label's largest component, below which another is not an object
 UNFITTED = ("intensity",)  # needs no fit; every registered FittedPrompter is fitted
 
 
@@ -37,6 +39,8 @@ class LabelTruth:
 
     Attributes:
         box: (2, 3) its bounding box, voxels, zyx, upper exclusive.
+        objects: (2, 3) boxes of its 26-connected components, the largest first, but for crumbs
+            smaller than `CRUMB` of the largest.
         bits: the mask inside that box, eight voxels to a byte, and these compressed by zlib: of a
             large scan with dozens of labels, 25 MB become 2.
         view_mask: (z, y, x) uint8, fraction that it fills of each view voxel that the box meets;
@@ -44,6 +48,7 @@ class LabelTruth:
     """
 
     box: np.ndarray
+    objects: tuple[np.ndarray, ...]
     bits: bytes
     view_mask: np.ndarray
 
@@ -207,8 +212,14 @@ def reduce_case(
 def _truth(segmentation: np.ndarray, values: Values, box: np.ndarray, view: View) -> LabelTruth:
     whole_blocks = view.box_of_view(box) * view.step  # so that their means agree
     blocks = label_mask(segmentation[box_slices(whole_blocks)], values)
-    bits = np.packbits(label_mask(segmentation[box_slices(box)], values))
-    return LabelTruth(box=box, bits=zlib.compress(bits, _FAST), view_mask=_in_view(blocks, view))
+    mask = label_mask(segmentation[box_slices(box)], values)
+    pieces = largest_component_boxes(mask)
+    return LabelTruth(
+        box=box,
+        objects=tuple(piece + box[0] for piece, count in pieces if count >= CRUMB * pieces[0][1]),
+        bits=zlib.compress(np.packbits(mask), _FAST),
+        view_mask=_in_view(blocks, view),
+    )
 
 
 def _in_view(mask: np.ndarray, view: View) -> np.ndarray:

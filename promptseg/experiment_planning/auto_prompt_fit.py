@@ -24,6 +24,7 @@ from promptseg.experiment_planning.auto_prompt_scores import (
     folds_of,
     ious_of,
 )
+from promptseg.experiment_planning.several_objects import with_objects
 from promptseg.parallel import Workers, map_cases
 from promptseg.prompts.auto_prompter import LOCATOR
 from promptseg.prompts.strategies import AUTO_PROMPTERS
@@ -116,6 +117,7 @@ def fit_labels(
     locator: bool = False,
 ) -> AutoPromptFit:
     """The fit proper, on cases in their order that know their groups."""
+    cases = with_objects(cases)
     combined = [n for n in fitted_strategies() if AUTO_PROMPTERS.get(n).members]
     names = [*UNFITTED, *(n for n in fitted_strategies() if n not in combined)]
     present = {label: [case for case in cases if label in case.truths] for label in labels}
@@ -208,6 +210,13 @@ def choose(
 
 
 def _entry(strategy: str, reason: str, candidates: Mapping[str, Candidate]) -> dict[str, Any]:
+    chosen = candidates[strategy][0] if strategy in candidates else {}
+    if detection := chosen.get("detection"):
+        reason += (
+            f"; {detection['objects']:g} objects a case: F1 {detection['f1_0.5']:.2f} at box IoU "
+            f"0.5 (precision {detection['precision_0.5']:.2f}, recall "
+            f"{detection['recall_0.5']:.2f}), {detection['f1_0.3']:.2f} at 0.3"
+        )
     return {
         "strategy": strategy,
         "reason": reason,

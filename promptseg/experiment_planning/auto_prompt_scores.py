@@ -9,8 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from promptseg.boxes import box_iou, box_slices, clip_box, is_nearly_whole
+from promptseg.boxes import box_slices, clip_box, is_nearly_whole
 from promptseg.experiment_planning.auto_prompt_cases import FitCase, LabelTruth
+from promptseg.experiment_planning.several_objects import (
+    are_several,
+    best_ious,
+    detection_figures,
+)
 from promptseg.prompts.auto_prompter import Proposal
 from promptseg.prompts.strategies.expected_iou import evidence, expected_iou, fit_expected_iou
 from promptseg.prompts.strategies.fitted import FittedPrompter
@@ -58,16 +63,21 @@ def off_centre(case: FitCase, label: str) -> FitCase:
         image=view.image[box_slices(np.stack([lower, end]))],
         shape=tuple(int(n) for n in np.minimum(end * step, shape) - lower * step),
     )
-    moved = replace(truth, box=truth.box - lower * step)
+    moved = replace(
+        truth,
+        box=truth.box - lower * step,
+        objects=tuple(box - lower * step for box in truth.objects),
+    )
     return replace(case, view=cropped, truths={label: moved})
 
 
 def ious_of(proposals: Sequence[Proposal], cases: Sequence[FitCase], label: str) -> np.ndarray:
-    """(n,) box IoU with the ground truth; no box counts as 0, of several the first counts."""
+    """(n,) box IoU with the ground truth: the mean over its objects of that of the nearest box."""
+    truths = [case.truths[label] for case in cases]
     return np.array(
         [
-            0.0 if p.box is None else box_iou(p.box.astype(float), case.truths[label].box)
-            for p, case in zip(proposals, cases, strict=True)
+            best_ious(proposal, truth.objects).mean()
+            for proposal, truth in zip(proposals, truths, strict=True)
         ]
     )
 
@@ -77,12 +87,17 @@ def figures(proposals: Sequence[Proposal], cases: Sequence[FitCase], label: str)
     ious = ious_of(proposals, cases, label)
     pairs = list(zip(proposals, cases, strict=True))
     whole = [p.box is not None and is_nearly_whole(p.box, c.view.shape) for p, c in pairs]
+    detected = {}
+    if are_several(cases, label):
+        objects = [case.truths[label].objects for case in cases]
+        detected = {"detection": detection_figures(proposals, objects)}
     return {
         "iou_mean": float(ious.mean()),
         "iou_std": float(ious.std()),
         "recall_mean": float(np.mean([_recall(p, c.truths[label]) for p, c in pairs])),
         "empty_fraction": float(np.mean([p.box is None for p in proposals])),
         "whole_fraction": float(np.mean(whole)),
+        **detected,
     }
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from promptseg.experiment_planning.auto_prompt_cases import FitCase
 from promptseg.experiment_planning.auto_prompt_scores import off_centre
+from promptseg.experiment_planning.several_objects import are_several
 from promptseg.networks.blocks import ISOTROPIC
 from promptseg.networks.locator import Locator, LocatorNetwork, share_loss
 from promptseg.parallel import Workers, map_cases
@@ -52,6 +53,7 @@ class FoldTask:
         steps: of the training.
         trained_on, held_out: cases.
         moved: case and label of each off-centre crop that is looked at, too.
+        several: labels that are several objects.
     """
 
     number: int
@@ -61,6 +63,7 @@ class FoldTask:
     trained_on: tuple[FitCase, ...] = field(repr=False)
     held_out: tuple[FitCase, ...] = field(repr=False)
     moved: frozenset[tuple[str, str]] = field(repr=False)
+    several: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         return f"the locator without fold {self.number}"
@@ -125,6 +128,7 @@ def fit_locator(
         labels=tuple(labels),
         spacing=tasks[0].spacing,
         networks=tuple(networks[task.number] for task in tasks),
+        several=tasks[0].several,
     )
     return LocatorFit(locator=locator, found=found, moved=off)
 
@@ -156,6 +160,7 @@ def fold_tasks(
             trained_on=tuple(case for case in small if fold_of[case.group] != fold),
             held_out=tuple(case for case in small if fold_of[case.group] == fold),
             moved=frozenset(moved),
+            several=frozenset(label for label in labels if are_several(cases, label)),
         )
         for fold in np.unique(numbers)
     ]
@@ -189,7 +194,12 @@ def _fold(task: FoldTask) -> tuple[Weights, dict[str, ByLabel], dict[str, ByLabe
     try:
         with threadpool_limits(1):
             network = trained(task)
-            locator = Locator(labels=task.labels, spacing=task.spacing, networks=(network,))
+            locator = Locator(
+                labels=task.labels,
+                spacing=task.spacing,
+                networks=(network,),
+                several=task.several,
+            )
             found = {case.case_id: locator.propose(case.view) for case in task.held_out}
             moved: dict[str, ByLabel] = {}
             for case in task.held_out:

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from skimage.morphology import reconstruction
+from skimage.segmentation import watershed
 from torch import Tensor, nn
 
-from promptseg.boxes import mask_box, widen_box
+from promptseg.boxes import box_iou, mask_box, widen_box
 from promptseg.components import components
 from promptseg.files import replacing
 from promptseg.io.npz import npz_keys, read_npz
@@ -24,6 +26,9 @@ from promptseg.prompts.strategies.fitted import UNKNOWN_SCORE, View
 CHANNELS = (16, 32, 64, 96)  # of the maps, finest first
 INSIDE = 0.5  # share of a view voxel from which it belongs to a label
 FAINTEST = 0.1  # largest share below which a label is not there
+VALLEY = 0.3  # by which the share falls between two objects of a label
+OVERLAP = 0.5  # box IoU from which only the surer of two boxes is kept
+MOST_OBJECTS = 100  # of a label, the surest
 _MOST_VOXELS = 8  # times those of a usual view, of one that is brought to the networks' spacing
 _MOST_BYTES = 2**28
 
@@ -79,31 +84,35 @@ class Locator:
         labels: names, in the order of the networks' answers.
         spacing: mm of a view voxel, zyx, to which views are resampled.
         networks: whose answers are averaged; each was trained without other cases.
+        several: labels that are several objects in an image, each of which gets a box.
     """
 
     labels: tuple[str, ...]
     spacing: tuple[float, float, float]
     networks: tuple[LocatorNetwork, ...]
+    several: frozenset[str] = frozenset()
 
     def propose(self, view: View) -> dict[str, Proposal]:
-        """A box of each label in voxels of the volume; without one where it is not found."""
+        """Boxes of each label in voxels of the volume; without any where it is not found."""
         image = resampled(torch.from_numpy(view.image)[None].float(), view.spacing, self.spacing)
         voxel_mm = np.array(view.image.shape) * view.spacing / image.shape[1:]
         proposals = {}
         for label, share in zip(self.labels, shares(self.networks, image).numpy(), strict=True):
+            if label in self.several:
+                proposals[label] = _of_objects(objects_of_shares(share), view, voxel_mm)
+                continue
             box = box_of_shares(share)
             box = None if box is None else view.voxel_box(box * voxel_mm)
-            proposals[label] = Proposal(
-                box=box,
-                score=0.0 if box is None else UNKNOWN_SCORE,
-                reason="nothing_found" if box is None else "ok",
-            )
+            proposals[label] = NOTHING
+            if box is not None:
+                proposals[label] = Proposal(box=box, score=UNKNOWN_SCORE, reason="ok")
         return proposals
 
     @property
     def digest(self) -> str:
         """A number of labels, spacing and weights, by which plans know their locator."""
-        found = hashlib.sha256(repr((self.labels, self.spacing)).encode())
+        known = (self.labels, self.spacing, *([sorted(self.several)] if self.several else []))
+        found = hashlib.sha256(repr(known).encode())
         for name, value in self._weights().items():
             found.update(name.encode() + value.tobytes())
         return found.hexdigest()[:16]
@@ -119,7 +128,9 @@ class Locator:
         """Write an .npz file of numbers and text."""
         weights = self._weights()
         with replacing(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, labels=np.array(self.labels), spacing=np.array(self.spacing), **weights)
+            several = [label in self.several for label in self.labels]
+            kept = {"labels": np.array(self.labels), "several": np.array(several)}
+            np.savez(file, **kept, spacing=np.array(self.spacing), **weights)
 
     @classmethod
     def load(cls, path: Path) -> Locator:
@@ -133,6 +144,8 @@ class Locator:
         try:
             labels = tuple(str(label) for label in content.pop("labels"))
             spacing = tuple(float(mm) for mm in content.pop("spacing"))
+            is_several = content.pop("several", np.zeros(len(labels), bool)).tolist()
+            several = frozenset(n for n, s in zip(labels, is_several, strict=True) if s is True)
             if len(spacing) != 3 or not all(0 < mm < np.inf for mm in spacing):
                 raise ValueError(f"a spacing of {spacing} mm")
             weights: dict[int, dict[str, Tensor]] = {}
@@ -154,7 +167,25 @@ class Locator:
                 f"{path} is not a locator as promptseg_plan writes it: {why}; copy it again from "
                 f"beside the plans, or plan anew"
             ) from error
-        return cls(labels=labels, spacing=spacing, networks=tuple(networks))
+        return cls(labels=labels, spacing=spacing, networks=tuple(networks), several=several)
+
+
+NOTHING = Proposal(box=None, score=0.0, reason="nothing_found")
+
+
+def _of_objects(
+    found: Sequence[tuple[np.ndarray, float]], view: View, voxel_mm: np.ndarray
+) -> Proposal:
+    """The boxes of objects in voxels of the volume, without those that others cover."""
+    kept: list[tuple[np.ndarray, float]] = []
+    for place, score in found:
+        box = view.voxel_box(place * voxel_mm)
+        if box is not None and all(box_iou(box, other) < OVERLAP for other, _ in kept):
+            kept.append((box, score))
+    if not kept:
+        return NOTHING
+    boxes, scores = zip(*kept[:MOST_OBJECTS], strict=True)
+    return Proposal(box=boxes[0], score=scores[0], reason="ok", boxes=boxes, scores=scores)
 
 
 @torch.inference_mode()
@@ -203,6 +234,31 @@ def box_of_shares(share: np.ndarray) -> np.ndarray | None:
         box[0, axis] += 1 - profile[first] - min(before, INSIDE)
         box[1, axis] -= 1 - profile[last] - min(after, INSIDE)
     return box
+
+
+def objects_of_shares(share: np.ndarray) -> list[tuple[np.ndarray, float]]:
+    """The boxes of several objects, to fractions of a voxel, the surest first.
+
+    Objects that touch in a view are told apart where the share falls by `VALLEY` between them.
+
+    Args:
+        share: (z, y, x) in [0, 1] of each voxel that the label fills.
+
+    Returns:
+        For each object its (2, 3) box in voxels from the first corner, and a score in [0, 1]: the
+        mean share of what is inside.
+    """
+    share = share.astype(float)
+    summits = share > reconstruction(share - VALLEY, share, footprint=np.ones((3, 3, 3)))
+    seeds, counts = components(summits & (share > INSIDE))
+    owners = watershed(-share, seeds.astype(np.int32), mask=share > FAINTEST)
+    found = []
+    for number in range(1, len(counts)):
+        alone = np.where(owners == number, share, 0)
+        box = box_of_shares(alone)
+        if box is not None:
+            found.append((box, float(alone[alone > INSIDE].mean())))
+    return sorted(found, key=lambda pair: -pair[1])
 
 
 def share_loss(logits: Tensor, found: Tensor, ignored: Tensor) -> Tensor:

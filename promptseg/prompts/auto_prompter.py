@@ -24,12 +24,14 @@ class Proposal:
         reason: a short code: `ok`, or why there is no box or a doubtful one.
         boxes: every proposed box, best first, for labels with several objects; `box` is the
             first of them.
+        scores: of each of several boxes, in [0, 1]; empty where there is one.
     """
 
     box: np.ndarray | None
     score: float
     reason: str
     boxes: tuple[np.ndarray, ...] = field(default=())
+    scores: tuple[float, ...] = field(default=())
 
     def __post_init__(self) -> None:
         if self.box is not None and not self.boxes:

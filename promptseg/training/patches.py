@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from promptseg.boxes import clip_box, mirror_box
+from promptseg.boxes import clip_box, enclosing_box, mirror_box
 from promptseg.labels import Values
 from promptseg.plans import Plans
 from promptseg.preprocessing.dataset import PreprocessedDataset
@@ -112,11 +112,11 @@ def whole_label_boxes(
 def preprocessed_boxes(
     dataset: PreprocessedDataset, case_id: str, auto_boxes: AutoBoxes
 ) -> dict[str, np.ndarray]:
-    """The first automatic box of each label, in preprocessed voxels."""
+    """The automatic box of each label, or that around its several boxes, in preprocessed voxels."""
     properties = dataset.properties(case_id)
     return {
         name: scale_coordinates(
-            np.asarray(boxes[0], float), properties["raw"]["shape"], properties["shape"]
+            enclosing_box(np.asarray(boxes, float)), properties["raw"]["shape"], properties["shape"]
         )
         for name, boxes in auto_boxes.get(case_id, {}).items()
         if len(boxes)

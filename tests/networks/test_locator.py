@@ -10,7 +10,9 @@ from scipy import ndimage
 
 from promptseg.networks.locator import (
     Locator,
+    _of_objects,
     box_of_shares,
+    objects_of_shares,
     resampled,
     share_loss,
     shares,
@@ -40,6 +42,46 @@ def test_a_box_that_cuts_voxels_is_found_to_fractions(lower, size):
     box = np.stack([first, np.ceil(first) + size[:3]])
     shape = (10, 12, 9)
     np.testing.assert_allclose(box_of_shares(block(box, shape)), box, atol=1e-6)
+
+
+def test_objects_that_touch_in_a_view_are_boxed_one_by_one():
+    shape = (12, 24, 9)
+    first = np.array([[2.0, 3.0, 1.5], [9.0, 9.5, 7.0]])
+    second = np.array([[3.0, 10.2, 2.0], [10.0, 17.0, 7.5]])  # 0.7 voxels behind it
+    share = np.maximum(block(first, shape), 0.9 * block(second, shape))
+    share[:, 9:11] = np.maximum(share[:, 9:11], 0.55 * share[:, 8:9])  # not a gap above 0.5
+    (one, surer), (other, score) = objects_of_shares(share)
+    assert surer > score > 0.5
+    assert np.abs(one - first).max() < 1 and np.abs(other - second).max() < 1.2
+
+
+def test_one_object_is_boxed_as_it_is_alone_and_ripples_are_no_objects():
+    box = np.array([[2.3, 3.0, 1.5], [9.0, 9.5, 7.2]])
+    share = block(box, (12, 24, 9))
+    ripples = share * (1 - 0.2 * np.random.default_rng(0).random(share.shape))
+    ((found, score),) = objects_of_shares(ripples)
+    assert np.abs(found - box).max() < 0.6 and 0.7 < score < 1
+    ((exact, _),) = objects_of_shares(share)
+    np.testing.assert_allclose(exact, box_of_shares(share), atol=0.01)
+    assert objects_of_shares(0.4 * share) == []
+
+
+def test_of_boxes_that_cover_each_other_the_surest_is_kept():
+    view = view_of(np.zeros((20, 20, 20)), (1.0, 1.0, 1.0))
+    first = np.array([[2.0, 2, 2], [10, 10, 10]])
+    found = [(first, 0.9), (first + 1, 0.8), (first + 8, 0.7), (np.zeros((2, 3)), 0.6)]
+    proposal = _of_objects(found, view, np.ones(3))
+    assert proposal.scores == (0.9, 0.7) and proposal.score == 0.9
+    assert [b[0].tolist() for b in proposal.boxes] == [[2, 2, 2], [10, 10, 10]]
+    assert _of_objects([], view, np.ones(3)).reason == "nothing_found"
+
+
+def test_a_locator_of_several_objects_is_read_as_it_was_written(tmp_path):
+    one = make_locator()
+    several = Locator(**{**vars(one), "several": frozenset({"spleen"})})
+    several.save(tmp_path / "locator.npz")
+    again = Locator.load(tmp_path / "locator.npz")
+    assert again.several == {"spleen"} and again.digest == several.digest != one.digest
 
 
 @given(
