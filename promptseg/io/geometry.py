@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from promptseg.io.orientation import Turn
 from promptseg.words import rounded
 
 
@@ -55,6 +56,23 @@ class Geometry:
         for name, mine, others in self.differences_from(other, tolerance):
             return f"{name} {mine} and {others}"
         return None
+
+
+def turned_geometry(geometry: Geometry, turn: Turn) -> Geometry:
+    """Where the voxels of an array lie, once it is turned."""
+    directions = np.reshape(geometry.direction, (3, 3))[:, ::-1]  # one column per axis, z first
+    steps = directions * geometry.spacing  # mm from voxel to voxel
+    last = np.subtract(geometry.shape, 1)
+    first = np.zeros(3)
+    for axis, is_mirrored in zip(turn.axes, turn.mirrored, strict=True):
+        first[axis] = last[axis] if is_mirrored else 0
+    turned = directions[:, list(turn.axes)] * np.where(turn.mirrored, -1, 1)
+    return Geometry(
+        shape=turn.of_axes(geometry.shape),
+        spacing=turn.of_axes(geometry.spacing),
+        origin=tuple((np.array(geometry.origin) + steps @ first).tolist()),
+        direction=tuple(turned[:, ::-1].ravel().tolist()),
+    )
 
 
 def check_volume(path: Path | str, size: Sequence[int], *, channels_last: bool = False) -> None:

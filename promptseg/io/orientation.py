@@ -102,6 +102,25 @@ def turn_to(orientation: str, direction: Sequence[float]) -> Turn:
     return turn_between(orientation_of(direction), orientation)
 
 
+def turn_onto(direction: Sequence[float], other: Sequence[float]) -> Turn:
+    """What brings arrays of a file with the direction cosines `other` to the axes of another.
+
+    Unlike `turn_to` for oblique files, too: the axes of both are the same lines, in another order
+    or the other way. Where they are not, nothing is turned.
+
+    Args:
+        direction: 3x3 direction cosines, row by row, of the file to turn to.
+        other: of the file to turn.
+    """
+    along = np.reshape(direction, (3, 3)).T @ np.reshape(other, (3, 3))
+    along = along[::-1, ::-1]  # axes z, y, x of the first file, of the other
+    axes = np.abs(along).argmax(axis=1)
+    cosines = along[range(3), axes]
+    if sorted(axes) != [0, 1, 2] or not np.allclose(np.abs(cosines), 1, atol=1e-3):
+        return Turn()
+    return Turn(axes=tuple(axes.tolist()), mirrored=tuple((cosines < 0).tolist()))
+
+
 def turn_between(before: str | None, after: str) -> Turn:
     """What brings arrays from one of `ORIENTATIONS` to another; others leave them as they are."""
     if before not in ORIENTATIONS or after not in ORIENTATIONS:

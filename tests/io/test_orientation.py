@@ -6,7 +6,14 @@ import SimpleITK as sitk
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptseg.io.orientation import ORIENTATIONS, Turn, orientation_of, turn_between
+from promptseg.io.geometry import Geometry, turned_geometry
+from promptseg.io.orientation import (
+    ORIENTATIONS,
+    Turn,
+    orientation_of,
+    turn_between,
+    turn_onto,
+)
 
 SHAPE, SPACING = (3, 4, 5), (3.0, 2.0, 1.0)  # zyx
 ARRAY = np.arange(60).reshape(SHAPE)
@@ -46,6 +53,34 @@ def test_turns_one_after_the_other_are_one(first, second, third):
     two = turn_between(second, third).array(turn_between(first, second).array(ARRAY))
     np.testing.assert_array_equal(two, turn_between(first, third).array(ARRAY))
     assert turn_between(first, second).back == turn_between(second, first)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS[::5])
+def test_one_file_is_turned_onto_another_with_its_place_even_if_both_are_oblique(orientation):
+    oblique = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0]
+
+    def geometry_of(image: sitk.Image) -> Geometry:
+        return Geometry(
+            shape=image.GetSize()[::-1],
+            spacing=image.GetSpacing()[::-1],
+            origin=tuple(oblique @ image.GetOrigin()),
+            direction=tuple((oblique @ np.reshape(image.GetDirection(), (3, 3))).ravel()),
+        )
+
+    straight, image = geometry_of(stored("LPS")), stored(orientation)
+    other = geometry_of(image)
+    turn = turn_onto(straight.direction, other.direction)
+    np.testing.assert_array_equal(turn.array(sitk.GetArrayFromImage(image)), ARRAY)
+    assert straight.difference_from(turned_geometry(other, turn)) is None
+    assert other.difference_from(turned_geometry(straight, turn.back)) is None
+
+
+def test_files_whose_axes_are_other_lines_are_not_turned():
+    cosine, sine = np.cos(0.1), np.sin(0.1)
+    tilted = [cosine, -sine, 0, sine, cosine, 0, 0, 0, 1]
+    assert turn_onto(np.eye(3).ravel(), tilted) == turn_onto(tilted, np.eye(3).ravel()) == Turn()
+    # two axes of one file, both nearest to one of the other
+    assert turn_onto(np.eye(3).ravel(), [1, 0.9, 0, 0.5, 0.4, 0, 0, 0, 1]) == Turn()
 
 
 def test_there_are_48_orientations():
