@@ -121,6 +121,22 @@ def box_iou(first: ArrayLike, second: ArrayLike) -> np.ndarray:
     return np.divide(common, union, out=np.full_like(union, np.nan), where=union > 0)[()]
 
 
+def box_recall(
+    boxes: Sequence[np.ndarray], mask: np.ndarray, corner: Sequence[int] = (0, 0, 0)
+) -> float:
+    """Fraction of a mask's voxels inside any of several boxes; NaN for an empty mask.
+
+    Args:
+        boxes: (2, 3) each, in voxels, zyx.
+        mask: (z, y, x) bool.
+        corner: where the mask's first voxel lies in the frame of the boxes.
+    """
+    total, missed = np.count_nonzero(mask), mask.copy()
+    for box in boxes:
+        missed[box_slices(clip_box(np.subtract(box, corner), mask.shape))] = False
+    return 1 - np.count_nonzero(missed) / total if total else float("nan")
+
+
 def is_nearly_whole(box: np.ndarray, shape: Sequence[int]) -> bool:
     """Whether the part of a box inside the volume is at least `WHOLE_VOLUME` of the volume."""
     return bool(box_volume(clip_box(box, shape)) >= WHOLE_VOLUME * np.prod(shape))

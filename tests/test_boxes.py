@@ -12,6 +12,7 @@ from scipy.ndimage import find_objects
 
 from promptseg.boxes import (
     box_iou,
+    box_recall,
     box_slices,
     box_volume,
     clip_box,
@@ -126,6 +127,16 @@ def test_the_boxes_of_values_are_scipys():
     for value, box in found.items():
         np.testing.assert_array_equal(value_box(segmentation, value), box)
         assert (segmentation[box_slices(box)] == value).sum() == (segmentation == value).sum()
+
+
+def test_recall_is_the_fraction_of_a_mask_in_any_of_several_boxes():
+    mask = np.zeros((4, 5, 6), bool)
+    mask[1, 1:4, 1:5] = mask[3, 4, 5] = True  # 13 voxels
+    boxes = [[[1, 1, 1], [2, 3, 3]], [[1, 2, 2], [9, 3, 4]]]  # 4, and 1 more: one is shared
+    assert box_recall(np.array(boxes), mask) == pytest.approx(5 / 13)
+    moved = np.array(boxes) + (10, 20, 30)
+    assert box_recall(moved, mask, corner=(10, 20, 30)) == pytest.approx(5 / 13)
+    assert box_recall([], mask) == 0 and math.isnan(box_recall(boxes, mask & False))
 
 
 def test_boxes_are_widened_clipped_and_measured():

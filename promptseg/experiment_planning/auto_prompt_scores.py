@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from promptseg.boxes import box_slices, clip_box, is_nearly_whole
-from promptseg.experiment_planning.auto_prompt_cases import FitCase, LabelTruth
+from promptseg.boxes import box_recall, box_slices, is_nearly_whole
+from promptseg.experiment_planning.auto_prompt_cases import FitCase
 from promptseg.experiment_planning.several_objects import (
     are_several,
     best_ious,
@@ -87,14 +87,17 @@ def figures(proposals: Sequence[Proposal], cases: Sequence[FitCase], label: str)
     ious = ious_of(proposals, cases, label)
     pairs = list(zip(proposals, cases, strict=True))
     whole = [p.box is not None and is_nearly_whole(p.box, c.view.shape) for p, c in pairs]
+    truths = [case.truths[label] for case in cases]
+    recalls = [
+        box_recall(p.boxes, t.mask, t.box[0]) for p, t in zip(proposals, truths, strict=True)
+    ]
     detected = {}
     if are_several(cases, label):
-        objects = [case.truths[label].objects for case in cases]
-        detected = {"detection": detection_figures(proposals, objects)}
+        detected = {"detection": detection_figures(proposals, [t.objects for t in truths])}
     return {
         "iou_mean": float(ious.mean()),
         "iou_std": float(ious.std()),
-        "recall_mean": float(np.mean([_recall(p, c.truths[label]) for p, c in pairs])),
+        "recall_mean": float(np.mean(recalls)),
         "empty_fraction": float(np.mean([p.box is None for p in proposals])),
         "whole_fraction": float(np.mean(whole)),
         **detected,
@@ -148,12 +151,3 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     """Ranks with ties averaged."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-
-def _recall(proposal: Proposal, truth: LabelTruth) -> float:
-    """Fraction of the label's voxels inside any of the proposed boxes."""
-    mask = truth.mask
-    missed = mask.copy()
-    for box in proposal.boxes:
-        missed[box_slices(clip_box(box - truth.box[0], mask.shape))] = False
-    return 1 - np.count_nonzero(missed) / np.count_nonzero(mask)
