@@ -40,7 +40,7 @@ setup(
         "batchgenerators>=0.25",
         "blosc2>=3.0",
         "connected-components-3d>=3.12",
-        "matplotlib>=3.7",
+        "matplotlib>=3.10",
         "monai>=1.4",
         "msgpack>=1.0",
         "nibabel>=5.2",

@@ -34,6 +34,7 @@ _HOMES = {
     "convert_npz": "promptseg.conversion.npz_dataset",
     "convert_predictions_to_dicom": "promptseg.conversion.dicom_seg",
     "convert_predictions_to_npz": "promptseg.conversion.predictions",
+    "Tolerances": "promptseg.evaluation.inputs",
     "evaluate_folders": "promptseg.evaluation.evaluate",
     "export_model": "promptseg.export.export_model",
     "find_folders": "promptseg.folders",

@@ -63,15 +63,23 @@ def add_folders(parser: argparse.ArgumentParser, *roots: str) -> None:
         )
 
 
-def add_processes(parser: argparse.ArgumentParser, default: int) -> None:
-    """`-np`, in the words of every command but training, whose workers make samples."""
+def add_processes(parser: argparse.ArgumentParser, default: int | None) -> None:
+    """`-np`, in the words of every command but training, whose workers make samples.
+
+    Args:
+        parser: gets the flag.
+        default: number of processes; None for as many as there are cores, and `args.processes`
+            is None then.
+    """
+    by_default = "one per core" if default is None else "%(default)s"
     parser.add_argument(
         "-np",
         "--processes",
         type=count,
         default=default,
         metavar="N",
-        help="number of worker processes; 0 runs everything in this process (default: %(default)s)",
+        help=f"number of worker processes; 0 runs everything in this process (default: "
+        f"{by_default})",
     )
 
 

@@ -1,9 +1,9 @@
-"""The inputs of an evaluation: label files by case, label names, and the prompts that were used."""
+"""The inputs of an evaluation: label files by case, label names, tolerances, prompts used."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,61 @@ from promptseg.io.images import file_ending, without_screenshots
 from promptseg.labels import IGNORE, Values, members, without_lists
 from promptseg.prompts.types import read_prompts_file
 from promptseg.words import some
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerances:
+    """Distances in mm within which surfaces agree in the normalized surface Dice.
+
+    Attributes:
+        default: of every label that has none of its own.
+        of_label: by name.
+
+    Raises:
+        ValueError: for a negative or infinite distance, or none at all.
+    """
+
+    default: Sequence[float] = (1.0, 2.0)
+    of_label: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, values in {"default": self.default, **self.of_label}.items():
+            if not len(values) or not all(0 <= mm < float("inf") for mm in values):
+                raise ValueError(
+                    f"tolerances ({name}): expected distances in mm, 0 or more, found "
+                    f"{list(values)}"
+                )
+
+    def of(self, label: str) -> tuple[float, ...]:
+        """Those of a label, ascending."""
+        return tuple(sorted(set(self.of_label.get(label, self.default))))
+
+    def check(self, labels: Collection[str]) -> None:
+        """Refuse tolerances of labels that do not exist.
+
+        Raises:
+            ValueError: naming them and the labels.
+        """
+        if unknown := sorted(set(self.of_label) - set(labels)):
+            raise ValueError(
+                f"tolerances of {some(unknown, quoted=True)}: no such label; there are "
+                f"{some(labels, quoted=True)}"
+            )
+
+
+def nsd_key(tolerance: float) -> str:
+    """What the normalized surface Dice at a tolerance in mm is called in files."""
+    return f"nsd_{tolerance:g}mm"
+
+
+def tolerance_of(key: str) -> float:
+    """The tolerance in mm of what `nsd_key` called so."""
+    return float(key.removeprefix("nsd_").removesuffix("mm"))
+
+
+def nsd_keys(figures: Iterable[str]) -> list[str]:
+    """Those of the normalized surface Dice among the names of figures, by tolerance."""
+    return sorted((key for key in figures if key.startswith("nsd_")), key=tolerance_of)
 
 
 @dataclass(frozen=True, kw_only=True)

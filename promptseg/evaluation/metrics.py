@@ -1,4 +1,4 @@
-"""Overlap of label maps, computed from arrays; undefined values are NaN."""
+"""Overlap of label maps and of their components, from arrays; undefined values are NaN."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from promptseg.components import components
 from promptseg.labels import Values, all_members, members
 
 
@@ -28,6 +29,56 @@ class Confusion:
     def iou(self) -> float:
         """TP / (TP + FP + FN); NaN when the label is in neither segmentation."""
         return _ratio(self.tp, self.tp + self.fp + self.fn)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesions:
+    """The 26-connected components of two masks; one counts as found if it shares a voxel.
+
+    Attributes:
+        reference: number of components of the ground truth.
+        found: how many of them share a voxel or more with the prediction.
+        prediction: number of components of the prediction.
+        right: how many of them share a voxel or more with the ground truth.
+    """
+
+    reference: int = 0
+    found: int = 0
+    prediction: int = 0
+    right: int = 0
+
+    @property
+    def precision(self) -> float:
+        """Fraction of the predicted components that are right; NaN if there are none."""
+        return _ratio(self.right, self.prediction)
+
+    @property
+    def recall(self) -> float:
+        """Fraction of the components of the ground truth that are found; NaN if there are none."""
+        return _ratio(self.found, self.reference)
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of both; 0 if only one mask has components, NaN if neither."""
+        if not self.found:  # then none is right either
+            return _ratio(0, self.reference + self.prediction)
+        return 2 * self.precision * self.recall / (self.precision + self.recall)
+
+
+def count_lesions(reference: np.ndarray, prediction: np.ndarray) -> Lesions:
+    """Count the components of two (z, y, x) bool masks that share a voxel with the other mask."""
+    n_reference, found = _count_touching(reference, prediction)
+    n_prediction, right = _count_touching(prediction, reference)
+    return Lesions(reference=n_reference, found=found, prediction=n_prediction, right=right)
+
+
+def _count_touching(mask: np.ndarray, other: np.ndarray) -> tuple[int, int]:
+    """Number of components of a mask, and of those with a voxel in another."""
+    numbered, counts = components(mask)
+    touched = np.zeros(len(counts), bool)
+    for plane, inside in zip(numbered, other, strict=True):
+        touched[plane[inside]] = True
+    return len(counts) - 1, int(np.count_nonzero(touched[1:]))
 
 
 def mask_dice(mask: np.ndarray, target: np.ndarray) -> float:

@@ -1,40 +1,60 @@
-"""The summary of an evaluation as a table for the terminal."""
+"""The summary of an evaluation as a table for the terminal, at most 100 columns wide."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from promptseg.evaluation.inputs import nsd_keys, tolerance_of
 from promptseg.tables import aligned
 
+WIDTH = 100
 _WORST = 3
+_MOST_NSD = 2  # columns
+_LEGEND = (
+    "means over n cases; 95 %: interval of the mean; median: of Dice; NSD at a tolerance in mm;",
+    "HD95, ASSD: mm; vol %: error of the volume; F1: of components that share a voxel",
+)
 
 
-def format_table(summary: dict[str, Any]) -> str:
+def format_table(summary: Mapping[str, Any]) -> str:
     """Lay out the means per label, the worst cases, and all warnings and failures.
 
     Args:
         summary: what `evaluate_folders` returned, or the content of `summary.json`.
     """
-    count = len(summary["metric_per_case"])
-    header = ["label", "Dice", "IoU", "box IoU", "reference ml", "predicted ml", "cases", "no Dice"]
-    rows = [
-        [
-            summary["labels"][label],
-            *_columns(mean),
-            str(count),
-            str(summary["undefined"][label]["Dice"]),
-        ]
-        for label, mean in summary["mean"].items()
+    means = summary["mean"]
+    shared = [
+        key
+        for key in nsd_keys(summary["foreground_mean"])
+        if all(key in mean for mean in means.values())
     ]
-    undefined = sum(by_label["Dice"] for by_label in summary["undefined"].values())
-    total = ["mean", *_columns(summary["foreground_mean"]), str(count), str(undefined)]
-    first, *middle, last = aligned([header, *rows, total])
-    rule = "-" * len(first)
-    lines = [first, rule, *middle, rule, last]
-    if undefined:
-        lines.append(
-            f"no Dice: {undefined} times a label was in neither segmentation; left out of the means"
-        )
+    columns = {
+        "Dice": ("Dice", "{:.3f}"),
+        **{f"NSD {tolerance_of(key):g}": (key, "{:.3f}") for key in shared[:_MOST_NSD]},
+        "HD95": ("hd95_mm", "{:.1f}"),
+        "ASSD": ("assd_mm", "{:.2f}"),
+        "vol %": ("volume_error_relative", "{:+.1%}"),
+        "F1": ("lesion_f1", "{:.3f}"),
+    }
+    if _is_number(summary["foreground_mean"].get("box_iou")):
+        columns["box IoU"] = ("box_iou", "{:.3f}")
+    header = ["label", "n", *columns]
+    header[3:3] = ["95 %", "median"]
+    rows = []
+    for label, mean in means.items():
+        n = len(summary["metric_per_case"]) - summary["undefined"][label]["Dice"]
+        interval = summary["interval_95"][label]["Dice"]
+        median = summary["median"][label]["Dice"]
+        rows.append([summary["labels"][label], n, *_cells(mean, columns, interval, median)])
+    interval = summary["foreground_interval_95"].get("Dice")
+    overall = _cells(summary["foreground_mean"], columns, interval, None)
+    table = _fitted([header, *rows, ["mean", "", *overall]])
+    first, *middle, last = table
+    rule = "-" * max(map(len, table))
+    lines = [first, rule, *middle, rule, last, *_LEGEND]
+    lines += _other_tolerances(summary, shared[:_MOST_NSD])
+    lines += _empty_masks(summary["empty_masks"])
     if worst := _worst_cases(summary):
         lines.append("worst:  " + ";  ".join(worst))
     lines += [f"warning: {message}" for message in summary["warnings"]]
@@ -44,15 +64,60 @@ def format_table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _columns(mean: dict[str, Any]) -> list[str]:
-    overlaps = [_number(mean[key], "{:.3f}") for key in ("Dice", "IoU", "box_iou")]
-    volumes = [
-        _number(mean[key], "{:.1f}") for key in ("volume_ml_reference", "volume_ml_prediction")
-    ]
-    return overlaps + volumes
+def _cells(
+    mean: Mapping[str, Any],
+    columns: Mapping[str, tuple[str, str]],
+    interval: list | None,
+    median: float | None,
+) -> list[str]:
+    cells = [_number(mean.get(key), form) for key, form in columns.values()]
+    low, high = interval or (None, None)
+    limits = f"{low:.3f}-{high:.3f}" if _is_number(low) else "-"
+    cells[1:1] = [limits, _number(median, "{:.3f}")]
+    return [cell.removesuffix("%") for cell in cells]
 
 
-def _worst_cases(summary: dict[str, Any]) -> list[str]:
+def _fitted(rows: list[list[Any]]) -> list[str]:
+    """The lines of a table whose first column, of names, is cut so that it fits."""
+    lines = aligned(rows)
+    longest = max(len(str(row[0])) for row in rows)
+    room = longest - max(0, max(map(len, lines)) - WIDTH)
+    if room < longest:
+        for row in rows:
+            row[0] = row[0] if len(row[0]) <= room else f"{row[0][: room - 3]}..."
+        lines = aligned(rows)
+    return lines
+
+
+def _other_tolerances(summary: Mapping[str, Any], shown: list[str]) -> list[str]:
+    """What has no column: labels with tolerances of their own, and further ones."""
+    lines = []
+    for label, mean in summary["mean"].items():
+        keys = [key for key in nsd_keys(mean) if key not in shown]
+        if keys:
+            found = ", ".join(
+                f"{_number(mean[key], '{:.3f}')} at {tolerance_of(key):g} mm" for key in keys
+            )
+            lines.append(f"NSD of {summary['labels'][label]}: {found}")
+    return lines
+
+
+def _empty_masks(of_labels: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """How often a label was in one or neither of the segmentations, and how that counts."""
+    kinds = ("both", "only_prediction_empty", "only_reference_empty")
+    neither, missed, invented = (sum(of[kind] for of in of_labels.values()) for kind in kinds)
+    lines = []
+    if neither:
+        lines.append(f"a label in neither segmentation: {neither} times, left out")
+    if missed or invented:
+        lines += [
+            f"in only one of them: {missed} missed, {invented} invented; Dice, NSD and F1 are 0,",
+            "HD95 and ASSD the diagonal of the image",
+        ]
+    return lines
+
+
+def _worst_cases(summary: Mapping[str, Any]) -> list[str]:
     scored = [
         (row["metrics"][label]["Dice"], row["case"], name)
         for row in summary["metric_per_case"]

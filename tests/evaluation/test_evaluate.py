@@ -9,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
-from promptseg.evaluation.evaluate import evaluate_folders, format_table
+from promptseg.boxes import value_box
+from promptseg.commands import evaluate as command
+from promptseg.evaluation.evaluate import Tolerances, evaluate_folders, format_table
 from promptseg.files import write_json
 from promptseg.io.images import Geometry, write_image
 
@@ -97,8 +100,10 @@ def test_csv_has_a_row_for_each_case_and_label(folders):
         ("a", "1", "organ"), ("a", "2", "lesion"), ("b", "1", "organ"), ("b", "2", "lesion"),
     ]  # fmt: skip
     assert list(rows[0]) == [
-        "case", "label", "name", "dice", "iou", "volume_ml_reference", "volume_ml_prediction",
-        "box_iou", "prompt_source",
+        "case", "label", "name", "dice", "iou", "nsd_1mm", "nsd_2mm", "hd95_mm", "assd_mm",
+        "volume_ml_reference", "volume_ml_prediction", "volume_error_ml", "volume_error_relative",
+        "lesions_reference", "lesions_prediction", "lesion_precision", "lesion_recall", "lesion_f1",
+        "box_iou", "box_recall", "prompt_source",
     ]  # fmt: skip
     assert float(rows[0]["dice"]) == pytest.approx(2 / 3, abs=1e-6)
     assert rows[1]["dice"] == rows[0]["box_iou"] == rows[0]["prompt_source"] == ""
@@ -123,7 +128,7 @@ def test_box_iou_compares_what_the_used_boxes_enclose_with_the_true_bounding_box
 
     first, second = (row["metrics"] for row in summary["metric_per_case"])
     assert first["1"]["box_iou"] == pytest.approx(24 / 48)
-    assert first["1"]["prompt_source"] == "atlas"
+    assert first["1"]["prompt_source"] == "atlas" and first["1"]["box_recall"] == 1.0
     assert math.isnan(first["2"]["box_iou"])  # a box for a label that is not there
     assert second["1"]["box_iou"] == 1.0  # two boxes that together are the true one
     assert math.isnan(second["2"]["box_iou"]) and second["2"]["prompt_source"] == "none"
@@ -296,13 +301,28 @@ def test_worker_processes_change_nothing(folders):
 def test_table_shows_labels_means_counts_and_the_worst_cases(folders):
     lines = format_table(evaluate_folders(*folders)).splitlines()
 
-    assert lines[0].split()[:2] == ["label", "Dice"]
-    assert lines[2].split() == ["organ", "0.833", "0.750", "-", "0.0", "0.0", "2", "0"]
-    assert lines[3].split() == ["lesion", "0.000", "0.000", "-", "0.0", "0.0", "2", "1"]
-    assert lines[5].split()[:3] == ["mean", "0.417", "0.375"]
-    assert lines[6].startswith("no Dice: 1 times")
-    assert lines[7] == "worst:  b lesion 0.000;  a organ 0.667;  b organ 1.000"
+    assert lines[0].split("  ")[0] == "label" and "NSD 1  NSD 2" in lines[0]
+    assert lines[2].split()[:5] == ["organ", "2", "0.833", "0.667-1.000", "0.833"]
+    assert lines[3].split()[:5] == ["lesion", "1", "0.000", "-", "0.000"]
+    assert lines[2].split()[-2:] == ["-25.0", "1.000"] and lines[3].split()[-2:] == [
+        "-100.0",
+        "0.000",
+    ]
+    assert lines[5].split()[:2] == ["mean", "0.417"]
+    text = "\n".join(lines)
+    assert "a label in neither segmentation: 1 times, left out" in text
+    assert "in only one of them: 1 missed, 0 invented; Dice, NSD and F1 are 0," in text
+    assert lines[-1] == "worst:  b lesion 0.000;  a organ 0.667;  b organ 1.000"
     assert len({len(line) for line in lines[:6]}) == 1
+
+
+def test_the_table_fits_a_terminal_with_many_columns_and_long_names(folders):
+    box = {"boxes": [[[0, 0, 0], [2, 3, 4]]]}
+    long = "a name of a region that is much longer than any column may be"
+    write_json(folders[1] / "prompts_used.json", prompts({"a": {long: box, "lesion": box}}))
+    summary = evaluate_folders(*folders, labels={long: [1, 2], "lesion": 2})
+    lines = format_table(summary).splitlines()[:6]
+    assert max(map(len, lines)) <= 100 and "..." in lines[2] and lines[0].endswith("box IoU")
 
 
 def test_regions_are_measured_as_the_union_of_their_values(folders):
@@ -316,3 +336,103 @@ def test_regions_are_measured_as_the_union_of_their_values(folders):
     assert b["Dice"] == pytest.approx(2 * 24 / (24 + 26)) and summary["warnings"] == []
     ignoring = evaluate_folders(*folders, labels={"both": [1, 3], "ignore": 2})
     assert ignoring["metric_per_case"][1]["metrics"]["(1, 3)"]["Dice"] == 1.0
+
+
+def test_surfaces_volumes_and_lesions_of_a_case_are_hand_worked(folders):
+    summary = evaluate_folders(*folders)
+    a, b = (row["metrics"] for row in summary["metric_per_case"])
+    # 24 voxels against 12; of 2 mm3. The far wall of the organ is two voxels of 0.8 mm away.
+    assert a["1"]["volume_error_ml"] == pytest.approx(0.024)
+    assert a["1"]["volume_error_relative"] == pytest.approx(-0.5)
+    assert a["1"]["hd95_mm"] == pytest.approx(1.6)
+    assert 0.4 < a["1"]["nsd_1mm"] < 1.0 == a["1"]["nsd_2mm"]
+    assert a["1"]["lesions_reference"] == a["1"]["lesions_prediction"] == 1
+    assert b["1"]["nsd_1mm"] == 1.0 and b["1"]["hd95_mm"] == b["1"]["assd_mm"] == 0.0
+    # the lesion is missed in b, and in neither segmentation of a
+    diagonal = math.dist((0, 0, 0), np.multiply(SHAPE, SPACING))
+    assert b["2"]["hd95_mm"] == b["2"]["assd_mm"] == pytest.approx(diagonal)
+    assert b["2"]["nsd_1mm"] == b["2"]["nsd_2mm"] == b["2"]["lesion_f1"] == 0.0
+    assert b["2"]["lesion_recall"] == 0.0 and math.isnan(b["2"]["lesion_precision"])
+    assert b["2"]["volume_error_relative"] == -1.0
+    for key in ("nsd_1mm", "hd95_mm", "assd_mm", "lesion_f1", "volume_error_relative"):
+        assert math.isnan(a["2"][key]) and summary["undefined"]["2"][key] == 1
+    assert a["2"]["volume_error_ml"] == 0.0 and a["2"]["lesions_reference"] == 0
+    assert summary["empty_masks"] == {
+        "1": {"both": 0, "only_prediction_empty": 0, "only_reference_empty": 0},
+        "2": {"both": 1, "only_prediction_empty": 1, "only_reference_empty": 0},
+    }
+    assert "diagonal" in summary["definitions"]["empty masks"]
+
+
+def test_tolerances_can_differ_between_labels(folders, tmp_path):
+    own = Tolerances(default=(1.0, 1.6), of_label={"lesion": (0.5,)})
+    summary = evaluate_folders(*folders, output=tmp_path / "new", tolerances=own)
+    a = summary["metric_per_case"][0]["metrics"]["1"]
+    assert a["nsd_1.6mm"] == 1.0 > a["nsd_1mm"]  # 1.6 mm is where the farthest wall is
+    assert {"nsd_1mm", "nsd_1.6mm"} <= summary["mean"]["1"].keys()
+    assert [key for key in summary["mean"]["2"] if "nsd" in key] == ["nsd_0.5mm"]
+    assert "nsd_0.5mm" in summary["foreground_mean"]
+    assert "NSD of lesion: 0.000 at 0.5 mm" in format_table(summary)
+    with open(tmp_path / "new" / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["nsd_0.5mm"] == rows[1]["nsd_1mm"] == "" and rows[3]["nsd_0.5mm"] == "0"
+    with pytest.raises(ValueError, match="tolerances of 'spleen': no such label; .*'organ'"):
+        evaluate_folders(*folders, tolerances=Tolerances(of_label={"spleen": (1,)}))
+
+
+@pytest.mark.parametrize("bad", [(), (-1.0,), (math.inf,), (math.nan,)])
+def test_tolerances_are_distances(bad):
+    with pytest.raises(ValueError, match=r"tolerances \(liver\): expected distances in mm"):
+        Tolerances(of_label={"liver": bad})
+
+
+def test_results_go_to_the_folder_that_is_named_and_leave_the_predictions_alone(folders, tmp_path):
+    before = sorted(folders[1].iterdir())
+    summary = evaluate_folders(*folders, output=tmp_path / "some" / "where", box_plots=True)
+    assert sorted(folders[1].iterdir()) == before
+    names = {path.name for path in (tmp_path / "some" / "where").iterdir()}
+    assert names == {"summary.json", "metrics.csv", "metrics.png"}
+    assert summary["metric_per_case"][0]["metrics"]["1"]["TP"] == 12
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "PIL", "SRP", "LAI"])
+def test_a_prediction_may_have_its_axes_another_way(folders, tmp_path, orientation):
+    straight = evaluate_folders(*folders)
+    turned = tmp_path / "turned"
+    turned.mkdir()
+    boxes = {}
+    for path in folders[1].glob("*.n*"):
+        image = sitk.DICOMOrient(sitk.ReadImage(str(path)), orientation)
+        sitk.WriteImage(image, str(turned / f"{path.name.split('.')[0]}.mha"))
+        array = sitk.GetArrayFromImage(image)
+        boxes[path.name.split(".")[0]] = {"organ": {"boxes": [value_box(array, 1).tolist()]}}
+    write_json(turned / "prompts_used.json", prompts(boxes))
+    summary = evaluate_folders(folders[0], turned)
+    assert summary["failures"] == []
+    for row, other in zip(summary["metric_per_case"], straight["metric_per_case"], strict=True):
+        for label, expected in other["metrics"].items():
+            found = dict(row["metrics"][label])
+            of_prompts = {k: found.pop(k) for k in ("box_iou", "box_recall", "prompt_source")}
+            np.testing.assert_equal(found, {k: expected[k] for k in found})
+    assert of_prompts["box_iou"] != of_prompts["box_iou"]  # of the lesion
+    boxed = [row["metrics"]["1"] for row in summary["metric_per_case"]]
+    assert [m["box_iou"] for m in boxed] == [0.5, 1.0]  # of the predicted organ's box
+    assert [m["box_recall"] for m in boxed] == [0.5, 1.0]
+
+
+def test_the_command_evaluates_and_draws(folders, tmp_path, capsys):
+    output = tmp_path / "out"
+    arguments = ["-g", str(folders[0]), "-p", str(folders[1]), "-o", str(output), "-np", "0"]
+    assert command.main([*arguments, "--tolerances", "0.5", "lesion=3"]) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 100
+    assert "NSD of organ" in printed and "NSD of lesion: 0.000 at 3 mm" in printed
+    assert (output / "metrics.png").stat().st_size > 5000
+    (folders[1] / "b.nrrd").unlink()
+    assert command.main(arguments) == 1
+    assert "cases without prediction (1): b" in capsys.readouterr().out
+    assert command.main([*arguments, "--tolerances", "lesion=-1"]) == 1
+    assert "expected distances in mm" in capsys.readouterr().err
+    for wrong in (["--tolerances", "much"], ["--no-such-flag"]):
+        with pytest.raises(SystemExit):
+            command.main([*arguments, *wrong])

@@ -6,9 +6,16 @@ import math
 
 import numpy as np
 import pytest
+from scipy import ndimage
 from scipy.spatial import distance
 
-from promptseg.evaluation.metrics import Confusion, confusion_counts, volume_ml
+from promptseg.evaluation.metrics import (
+    Confusion,
+    Lesions,
+    confusion_counts,
+    count_lesions,
+    volume_ml,
+)
 
 SHAPE = (5, 9, 7)
 
@@ -93,3 +100,39 @@ def test_counting_no_label_gives_nothing_and_unequal_shapes_are_refused():
 
 def test_volume_is_in_millilitres():
     assert volume_ml(500, (4.0, 0.5, 1.0)) == pytest.approx(1.0)  # 500 voxels of 2 mm3
+
+
+def test_lesions_count_as_found_that_share_a_voxel():
+    reference, prediction = np.zeros((2, 5, 9, 12), bool)
+    reference[0, 0, 0:3] = reference[1, 1, 3] = True  # one: 26-connected over a corner
+    reference[4, 8, 11] = True  # missed
+    reference[2:4, 5, 5:9] = True  # found twice
+    prediction[0, 0, 2:5] = prediction[2, 5, 5] = prediction[3, 5, 8] = True
+    prediction[4, 0, 0] = prediction[4, 2, 0] = True  # invented
+    found = count_lesions(reference, prediction)
+    assert found == Lesions(reference=3, found=2, prediction=5, right=3)
+    assert (found.recall, found.precision) == (2 / 3, 3 / 5)
+    assert found.f1 == pytest.approx(2 * (2 / 3) * (3 / 5) / (2 / 3 + 3 / 5))
+
+
+def test_lesions_are_scipys_components_on_random_masks():
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        reference, prediction = rng.random((2, *rng.integers(4, 15, 3))) < 0.05
+        found = count_lesions(reference, prediction)
+        numbered, n = ndimage.label(reference, np.ones((3, 3, 3)))
+        assert found.reference == n
+        assert found.found == sum(prediction[numbered == i].any() for i in range(1, n + 1))
+        assert count_lesions(prediction, reference) == Lesions(
+            reference=found.prediction, found=found.right, prediction=n, right=found.found
+        )
+
+
+def test_lesions_of_empty_masks():
+    neither = Lesions()
+    assert all(math.isnan(x) for x in (neither.precision, neither.recall, neither.f1))
+    missed, invented = Lesions(reference=2), Lesions(prediction=3)
+    assert missed.recall == missed.f1 == invented.precision == invented.f1 == 0.0
+    assert math.isnan(missed.precision) and math.isnan(invented.recall)
+    apart = Lesions(reference=2, prediction=1)
+    assert apart.precision == apart.recall == apart.f1 == 0.0
