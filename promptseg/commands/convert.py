@@ -210,7 +210,8 @@ def _to_raw(
     parser: argparse.ArgumentParser, args: argparse.Namespace, common: dict[str, Any]
 ) -> Conversion:
     from promptseg.conversion.msd import convert_msd, is_msd_task
-    from promptseg.conversion.npz_dataset import convert_npz, npz_files
+    from promptseg.conversion.npz_dataset import convert_npz
+    from promptseg.io.challenge_npz import npz_files
 
     raw = folders_of(args).raw
     if args.images is not None:

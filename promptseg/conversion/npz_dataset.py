@@ -12,7 +12,7 @@ import numpy as np
 from promptseg.conversion.result import Conversion, convert_cases
 from promptseg.files import replacing_folder, write_json
 from promptseg.folders import new_dataset_folder
-from promptseg.io.challenge_npz import read_npz_volume
+from promptseg.io.challenge_npz import npz_files, read_npz_volume
 from promptseg.io.images import NPZ, Geometry, as_labels, write_image
 from promptseg.io.npz import read_npz
 from promptseg.words import some
@@ -20,16 +20,6 @@ from promptseg.words import some
 _ENDING = ".nii.gz"
 _CHANNEL_NAMES = {"MR": "MRI"}  # prefixes of file names that plans know by another name
 _MOST_LABELS = 255
-
-
-def npz_files(folder: Path | str, only: str = "") -> dict[str, Path]:
-    """The .npz files of a folder whose names begin with `only`, by case identifier."""
-    paths = sorted(Path(folder).glob(f"*{NPZ}")) if Path(folder).is_dir() else []
-    return {
-        path.name.removesuffix(NPZ): path
-        for path in paths
-        if path.name.startswith(only) and not path.name.startswith(".")
-    }
 
 
 def convert_npz(

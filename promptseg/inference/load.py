@@ -198,6 +198,24 @@ def load_networks(
     return networks, plans, TrainingSettings.from_json(contents[0]["settings"])
 
 
+def training_cases(
+    model: ModelFolders,
+    folds: Sequence[str] | None = None,
+    checkpoint: str = "checkpoint_final.pth",
+) -> set[str]:
+    """Identifiers of the cases that any of a model's networks was trained on; see `load_predictor`.
+
+    Args:
+        model, folds, checkpoint: as for `load_predictor`.
+    """
+    found: set[str] = set()
+    for folder in model_folders(model):
+        with opened_model(folder) as opened:
+            for path in _checkpoints(opened, folds, checkpoint):
+                found |= set(load_checkpoint(path).get("training_cases", ()))
+    return found
+
+
 def _checkpoints(folder: Path, folds: Sequence[str] | None, checkpoint: str) -> list[Path]:
     """Checkpoint files of a model's folds, or a FileNotFoundError that lists those that exist."""
     fold = folder if folder.suffix != ".pth" else folder.parent

@@ -13,6 +13,7 @@ from promptseg.files import replacing
 from promptseg.io.npz import npz_keys, read_npz
 from promptseg.words import short
 
+NPZ = ".npz"  # one channel, and image and labels in one file or two
 SPACING_ORDERS = ("auto", "xyz", "zyx")
 LABEL_KEYS = ("segs", "gts")  # predictions, ground truth
 _PROMPT_KEYS = ("boxes", "clicks", "text_prompts")
@@ -22,6 +23,16 @@ _BOX_FIELDS = (  # inclusive voxels, zyx
 )
 
 _log = logging.getLogger(__name__)
+
+
+def npz_files(folder: Path | str, only: str = "") -> dict[str, Path]:
+    """The .npz files of a folder whose names begin with `only`, by case identifier."""
+    paths = sorted(Path(folder).glob(f"*{NPZ}")) if Path(folder).is_dir() else []
+    return {
+        path.name.removesuffix(NPZ): path
+        for path in paths
+        if path.name.startswith(only) and not path.name.startswith(".")
+    }
 
 
 def read_npz_volume(

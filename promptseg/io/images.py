@@ -10,7 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from promptseg.files import replacing
-from promptseg.io.challenge_npz import LABEL_KEYS, read_npz_volume, write_npz_labels
+from promptseg.io.challenge_npz import LABEL_KEYS, NPZ, read_npz_volume, write_npz_labels
 from promptseg.io.dicom import is_dicom_file, is_dicom_folder
 from promptseg.io.geometry import Geometry, check_volume
 from promptseg.io.itk import count_itk_channels, read_itk
@@ -44,7 +44,6 @@ VOLUME_ENDINGS = (
 )
 _OF_NIFTI = (".nii.gz", ".nii", ".hdr")
 ROUNDING = 1e-3  # of labels that are stored as floats
-NPZ = ".npz"  # of the BiomedSegFM challenge: one channel, and image and labels in one file or two
 FILE_ENDINGS = (*VOLUME_ENDINGS, NPZ)
 WRITABLE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")  # one file, and it keeps the direction
 SEGMENTATION_ENDINGS = (*WRITABLE_ENDINGS, *PICTURE_ENDINGS, NPZ)

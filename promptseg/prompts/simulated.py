@@ -51,6 +51,31 @@ def loosen_box(
     return clip_nonempty(box + rng.uniform(0, most, (2, 3)) * side * [[-1], [1]], shape)
 
 
+def middle_slice_box(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A box as the BiomedSegFM challenge gives it: drawn on one slice, through all of the object's.
+
+    Along z it is exact; along y and x it encloses what the median slice shows, loosely, so that it
+    may cut off what other slices show.
+
+    Args:
+        mask: (z, y, x) bool with a voxel or more.
+        rng: of the loose margin, 0 to 5 pixels of a slice of 256x256.
+
+    Returns:
+        (2, 3) half-open box in voxels, zyx.
+
+    Source:
+        The challenge's `get_boxes.py`, as of May 2025.
+    """
+    slices = np.flatnonzero(mask.any(axis=(1, 2)))
+    middle = int(slices[len(slices) // 2])
+    (_, *lower), (_, *upper) = mask_box(mask[middle : middle + 1])
+    shape = np.array(mask.shape[1:])
+    margin = (int(rng.integers(0, 6)) * shape / 256).astype(int)
+    lower, upper = np.maximum(lower - margin, 0), np.minimum(upper + margin, shape)
+    return np.array([[slices[0], *lower], [slices[-1] + 1, *upper]])
+
+
 def sample_points(
     mask: np.ndarray, foreground: int, background: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:

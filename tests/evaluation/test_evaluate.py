@@ -433,6 +433,6 @@ def test_the_command_evaluates_and_draws(folders, tmp_path, capsys):
     assert "cases without prediction (1): b" in capsys.readouterr().out
     assert command.main([*arguments, "--tolerances", "lesion=-1"]) == 1
     assert "expected distances in mm" in capsys.readouterr().err
-    for wrong in (["--tolerances", "much"], ["--no-such-flag"]):
+    for wrong in (["--tolerances", "much"], ["--cvpr", "model"]):
         with pytest.raises(SystemExit):
             command.main([*arguments, *wrong])

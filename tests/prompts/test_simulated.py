@@ -13,6 +13,7 @@ from promptseg.prompts.simulated import (
     error_scribble,
     jitter_box,
     loosen_box,
+    middle_slice_box,
     sample_points,
 )
 
@@ -108,6 +109,24 @@ def test_the_same_seed_draws_the_same_prompts():
     mask = np.random.default_rng(1).random((4, 6, 5)) < 0.3
     first, second = (sample_points(mask, 4, 4, np.random.default_rng(7))[0] for _ in range(2))
     np.testing.assert_array_equal(first, second)
+
+
+def test_a_box_of_the_challenge_encloses_the_median_slice_loosely():
+    mask = np.zeros((9, 256, 512), bool)
+    mask[1, 100:101, 200:201] = mask[2, 90:120, 180:190] = mask[7, 0:256, 0:512] = True
+    found = {tuple(middle_slice_box(mask, np.random.default_rng(n)).ravel()) for n in range(60)}
+    expected = {  # slices 1 to 7; pixels of slice 2, the second of three, plus 0 to 5 of 256
+        (1, 90 - s, 180 - 2 * s, 8, 120 + s, 190 + 2 * s)
+        for s in range(6)
+    }  # fmt: skip
+    assert found == expected
+
+
+def test_a_box_of_the_challenge_ends_in_the_image():
+    full = np.ones((2, 300, 400), bool)
+    for seed in range(10):
+        box = middle_slice_box(full, np.random.default_rng(seed))
+        assert box.tolist() == [[0, 0, 0], [2, 300, 400]]
 
 
 def test_a_perfect_mask_needs_no_click():
