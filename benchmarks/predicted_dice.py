@@ -19,9 +19,9 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from promptseg.inference.load import DICE_SAMPLES, load_predictor
-from promptseg.inference.predicted_dice import DiceEstimator, DiceSample, read_samples
 from promptseg.inference.results import LOW_PREDICTED_DICE, NOT_LIKE_TRAINING
 from promptseg.io.images import read_image
+from promptseg.predicted_dice import DiceEstimator, DiceSample, read_samples
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,17 +16,12 @@ import numpy as np
 
 from promptseg.files import read_json, write_json
 from promptseg.inference.options import check_step_size
-from promptseg.inference.predicted_dice import (
-    DiceEstimator,
-    DiceSample,
-    are_enough,
-    read_samples,
-)
 from promptseg.inference.predictor import Predictor
 from promptseg.networks.device import choose_device
 from promptseg.networks.locator import Locator
 from promptseg.networks.promptable import PromptableNetwork, build_network
 from promptseg.plans import Plans, locator_digest
+from promptseg.predicted_dice import estimator_of_files
 from promptseg.presets import preset_of
 from promptseg.training.checkpoint import load_checkpoint, load_weights
 from promptseg.training.settings import TrainingSettings
@@ -87,15 +81,9 @@ def load_predictor(
         opened = [stack.enter_context(opened_model(one)) for one in folders]
         loaded = [load_networks(one, folds, checkpoint) for one in opened]
         measured = read_prompt_quality(opened, folds)
-        plans = loaded[0][1]
-        for name, (_, others, _) in zip(folders, loaded, strict=True):
-            if others != plans:
-                raise ValueError(
-                    f"{name} was trained with other plans than {folders[0]}; models of an ensemble "
-                    f"need the same"
-                )
+        plans = _same_plans(folders, [plans for _, plans, _ in loaded])
         locator = read_locator(opened[0], folds, plans)
-        estimator = read_dice_estimator(opened, folds)
+        estimator = estimator_of_files(_files_of_folds(opened, folds, DICE_SAMPLES))
     mirrored = set.intersection(*(set(settings.mirror_axes) for _, _, settings in loaded))
     log.info("predicting on %s", device)
     preset = preset_of(plans)
@@ -114,21 +102,14 @@ def load_predictor(
     )
 
 
-def read_dice_estimator(
-    folders: Sequence[Path], folds: Sequence[str] | None
-) -> DiceEstimator | None:
-    """What predicts the Dice of a model's masks, from the validation of all folds in use.
-
-    None where they were not validated, or on too few cases to learn from.
-
-    Raises:
-        ValueError: naming a file that is damaged.
-    """
-    samples: list[DiceSample] = []
-    for file in _files_of_folds(folders, folds, DICE_SAMPLES):
-        first = 1 + max((sample.group for sample in samples), default=-1)
-        samples += [replace(s, group=first + s.group) for s in read_samples(file)]
-    return DiceEstimator(samples) if are_enough(samples) else None
+def _same_plans(folders: Sequence[Path], plans: Sequence[Plans]) -> Plans:
+    for folder, others in zip(folders, plans, strict=True):
+        if others != plans[0]:
+            raise ValueError(
+                f"{folder} was trained with other plans than {folders[0]}; models of an ensemble "
+                f"need the same"
+            )
+    return plans[0]
 
 
 def _files_of_folds(

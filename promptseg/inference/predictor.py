@@ -16,13 +16,16 @@ from promptseg.inference.decoder import (
     blended_answers,
     with_channels,
 )
-from promptseg.inference.evidence import with_predicted_dice
 from promptseg.inference.label_map import Collector, raw_slabs, wanted_prompts
 from promptseg.inference.options import check_step_size
-from promptseg.inference.predicted_dice import DiceEstimator
 from promptseg.inference.prompting import Proposer, prompts_by_label
 from promptseg.inference.queries import as_queries, flips, is_whole_object, patches_of_queries
-from promptseg.inference.results import LabelResult, Prediction, postprocessed_prediction
+from promptseg.inference.results import (
+    LabelResult,
+    Prediction,
+    postprocessed_prediction,
+    with_predicted_dice,
+)
 from promptseg.inference.session import Session
 from promptseg.inference.sliding_window import gaussian_weights
 from promptseg.inference_plan import PostProcessing
@@ -32,6 +35,7 @@ from promptseg.networks.locator import Locator
 from promptseg.networks.prompt_encoder import NO_LABEL, Query
 from promptseg.networks.promptable import PromptableNetwork
 from promptseg.plans import Plans
+from promptseg.predicted_dice import DiceEstimator
 from promptseg.preprocessing.lazy import LazyImage
 from promptseg.preprocessing.modality import other_modalities
 from promptseg.preprocessing.normalize import check_windowed, undo_window

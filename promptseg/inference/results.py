@@ -13,15 +13,17 @@ from acvl_utils.cropping_and_padding.bounding_boxes import insert_crop_into_imag
 from torch import Tensor
 
 from promptseg.boxes import box_slices, is_nearly_whole, label_boxes, to_bbox
+from promptseg.evidence import evidence_by_label
 from promptseg.files import replacing
-from promptseg.inference.predicted_dice import PredictedDice
+from promptseg.inference.decoder import PreparedImage
 from promptseg.inference.prompting import NAME
 from promptseg.inference_plan import PostProcessing
 from promptseg.io.npz import read_npz
 from promptseg.io.orientation import Turn
-from promptseg.labels import label_mask
+from promptseg.labels import Values, label_mask
 from promptseg.plans import Plans
 from promptseg.postprocessing import postprocess
+from promptseg.predicted_dice import DiceEstimator, PredictedDice
 from promptseg.prompts.types import Prompts
 
 LOW_QUALITY = 0.5  # predicted IoU below which a label is flagged
@@ -190,6 +192,45 @@ def postprocessed_prediction(
             flags = (*flags, "empty")
         results[label] = replace(results[label], voxels=voxels, flags=flags)
     return replace(prediction, segmentation=segmentation, labels=results)
+
+
+def with_predicted_dice(
+    prediction: Prediction,
+    image: PreparedImage,
+    labels: Mapping[str, Values],
+    estimator: DiceEstimator | None,
+    keep_evidence: bool,
+) -> Prediction:
+    """A prediction with the Dice to expect of each mask that no person prompted.
+
+    Args:
+        prediction: on the raw grid of the image.
+        image: what was segmented.
+        labels: of the plans.
+        estimator: None predicts no Dice.
+        keep_evidence: whether the results have what it is predicted from.
+    """
+    if estimator is None and not keep_evidence:
+        return prediction
+    results = prediction.labels
+    wanted = {
+        label: values
+        for label, values in labels.items()
+        if label in results and not results[label].prompts.is_of_person
+    }
+    rated = {}
+    seen = evidence_by_label(
+        prediction.segmentation, wanted, image.decoder.image.rescaled, image.spacing
+    )
+    for label, evidence in seen.items():
+        result = results[label]
+        evidence["unlike"] = float(len(image.unlike))
+        for name in ("predicted_iou", "prompt_consistency"):
+            if (value := getattr(result, name)) is not None:
+                evidence[name] = value
+        dice = estimator and estimator.predict(label, evidence)
+        rated[label] = result.rated(dice, evidence if keep_evidence else None)
+    return replace(prediction, labels={**results, **rated})
 
 
 def probabilities_file(output: Path, case_id: str) -> Path:

@@ -98,9 +98,8 @@ class Session:
 
         Args:
             box: (2, 3) half-open; one voxel thick along an axis it is drawn on that slice. Any
-                other limits the mask: beyond it by more than a twentieth of its side, in whole
-                voxels, nothing is left, unless a foreground click is there. Another one replaces
-                it, and the answer is then found anew from all prompts.
+                other limits the mask: further out than a twentieth of its side, in whole voxels,
+                nothing is left but at clicks. Another replaces it, and the answer is found anew.
 
         Raises:
             ValueError: for a box that is empty or lies outside the image.

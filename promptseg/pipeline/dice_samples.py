@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from promptseg.evaluation.metrics import confusion_counts
-from promptseg.inference.predicted_dice import COVERAGE, DiceEstimator, DiceSample, are_enough
 from promptseg.inference.predictor import Predictor
 from promptseg.inference.prompting import PLANS
 from promptseg.io.dataset import RawCase
 from promptseg.io.images import read_segmentation
 from promptseg.pipeline.degraded import degraded, kinds_for
 from promptseg.pipeline.prompt_quality import evenly, rank_correlation
+from promptseg.predicted_dice import COVERAGE, DiceEstimator, DiceSample, are_enough
 
 COPIES = 3  # of a case
 MOST_CASES, MOST_SECONDS = 20, 180.0  # of which copies are made

@@ -20,13 +20,13 @@ from promptseg.inference.load import (
     write_prompt_quality,
 )
 from promptseg.inference.options import PredictionOptions
-from promptseg.inference.predicted_dice import write_samples
 from promptseg.inference.predictor import Predictor
 from promptseg.inference.prompting import HYBRID, NAME, OWN, PLANS, Proposer
 from promptseg.io.dataset import RawCase
 from promptseg.pipeline.dice_samples import dice_samples
 from promptseg.pipeline.prompt_quality import measure_prompts
 from promptseg.pipeline.strategy_quality import measure_strategies
+from promptseg.predicted_dice import write_samples
 from promptseg.preprocessing.dataset import PreprocessedDataset
 from promptseg.presets import preset_of
 from promptseg.prompts.given import CasePrompts, GivenPrompts, case_from_json

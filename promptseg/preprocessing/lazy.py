@@ -102,6 +102,11 @@ class LazyImage:
             self._whole = whole
         return whole
 
+    def rescaled(self, part: Box) -> np.ndarray:
+        """(c, n, m, k) float32 in [0, 255] of a part of the raw grid, which may have steps."""
+        pairs = zip(self.raw, self.scales, strict=True)
+        return np.stack([rescale_part(channel[part], *scale) for channel, scale in pairs])
+
     def resized(self, size: Sequence[int]) -> np.ndarray:
         """(c, *size) uint8: `resample_image(everything(), size)`, by slices when that is large."""
         if self._is_small:

@@ -6,7 +6,6 @@ import pytest
 from promptseg.evaluation.evaluate import evaluate_folders
 from promptseg.evaluation.metrics import mask_dice
 from promptseg.inference.batch.predict_files import predict_cases
-from promptseg.inference.predicted_dice import DiceEstimator
 from promptseg.inference.predictor import Predictor
 from promptseg.inference.results import LOW_DICE, LOW_PREDICTED_DICE
 from promptseg.io.dataset import RawCase
@@ -14,6 +13,7 @@ from promptseg.io.images import Geometry, write_image
 from promptseg.pipeline import dice_samples as module
 from promptseg.pipeline.degraded import CHANGES, CROPPED, INVERTED, degraded, kinds_for
 from promptseg.pipeline.dice_samples import degraded_samples, dice_samples
+from promptseg.predicted_dice import DiceEstimator
 from promptseg.prompts.types import make_prompts
 from tests.inference.fakes import LevelNetwork
 from tests.inference.test_coarse import SPACING, cube_image, plans_with

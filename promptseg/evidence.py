@@ -2,66 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy.ndimage import binary_dilation, binary_erosion
 
 from promptseg.boxes import box_slices, clip_box, label_boxes, widen_box
 from promptseg.components import components
-from promptseg.inference.decoder import PreparedImage
-from promptseg.inference.predicted_dice import DiceEstimator
-from promptseg.inference.results import Prediction
 from promptseg.labels import Values, label_mask
-from promptseg.preprocessing.lazy import LazyImage
-from promptseg.preprocessing.normalize import rescale_part
+
+Normalized = Callable[[tuple[slice, ...]], np.ndarray]
+"""(c, z, y, x) intensities in [0, 255] of a part of an image on its raw grid."""
 
 SHELL = 2  # voxels on either side of the surface that are compared
 MOST_VOXELS = 2**21  # of a mask and its surroundings that are looked at; larger ones are thinned
 
 
-def with_predicted_dice(
-    prediction: Prediction,
-    image: PreparedImage,
-    labels: Mapping[str, Values],
-    estimator: DiceEstimator | None,
-    keep_evidence: bool,
-) -> Prediction:
-    """A prediction with the Dice to expect of each mask that no person prompted.
-
-    Args:
-        prediction: on the raw grid of the image.
-        image: what was segmented.
-        labels: of the plans.
-        estimator: None predicts no Dice.
-        keep_evidence: whether the results have what it is predicted from.
-    """
-    if estimator is None and not keep_evidence:
-        return prediction
-    results = prediction.labels
-    wanted = {
-        label: values
-        for label, values in labels.items()
-        if label in results and not results[label].prompts.is_of_person
-    }
-    rated = {}
-    seen = evidence_by_label(prediction.segmentation, wanted, image.decoder.image, image.spacing)
-    for label, evidence in seen.items():
-        result = results[label]
-        evidence["unlike"] = float(len(image.unlike))
-        for name in ("predicted_iou", "prompt_consistency"):
-            if (value := getattr(result, name)) is not None:
-                evidence[name] = value
-        dice = estimator and estimator.predict(label, evidence)
-        rated[label] = result.rated(dice, evidence if keep_evidence else None)
-    return replace(prediction, labels={**results, **rated})
-
-
 def evidence_by_label(
     segmentation: np.ndarray,
     labels: Mapping[str, Values],
-    image: LazyImage,
+    normalized: Normalized,
     spacing: Sequence[float],
 ) -> dict[str, dict[str, float]]:
     """`mask_evidence` of every label that a segmentation has.
@@ -69,7 +29,7 @@ def evidence_by_label(
     Args:
         segmentation: (z, y, x) label values on the raw grid of the image.
         labels: those to look at.
-        image: with its raw intensities.
+        normalized: gives a part of the image.
         spacing: mm, zyx.
     """
     found = {}
@@ -83,12 +43,8 @@ def evidence_by_label(
         mask = label_mask(segmentation[part], labels[label])
         if not mask.any():
             continue
-        values = [
-            rescale_part(channel[part], *scale)
-            for channel, scale in zip(image.raw, image.scales, strict=True)
-        ]
         size = np.array(segmentation.shape)
-        seen = mask_evidence(mask, np.stack(values), step * np.array(spacing))
+        seen = mask_evidence(mask, normalized(part), step * np.array(spacing))
         centre = (around[0] + step * np.argwhere(mask).mean(axis=0) + 0.5) / size
         seen |= dict(zip(("place_z", "place_y", "place_x"), centre.tolist(), strict=True))
         seen["faces_at_border"] = float(((box[0] == 0) | (box[1] == size)).sum())

@@ -6,12 +6,13 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.ensemble import RandomForestRegressor
 
-from promptseg.inference import predicted_dice
-from promptseg.inference.load import DICE_SAMPLES, load_predictor, read_dice_estimator
-from promptseg.inference.predicted_dice import (
+from promptseg import predicted_dice
+from promptseg.inference.load import DICE_SAMPLES, load_predictor
+from promptseg.predicted_dice import (
     DiceEstimator,
     DiceSample,
     are_enough,
+    estimator_of_files,
     read_samples,
     write_samples,
 )
@@ -144,7 +145,7 @@ def test_a_model_learns_from_the_folds_in_use(tmp_path):
     assert load_predictor(folder).dice_estimator is None
     for fold, seed in (("0", 0), ("1", 1)):
         write_samples(folder / f"fold_{fold}" / DICE_SAMPLES, made(18, seed))
-    assert read_dice_estimator([folder], ["0"]) is None  # too few
+    assert estimator_of_files([folder / "fold_0" / DICE_SAMPLES]) is None  # too few
     estimator = load_predictor(folder).dice_estimator
     both = [*made(18, 0), *(dataclasses.replace(s, group=s.group + 3) for s in made(18, 1))]
     assert (estimator.left_out[0] == DiceEstimator(both).left_out[0]).all()

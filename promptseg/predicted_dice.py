@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,3 +189,16 @@ def _sample(row: Any) -> DiceSample:
     if not (isinstance(row["group"], int) and isinstance(row["label"], str)):
         raise ValueError(f"found {short(row, 80)}")
     return DiceSample(**{**row, "copy": str(row["copy"]), "dice": float(row["dice"])})
+
+
+def estimator_of_files(files: Iterable[Path]) -> DiceEstimator | None:
+    """What the samples of several folds teach together; None if they are too few.
+
+    Raises:
+        ValueError: naming a file that is damaged.
+    """
+    samples: list[DiceSample] = []
+    for file in files:
+        first = 1 + max((sample.group for sample in samples), default=-1)
+        samples += [replace(sample, group=first + sample.group) for sample in read_samples(file)]
+    return DiceEstimator(samples) if are_enough(samples) else None

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from promptseg.inference import evidence
-from promptseg.inference.evidence import evidence_by_label, mask_evidence
+from promptseg import evidence
+from promptseg.evidence import evidence_by_label, mask_evidence
 from promptseg.plans import Normalization
 from promptseg.preprocessing.lazy import LazyImage
 
@@ -17,12 +17,13 @@ def blank(box=BOX, shape=(14, 25, 22)):
 
 
 def lazy(image):
-    return LazyImage(
+    image = LazyImage(
         image,
         SPACING,
         normalizations=[Normalization(kind="window", lower=0.0, upper=510.0)] * len(image),
         target_spacing=(1.0, 1.0, 1.0),
     )
+    return image.rescaled
 
 
 def test_a_box_of_two_intensities_is_described_as_by_hand():
