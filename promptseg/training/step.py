@@ -17,7 +17,7 @@ from promptseg.boxes import mask_box
 from promptseg.labels import Values
 from promptseg.networks.encoding import Encoding
 from promptseg.networks.prompt_encoder import NO_LABEL, PromptBatch, Query, batch_queries
-from promptseg.prompts.simulated import jitter_box, loosen_box
+from promptseg.prompts.simulated import jitter_box
 from promptseg.training.averaging import weight_average
 from promptseg.training.checkpoint import load_weights
 from promptseg.training.dataset import Batch
@@ -36,12 +36,9 @@ from promptseg.training.optimizer import make_optimizer
 from promptseg.training.precision import MixedPrecision, choose_precision
 from promptseg.training.request import RunOptions
 from promptseg.training.rounds import answers_by_round
-from promptseg.training.sampling import LOOSE_FRACTION
 from promptseg.training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
-
-BOXES = 4  # about each object, of which it is learned what they mean
 
 
 class Learner:
@@ -149,21 +146,24 @@ class Learner:
     def _match_loss(self, encoding: Encoding, batch: Batch, last: PromptBatch) -> Tensor:
         """What the queries without a name mean, by their first and by their last prompts.
 
-        And what boxes about each object mean, however the object was prompted: few queries come
+        And what a box about each object means, however the object was prompted: few queries come
         without a name, and without one this decides the whole mask.
         """
         stored = batch.segmentation[batch.prompts.image_index]
         meant = labels_meant(batch.targets, stored, self.labels)
-        unnamed = (batch.prompts.labels == NO_LABEL).nonzero()[:, 0]
-        asked = [batch.prompts] if last is batch.prompts else [batch.prompts, last]
-        rated = [(prompts[unnamed], unnamed, 1 / len(asked)) for prompts in asked]
+        unnamed = batch.prompts.labels == NO_LABEL
+        rated = [(*boxes_about_objects(batch), 1.0)]
+        if last is batch.prompts:
+            rated.append((last, unnamed, 1.0))
+        else:
+            rated += [(batch.prompts, unnamed, 0.5), (last, unnamed, 0.5)]
         total = 0.0
-        for prompts, objects, weight in [(*boxes_about_objects(batch), 1.0), *rated]:
-            loss = 0.0 * self.network.name_match.no_label
-            if len(objects):
-                weights = self.network.meant_labels(encoding, prompts)
-                loss = match_loss(weights, meant[objects])
-            total = total + weight * mean_of_all(loss, len(objects))
+        for prompts, some, weight in rated:
+            loss, count = 0.0 * self.network.name_match.no_label, int(some.sum())
+            if count:
+                weights = self.network.meant_labels(encoding, prompts[some])
+                loss = match_loss(weights, meant[some])
+            total = total + weight * mean_of_all(loss, count)
         return total
 
     def _where_objects_are(
@@ -239,20 +239,12 @@ class Learner:
 
 
 def boxes_about_objects(batch: Batch) -> tuple[PromptBatch, Tensor]:
-    """Queries without a name by `BOXES` boxes about each object, jittered or loosened.
-
-    Returns:
-        The queries, and (m,) the object that each is about; none about objects without voxels.
-    """
-    queries, objects = [], []
+    """A query without a name by the jittered box of each object; (n,) bool, which have one."""
+    queries = []
     images, shape = batch.prompts.image_index.tolist(), tuple(batch.targets.shape[1:])
-    drawn = zip(images, batch.targets, batch.generators(), strict=True)
-    for number, (image, target, rng) in enumerate(drawn):
-        if (box := mask_box(target.cpu().numpy())) is None:
-            continue
-        for _ in range(BOXES):
-            change = loosen_box if rng.random() < LOOSE_FRACTION else jitter_box
-            queries.append(Query(image=image, label=NO_LABEL, box=change(box, shape, rng)))
-            objects.append(number)
-    device = batch.targets.device
-    return batch_queries(queries).to(device), torch.tensor(objects, dtype=torch.long, device=device)
+    for image, target, rng in zip(images, batch.targets, batch.generators(), strict=True):
+        box = mask_box(target.cpu().numpy())
+        box = None if box is None else jitter_box(box, shape, rng)
+        queries.append(Query(image=image, label=NO_LABEL, box=box))
+    prompts = batch_queries(queries).to(batch.targets.device)
+    return prompts, prompts.has_box
