@@ -93,6 +93,15 @@ class PromptBatch:
         """The same queries about the image of another index."""
         return replace(self, image_index=torch.full_like(self.image_index, index))
 
+    def alone(self, index: int) -> PromptBatch:
+        """One of the queries, about the first image, without points that pad it to the others'.
+
+        What points cost grows with their number, and a scribble beside a click has dozens.
+        """
+        one = self[index : index + 1].in_image(0)
+        given = one.point_labels[0] != NO_POINT
+        return replace(one, points=one.points[:, given], point_labels=one.point_labels[:, given])
+
     def corrected(
         self,
         previous: Tensor,

@@ -110,7 +110,7 @@ class PromptableNetwork(nn.Module):
         images, answers = encoding.of_each_image(), []
         for index, is_prompted in enumerate(prompted.tolist()):
             one, image = slice(index, index + 1), images[int(prompts.image_index[index])]
-            query, opinion = prompts[one].in_image(0), opinions[one]
+            query, opinion = prompts.alone(index), opinions[one]
             if is_prompted:
                 region = region_of(
                     query, opinion, self.stride, self._whole(image), self.prompt_head.halved

@@ -235,6 +235,21 @@ def test_points_are_padded_and_what_no_query_has_is_no_map():
     assert not both.previous[0].any() and not both.regions[1].any()
 
 
+def test_a_scribble_costs_the_other_queries_of_its_batch_nothing(network, encoding):
+    seen = []
+    hook = network.likeness.register_forward_pre_hook(
+        lambda _, arguments: seen.append(arguments[1].points.shape[1])
+    )
+    queries = [Query(label=0, box=BOX), Query(label=1, **points(40, 6)), QUERIES[2]]
+    logits, ious = answers(network, encoding, queries)
+    hook.remove()
+    assert seen == [0, 40, 1]
+    for number, query in enumerate(queries):
+        alone, iou = answers(network, encoding, [query])
+        torch.testing.assert_close(logits[number], alone[0])
+        torch.testing.assert_close(ious[number], iou[0])
+
+
 def test_a_name_alone_is_the_class_against_all_others(network, encoding):
     logits, _ = answers(network, encoding, [Query(label=1, image=1)])
     probabilities = encoding.names[1].exp()
