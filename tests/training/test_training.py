@@ -71,6 +71,7 @@ def test_a_run_writes_all_that_it_should(uninterrupted):
         "checkpoint_best.pth",
         "checkpoint_final.pth",
         "checkpoint_latest.pth",
+        "dice_samples.json",
         "locator.npz",
         "metrics.csv",
         "progress.png",
