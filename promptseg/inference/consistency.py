@@ -38,8 +38,11 @@ def perturbed_prompts(query: Query, shape: Sequence[int], count: int, seed: int 
     for _ in range(count):
         noise = rng.uniform(-POINT_JITTER, POINT_JITTER, points.shape)
         box = None if query.box is None else jitter_box(query.box, tuple(shape), rng)
-        moved = {"box": box, "points": np.clip(points + noise, 0, last)}
-        perturbed.append(replace(query, **moved, limit=None))
+        limit = query.limit
+        if limit is not None and box is not None:
+            limit = limit + (box - query.box)
+        points_there = np.clip(points + noise, 0, last)
+        perturbed.append(replace(query, box=box, limit=limit, points=points_there))
     return perturbed
 
 

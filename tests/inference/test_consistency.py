@@ -11,6 +11,7 @@ from promptseg.inference.consistency import PromptConsistency, perturbed_prompts
 from promptseg.inference.decoder import answers_with_perturbed
 from promptseg.inference.predictor import Predictor
 from promptseg.networks.prompt_encoder import Query
+from promptseg.prompts.types import make_prompts
 from tests.inference.fakes import LEVELS, LevelNetwork
 from tests.inference.test_predictor import SPACING, blocks
 from tests.small_plans import small_plans
@@ -140,7 +141,8 @@ def test_voxels_outside_a_volume_smaller_than_the_patch_do_not_count():
 
     model = Predictor([Halves()], small_plans(), n_perturbations=2)
     model.set_image(liver((5, 9, 8)), SPACING)
-    found = model.predict(boxes={"liver": [[0, 1, 1], [4, 8, 7]]}).labels["liver"]
+    box = make_prompts(boxes=[[0, 1, 1], [4, 8, 7]], shape=(5, 9, 8), source="atlas")
+    found = model.predict_prompts({"liver": box}, labels=["liver"]).labels["liver"]
     assert found.prompt_consistency == pytest.approx(1 / 2)
 
 
