@@ -8,6 +8,7 @@ from pathlib import Path
 
 from promptseg.commands.parsing import (
     add_device,
+    add_folds,
     add_processes,
     command_parser,
     run_command,
@@ -81,13 +82,9 @@ def _add_challenge_flags(parser: argparse.ArgumentParser) -> None:
         help="with --cvpr: folder of npz files with the images (default: the files of the ground "
         "truth)",
     )
-    parser.add_argument(
-        "-f",
-        "--fold",
-        dest="folds",
-        metavar="FOLD",
-        nargs="+",
-        help="with --cvpr: folds of the model; of a raw dataset the cases are evaluated that none "
+    add_folds(
+        parser,
+        "with --cvpr: folds of the model; of a raw dataset the cases are evaluated that none "
         "of them was trained on (default: every trained fold)",
     )
     parser.add_argument(

@@ -10,6 +10,7 @@ from promptseg.commands.parsing import (
     DATASET_HELP,
     add_device,
     add_folders,
+    add_folds,
     add_import,
     add_processes,
     command_parser,
@@ -30,14 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="+",
         help="trainers to compare (default: all that are trained)",
     )
-    parser.add_argument(
-        "-f",
-        "--fold",
-        dest="folds",
-        metavar="FOLD",
-        nargs="+",
-        help="folds to compare on (default: those that all models have)",
-    )
+    add_folds(parser, "folds to compare on (default: those that all models have)")
     parser.add_argument(
         "--disable_ensembling",
         dest="ensembles",

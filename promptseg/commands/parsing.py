@@ -89,6 +89,11 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_folds(parser: argparse.ArgumentParser, help: str) -> None:
+    """`-f`, the folds of a trained model; `args.folds` is None for all, as the help should say."""
+    parser.add_argument("-f", "--fold", dest="folds", metavar="FOLD", nargs="+", help=help)
+
+
 def folders_of(args: argparse.Namespace) -> Folders:
     return find_folders(*(getattr(args, root, None) for root in ("raw", "preprocessed", "results")))
 

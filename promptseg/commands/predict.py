@@ -15,6 +15,7 @@ from promptseg.commands.parsing import (
     DATASET_HELP,
     add_device,
     add_folders,
+    add_folds,
     add_import,
     command_parser,
     count,
@@ -78,13 +79,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-tr", "--trainer", help="trainer class of the model")
     parser.add_argument("-p", "--plans-name", help="name of the model's plans")
-    parser.add_argument(
-        "-f",
-        "--fold",
-        dest="folds",
-        metavar="FOLD",
-        nargs="+",
-        help="folds whose networks are averaged: 0, 1, ..., or all (default: every trained fold)",
+    add_folds(
+        parser, "folds whose networks are averaged: 0, 1, ..., or all (default: every trained fold)"
     )
     parser.add_argument(
         "-chk",
