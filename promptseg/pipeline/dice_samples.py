@@ -17,6 +17,7 @@ from promptseg.io.dataset import RawCase
 from promptseg.io.images import read_segmentation
 from promptseg.pipeline.degraded import degraded, kinds_for
 from promptseg.pipeline.prompt_quality import evenly, rank_correlation
+from promptseg.plans import Plans
 from promptseg.predicted_dice import COVERAGE, DiceEstimator, DiceSample, are_enough
 
 COPIES = 3  # of a case
@@ -31,7 +32,6 @@ def dice_samples(
     cases: Sequence[RawCase],
     ground_truth: Mapping[str, Path],
     report: Mapping[str, Any],
-    summary: Mapping[str, Any],
 ) -> list[DiceSample]:
     """What a predictor's masks of held-out cases looked like, and their Dice.
 
@@ -44,10 +44,13 @@ def dice_samples(
         cases: those that were validated.
         ground_truth: segmentation file of each case.
         report: of their prediction, with evidence.
-        summary: of their evaluation.
     """
-    numbers = {case.case_id: number for number, case in enumerate(cases)}
-    samples = validated_samples(report, summary, numbers)
+    numbers, samples = {case.case_id: number for number, case in enumerate(cases)}, []
+    for case_id, entry in report["cases"].items():
+        found, _ = read_segmentation(entry["prediction"])
+        expected, _ = read_segmentation(ground_truth[case_id])
+        seen = {label: result.get("evidence") for label, result in entry["labels"].items()}
+        samples += samples_of(seen, found, expected, predictor.plans, group=numbers[case_id])
     began = time.monotonic()
     for case in evenly(cases, MOST_CASES):
         if time.monotonic() - began > MOST_SECONDS:
@@ -60,32 +63,36 @@ def dice_samples(
         segmentation = image.turn.array(segmentation)
         number = numbers[case.case_id]
         samples += degraded_samples(predictor, image.raw, image.spacing, segmentation, number)
-    for line in told(samples):
-        log.info("%s", line)
+    log.info("%s", told(samples))
     return samples
 
 
-def validated_samples(
-    report: Mapping[str, Any], summary: Mapping[str, Any], numbers: Mapping[str, int]
+def samples_of(
+    evidence: Mapping[str, Mapping[str, float] | None],
+    found: np.ndarray,
+    expected: np.ndarray,
+    plans: Plans,
+    *,
+    group: int,
+    copy: str = "",
 ) -> list[DiceSample]:
-    """Those of predicted and evaluated cases.
+    """Those of the labels of one segmentation of which there is evidence, and which have a Dice.
 
     Args:
-        report: of a prediction, with evidence.
-        summary: of its evaluation.
-        numbers: of the cases.
+        evidence: by label; None of an empty mask.
+        found: (z, y, x) label values that were predicted.
+        expected: (z, y, x) ground truth.
+        plans: with the labels.
+        group, copy: as in `DiceSample`.
     """
-    samples = []
-    for row in summary["metric_per_case"]:
-        results = report["cases"][row["case"]]["labels"]
-        for key, name in summary["labels"].items():
-            evidence = results[name].get("evidence")
-            if evidence and np.isfinite(dice := row["metrics"][key]["Dice"]):
-                group = numbers[row["case"]]
-                samples.append(
-                    DiceSample(group=group, copy="", label=name, dice=dice, evidence=evidence)
-                )
-    return samples
+    labels = plans.labels
+    counts = confusion_counts(expected, found, list(labels.values()), plans.ignore_label)
+    dice = {label: float(counts[labels[label]].dice) for label in evidence}
+    return [
+        DiceSample(group=group, copy=copy, label=label, dice=dice[label], evidence=dict(seen))
+        for label, seen in evidence.items()
+        if seen and np.isfinite(dice[label])
+    ]
 
 
 def degraded_samples(
@@ -104,7 +111,6 @@ def degraded_samples(
         segmentation: (z, y, x) ground truth.
         number: of the case; decides how it is degraded.
     """
-    labels, ignored = predictor.plans.labels, predictor.plans.ignore_label
     rng, samples = np.random.default_rng([SEED, number]), []
     for kind in kinds_for(rng, COPIES):
         copy, expected = degraded(image, segmentation, kind, rng)
@@ -113,30 +119,25 @@ def degraded_samples(
         except ValueError:  # it is refused, as no image of a user would be segmented
             continue
         found = predictor.predict(auto_prompt=PLANS)
-        counts = confusion_counts(expected, found.segmentation, list(labels.values()), ignored)
-        for label, result in found.labels.items():
-            dice = float(counts[labels[label]].dice)
-            if result.evidence and np.isfinite(dice):
-                evidence = dict(result.evidence)
-                samples.append(
-                    DiceSample(group=number, copy=kind, label=label, dice=dice, evidence=evidence)
-                )
+        seen = {label: result.evidence for label, result in found.labels.items()}
+        plans = predictor.plans
+        samples += samples_of(seen, found.segmentation, expected, plans, group=number, copy=kind)
     return samples
 
 
-def told(samples: Sequence[DiceSample]) -> list[str]:
+def told(samples: Sequence[DiceSample]) -> str:
     """In words, how well the Dice of masks is predicted on cases that were left out."""
     if not are_enough(samples):
-        return [f"No Dice will be predicted for new images: {len(samples)} masks are too few."]
+        return f"No Dice will be predicted for new images: {len(samples)} masks are too few."
     estimator = DiceEstimator(samples)
     dice = np.array([sample.dice for sample in samples])
     expected, spread = estimator.left_out
     low, high = estimator.interval(expected, spread)
     errors, plain = np.abs(expected - dice), np.array([not sample.copy for sample in samples])
     rank = rank_correlation(np.column_stack([expected, dice]).tolist())
-    return [
+    return (
         f"Predicted Dice, with cases left out: {plain.sum()} masks of images (mean error "
         f"{errors[plain].mean():.3f}) and {(~plain).sum()} of degraded copies "
         f"({errors[~plain].mean():.3f}); rank correlation with the Dice {rank:.2f}; intervals "
         f"of {COVERAGE:.0%} hold {((low <= dice) & (dice <= high)).mean():.0%}."
-    ]
+    )

@@ -70,8 +70,9 @@ def validate_fold(model_folder: Path, fold: Fold, *, device: str | None = None) 
             predictor.proposer = Proposer(fold.plans, best, predictor.proposer.locator)
             predictor.proposer.log_choice(PLANS)
     prompts = chosen_prompts(predictor, cases, held_out)
-    predictor.dice_estimator, predictor.keep_evidence = None, preset_of(fold.plans) is None
-    predictor.n_perturbations = PredictionOptions().n_perturbations  # as a user's will be
+    if preset_of(fold.plans) is None:
+        predictor.keep_evidence = True
+        predictor.n_perturbations = PredictionOptions().n_perturbations  # as a user's will be
     report = predict_cases(predictor, cases, folder, from_file=prompts)
     if report["failed"] == len(cases):  # no file to evaluate
         errors = [f"case {case_id}: {e['error']}" for case_id, e in report["cases"].items()]
@@ -79,6 +80,9 @@ def validate_fold(model_folder: Path, fold: Fold, *, device: str | None = None) 
     prompts_measured = None
     if not report["failed"] and preset_of(fold.plans) is None:  # presets are without sessions
         prompts_measured = _measured(measure_prompts, predictor, cases, ground_truth)
+        samples = _measured(dice_samples, predictor, cases, ground_truth, report)
+        if samples is not None:
+            write_samples(folder.parent / DICE_SAMPLES, samples)
     # last: a summary without failures means that everything has been validated
     summary = evaluate_folders(
         fold.ground_truth, folder, labels=fold.plans.declared_labels, cases=fold.validation_cases
@@ -86,9 +90,6 @@ def validate_fold(model_folder: Path, fold: Fold, *, device: str | None = None) 
     if prompts_measured is not None:
         summary["prompts"] = prompts_measured
         write_json(folder / "summary.json", summary)
-        samples = _measured(dice_samples, predictor, cases, ground_truth, report, summary)
-        if samples is not None:
-            write_samples(folder.parent / DICE_SAMPLES, samples)
     log.info("mean validation Dice %.4f", summary["foreground_mean"]["Dice"])
     if report["failed"] or summary["failures"]:
         raise _failed(report["failed"], folder, summary["failures"])

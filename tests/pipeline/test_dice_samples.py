@@ -126,7 +126,7 @@ def test_validated_cases_and_their_copies_are_put_together(tmp_path, caplog):
     summary = evaluate_folders(tmp_path / "labels", tmp_path / "predictions", labels=labels)
     made.append(RawCase(case_id="gone", images=(tmp_path / "gone.nii.gz",), label=None))
     with caplog.at_level(logging.INFO, "promptseg"):
-        samples = dice_samples(model, made, ground_truth, report, summary)
+        samples = dice_samples(model, made, ground_truth, report)
     whole = {s.group: s.dice for s in samples if not s.copy}
     of_summary = {row["case"]: row["metrics"]["1"]["Dice"] for row in summary["metric_per_case"]}
     assert whole == {number: of_summary[name] for number, name in enumerate("abcdefgh")}
@@ -138,7 +138,6 @@ def test_validated_cases_and_their_copies_are_put_together(tmp_path, caplog):
 
 def test_without_masks_it_says_that_nothing_is_learned(caplog):
     model = Predictor([LevelNetwork()], plans_with("none"))
-    summary = {"metric_per_case": [], "labels": {"1": "liver"}}
     with caplog.at_level(logging.INFO, "promptseg"):
-        assert dice_samples(model, [], {}, {"cases": {}}, summary) == []
+        assert dice_samples(model, [], {}, {"cases": {}}) == []
     assert "No Dice will be predicted for new images: 0 masks are too few." in caplog.text

@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from promptseg.files import read_json, write_json
+from promptseg.inference.load import DICE_SAMPLES
 from promptseg.pipeline import validate_fold
 from tests.trained import train
 
@@ -48,6 +49,7 @@ def test_cases_that_fail_are_named_and_validated_again(planned, tmp_path):
     train(7, folders, resume=True, **SHORT)
     summary = read_json(fold / "validation" / "summary.json")
     assert summary["failures"] == [] and len(summary["metric_per_case"]) == 2
+    assert (fold / DICE_SAMPLES).is_file()
     measured = summary["prompts"]
     assert measured["cases"] == cases and measured["objects"] == 4
     for start in ("name", "name and box", "box", "click"):
