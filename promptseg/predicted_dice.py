@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,12 +59,8 @@ class DiceEstimator:
     Evidence is compared with what is usual of the label: each number is also given as its distance
     from the label's median on images that were not degraded, in units of their spread. Intervals
     are those of cross-validation: errors on cases that were left out, relative to how far the
-    trees are apart. The forest is made of the samples when it is needed, in about a second; it is
-    the samples that are stored.
-
-    Attributes:
-        left_out: (n,) means and standard deviations of the trees for the samples, from forests that
-            did not see their cases.
+    trees are apart. The samples are what is stored; the forests are made of them when a Dice is
+    first predicted, in about a second.
 
     Source:
         Barber et al. 2021, arXiv:1905.02928 (CV+); Lei et al. 2018, arXiv:1604.04173, section 5.2
@@ -71,7 +68,7 @@ class DiceEstimator:
     """
 
     def __init__(self, samples: Sequence[DiceSample]) -> None:
-        """Learn from samples.
+        """Keep what will be learned from.
 
         Raises:
             ValueError: if they are too few, see `are_enough`.
@@ -84,14 +81,26 @@ class DiceEstimator:
         self.labels = tuple(sorted({sample.label for sample in samples}))
         self._names = sorted({name for sample in samples for name in sample.evidence})
         self._usual = {label: self._usual_of(label, samples) for label in self.labels}
-        rows = np.stack([self._row(sample.label, sample.evidence) for sample in samples])
-        dice = np.array([sample.dice for sample in samples])
-        groups = np.array([sample.group for sample in samples])
-        expected, spread = self.left_out = _left_out(rows, dice, groups)
-        rank = int(np.ceil((len(dice) + 1) * COVERAGE)) - 1
-        errors = np.sort(np.abs(dice - expected) / (spread + FLOOR))
-        self._width = float(errors[min(rank, len(errors) - 1)])
-        self._forest = _forest().fit(rows, dice)
+        self._rows = np.stack([self._row(sample.label, sample.evidence) for sample in samples])
+        self._dice = np.array([sample.dice for sample in samples])
+        self._groups = np.array([sample.group for sample in samples])
+
+    @cached_property
+    def left_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) means and standard deviations of the trees of forests that did not see the case."""
+        return _left_out(self._rows, self._dice, self._groups)
+
+    @cached_property
+    def _width(self) -> float:
+        """The quantile of the errors on cases that were left out, relative to the spread."""
+        expected, spread = self.left_out
+        errors = np.sort(np.abs(self._dice - expected) / (spread + FLOOR))
+        rank = int(np.ceil((len(errors) + 1) * COVERAGE)) - 1
+        return float(errors[min(rank, len(errors) - 1)])
+
+    @cached_property
+    def _forest(self) -> RandomForestRegressor:
+        return _new_forest().fit(self._rows, self._dice)
 
     def predict(self, label: str, evidence: Mapping[str, float]) -> PredictedDice | None:
         """The Dice of a label's mask; None for a label that no sample has."""
@@ -130,7 +139,7 @@ def are_enough(samples: Sequence[DiceSample]) -> bool:
     return len(samples) >= FEWEST_SAMPLES and len(groups) >= FEWEST_GROUPS
 
 
-def _forest() -> RandomForestRegressor:
+def _new_forest() -> RandomForestRegressor:
     from sklearn.ensemble import RandomForestRegressor  # slow to import
 
     return RandomForestRegressor(
@@ -143,14 +152,16 @@ def _mean_and_spread(forest: RandomForestRegressor, rows: np.ndarray) -> tuple[n
     return answers.mean(axis=0), answers.std(axis=0)
 
 
-def _left_out(rows: np.ndarray, dice: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, ...]:
+def _left_out(
+    rows: np.ndarray, dice: np.ndarray, groups: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and spread of forests that have not seen the case, for each sample."""
     from sklearn.model_selection import GroupKFold
 
     expected, spread = np.empty(len(dice)), np.empty(len(dice))
     folds = GroupKFold(min(FOLDS, len(np.unique(groups))))
     for seen, left_out in folds.split(rows, dice, groups):
-        forest = _forest().fit(rows[seen], dice[seen])
+        forest = _new_forest().fit(rows[seen], dice[seen])
         expected[left_out], spread[left_out] = _mean_and_spread(forest, rows[left_out])
     return expected, spread
 
