@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy.ndimage import binary_dilation, binary_erosion
 
-from promptseg.boxes import box_slices, clip_box, label_boxes, widen_box
+from promptseg.boxes import box_slices, box_volume, clip_box, label_boxes, widen_box
 from promptseg.components import components
 from promptseg.labels import Values, label_mask
 
@@ -37,8 +37,7 @@ def evidence_by_label(
         if box is None:
             continue
         around = clip_box(widen_box(box, SHELL + 1), segmentation.shape)
-        sizes, wanted = np.diff(around, axis=0)[0], MOST_VOXELS
-        step = max(1, int(np.ceil((sizes.prod() / wanted) ** (1 / 3))))
+        step = max(1, int(np.ceil((box_volume(around) / MOST_VOXELS) ** (1 / 3))))
         part = tuple(slice(s.start, s.stop, step) for s in box_slices(around))
         mask = label_mask(segmentation[part], labels[label])
         if not mask.any():
@@ -69,7 +68,7 @@ def mask_evidence(
     """
     voxels = int(mask.sum())
     core, outer = _eroded(mask, 1), binary_dilation(mask, iterations=SHELL) & ~mask
-    inner = mask & ~_eroded(mask, SHELL)
+    inner = mask & ~_eroded(core, SHELL - 1)
     found = {
         "log_mm3": float(np.log10(voxels * np.prod(spacing))),
         "largest": float(components(mask)[1].max() / voxels),

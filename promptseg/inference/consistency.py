@@ -38,11 +38,9 @@ def perturbed_prompts(query: Query, shape: Sequence[int], count: int, seed: int 
     for _ in range(count):
         noise = rng.uniform(-POINT_JITTER, POINT_JITTER, points.shape)
         box = None if query.box is None else jitter_box(query.box, tuple(shape), rng)
-        limit = query.limit
-        if limit is not None and box is not None:
-            limit = limit + (box - query.box)
-        points_there = np.clip(points + noise, 0, last)
-        perturbed.append(replace(query, box=box, limit=limit, points=points_there))
+        limit = None if query.limit is None else query.limit + (box - query.box)
+        moved = np.clip(points + noise, 0, last)
+        perturbed.append(replace(query, box=box, limit=limit, points=moved))
     return perturbed
 
 
